@@ -1,0 +1,131 @@
+"""The datasets: whole in memory, standardised, with a fixed test set."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from imp_runs.errors import ImpRunsError
+
+DIGITS_TRAIN = 1000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Hold images (examples, channels, height, width; float32, standardised) and labels (examples; int64)."""
+
+    name: str
+    classes: int
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> Dataset:
+        """Copy the tensors to a device."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        return Dataset(self.name, self.classes, *(t.to(device) for t in tensors))
+
+
+def default_data_dir() -> Path:
+    """Name the folder of downloaded datasets: `$IMP_RUNS_DATA`, else `~/.cache/imp_runs`."""
+    return Path(os.environ.get("IMP_RUNS_DATA") or Path.home() / ".cache" / "imp_runs")
+
+
+def load_dataset(name: str, *, pool: int = 1, data_dir: str | Path | None = None, download: bool = False) -> Dataset:
+    """Load a dataset, mean-pooled over `pool` x `pool` squares and standardised by the training pixels.
+
+    Args:
+        name: `digits` (inside scikit-learn: 1,000 training and 797 test images), `fashion_mnist`, `mnist`, `cifar10`,
+            `cifar100` or `svhn` (through torchvision).
+        pool: Side of the pooling square; must divide the image side.
+        data_dir: Folder in which torchvision finds its files; default `$IMP_RUNS_DATA` or `~/.cache/imp_runs`.
+        download: Fetch missing files.
+
+    Returns:
+        The dataset on the CPU.
+
+    Raises:
+        ImpRunsError: Files are missing, `pool` does not divide the side, or the name is unknown.
+
+    Example:
+        >>> load_dataset("digits").input_shape
+        (1, 8, 8)
+    """
+    if name == "digits":
+        train, test = _digits()
+    elif name in _TORCHVISION:
+        train, test = _torchvision(name, Path(data_dir) if data_dir else default_data_dir(), download)
+    else:
+        raise ImpRunsError(f"dataset {name!r} is unknown; allowed: digits, {', '.join(_TORCHVISION)}.")
+    side = train[0].shape[2]
+    if side % pool:
+        raise ImpRunsError(f"grid.pool = {pool} must divide the image side {side} of {name}; choose a divisor.")
+    images = [functional.avg_pool2d(part[0], pool) if pool > 1 else part[0] for part in (train, test)]
+    mean, std = images[0].mean((0, 2, 3), keepdim=True), images[0].std((0, 2, 3), keepdim=True)
+    train_images, test_images = ((part - mean) / std for part in images)
+    classes = int(train[1].max()) + 1
+    return Dataset(name, classes, train_images.contiguous(), train[1], test_images.contiguous(), test[1])
+
+
+_Part = tuple[torch.Tensor, torch.Tensor]
+
+
+def _digits() -> tuple[_Part, _Part]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    pixels = torch.from_numpy(np.asarray(images, dtype=np.float32)).reshape(-1, 1, 8, 8)[order] / 16
+    targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))[order]
+    return (pixels[:DIGITS_TRAIN], targets[:DIGITS_TRAIN]), (pixels[DIGITS_TRAIN:], targets[DIGITS_TRAIN:])
+
+
+_TORCHVISION = {
+    "fashion_mnist": "FashionMNIST",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+}
+
+
+def _torchvision(name: str, root: Path, download: bool) -> tuple[_Part, _Part]:
+    import torchvision
+
+    maker = getattr(torchvision.datasets, _TORCHVISION[name])
+    parts = []
+    for train in (True, False):
+        arguments = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
+        try:
+            parts.append(_tensors(maker(str(root), download=download, **arguments)))
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ImpRunsError(
+                f"dataset {name!r} could not be read from {root} ({reason}). Either allow the download with "
+                f"--download (it needs a network), or give --data-dir a folder in which torchvision finds the files "
+                f"of {_TORCHVISION[name]}."
+            ) from None
+    return parts[0], parts[1]
+
+
+def _tensors(source: object) -> _Part:
+    pixels = torch.as_tensor(np.asarray(getattr(source, "data")))  # noqa: B009
+    labels = getattr(source, "targets", None)
+    labels = getattr(source, "labels", None) if labels is None else labels
+    if pixels.ndim == 3:
+        pixels = pixels.unsqueeze(1)
+    elif pixels.shape[-1] == 3:
+        pixels = pixels.permute(0, 3, 1, 2)
+    return pixels.float().div(255).contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)

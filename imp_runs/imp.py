@@ -1,0 +1,145 @@
+"""Iterative magnitude pruning with rewinding: the state machine of one trajectory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from imp_runs.config import Trajectory, protocol_hash
+from imp_runs.datasets import Dataset
+from imp_runs.errors import ImpRunsError
+from imp_runs.network import Network
+from imp_runs.prune import prune
+from imp_runs.store import Checkpoint, Store
+from imp_runs.train import count_wrong, subset, train
+
+
+def make_network(trajectory: Trajectory, dataset: Dataset, device: torch.device) -> Network:
+    """Make the freshly initialised network of a trajectory."""
+    return Network.fresh(
+        trajectory.family,
+        trajectory.depth,
+        trajectory.width,
+        dataset.input_shape,
+        dataset.classes,
+        trajectory.seed("initialisation"),
+        device,
+    )
+
+
+def run_trajectory(
+    trajectory: Trajectory,
+    dataset: Dataset,
+    store: Store,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Train, prune 20 %, rewind, repeat, until the last level or until nothing can be pruned.
+
+    Every finished level is one record in the store; a run that was interrupted goes on at the level it was in.
+
+    Args:
+        trajectory: What is run.
+        dataset: Its dataset.
+        store: Where records and checkpoints go.
+        device: Where it is computed.
+        progress: Called with the number of levels just finished.
+
+    Raises:
+        ImpRunsError: The subset is larger than the dataset, the checkpoint is corrupt, another process runs the same
+            trajectory, or a level recomputed after an interruption differs from its record.
+
+    Source:
+        Frankle, Dziugaite, Roy, Carbin, ICML 2020 (rewinding); Rosenfeld et al., ICML 2021, section 3 (protocol).
+    """
+    device = torch.device(device)
+    if trajectory.dataset_size > len(dataset.train_labels):
+        raise ImpRunsError(
+            f"dataset_size {trajectory.dataset_size} is more than the {len(dataset.train_labels)} training examples "
+            f"of {trajectory.dataset}; choose at most that."
+        )
+    key, protocol = trajectory.key, trajectory.protocol
+    if store.is_done(key):
+        return
+    with store.locked(trajectory):
+        dataset = dataset.to(device)
+        examples = subset(dataset, trajectory)
+        network = make_network(trajectory, dataset, device)
+        checkpoint = store.read_checkpoint(key)
+        if checkpoint is None:
+            checkpoint = Checkpoint(0, network.state(), torch.ones_like(network.mask))
+        state, mask, status = checkpoint.state, checkpoint.mask, "trained"
+        rewind_step = int(protocol.rewind * protocol.steps(trajectory.dataset_size))
+        for level in range(checkpoint.level, protocol.levels + 1):
+            began = time.perf_counter()
+            network.rewind(state, mask)
+            rewind_state = train(network, examples, trajectory, level, start=rewind_step if level else 0)
+            state = state if level else rewind_state
+            kept, following = network.kept, protocol.kept_after(network.kept)
+            status = "exhausted" if following == kept or following == 0 else "trained"
+            if not torch.isfinite(network.values).all():
+                status = "diverged"
+            record = describe(trajectory, dataset, network, device)
+            record |= _result(trajectory, dataset, network, level, status)
+            store.write_record(key, level, record | {"seconds": time.perf_counter() - began})
+            if status != "trained" or level == protocol.levels:
+                break
+            mask = prune(network.weights, network.mask, following)
+            store.write_checkpoint(key, Checkpoint(level + 1, state, mask))
+            if progress:
+                progress(1)
+        store.mark_done(key, levels=level, status=status)
+        if progress:
+            progress(1 + protocol.levels - level)
+
+
+def _result(trajectory: Trajectory, dataset: Dataset, network: Network, level: int, status: str) -> dict[str, Any]:
+    wrong, tested = count_wrong(network, dataset), len(dataset.test_labels)
+    kept_by_layer = network.kept_by_layer
+    macs = sum(kept * use.positions for kept, use in zip(kept_by_layer, network.uses, strict=True))
+    steps, rewound = trajectory.protocol.steps(trajectory.dataset_size), trajectory.protocol.rewind
+    return {
+        "level": level,
+        "density": network.kept / network.prunable,
+        "kept": network.kept,
+        "nonzero": network.kept + len(network.values) - network.prunable,
+        "kept_by_layer": kept_by_layer,
+        "nonzero_macs": macs,
+        "error": wrong / tested,
+        "n_wrong": wrong,
+        "n_test": tested,
+        "epochs": trajectory.protocol.epochs,
+        "steps": steps - (int(rewound * steps) if level else 0),
+        "status": status,
+    }
+
+
+def describe(trajectory: Trajectory, dataset: Dataset, network: Network, device: torch.device) -> dict[str, Any]:
+    """Give the columns that all records of a trajectory share: what it is and what it was computed with."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+    return {
+        "trajectory": trajectory.key,
+        "family": trajectory.family,
+        "dataset": trajectory.dataset,
+        "classes": dataset.classes,
+        "input_shape": list(dataset.input_shape),
+        "depth": trajectory.depth,
+        "width": trajectory.width,
+        "dataset_size": trajectory.dataset_size,
+        "replicate": trajectory.replicate,
+        "subset_id": trajectory.subset_id,
+        "prunable": network.prunable,
+        "parameters": len(network.values),
+        "protocol": trajectory.protocol.name,
+        "protocol_hash": protocol_hash(trajectory.protocol),
+        "precision": "float32",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "kernels": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "cuda",
+        "versions": json.dumps(versions, sort_keys=True),
+    }

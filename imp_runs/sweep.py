@@ -1,0 +1,262 @@
+"""Run what a sweep lacks: worker processes, one thread each on a CPU, one process on a GPU."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import queue
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imp_runs.config import Sweep, Trajectory
+from imp_runs.errors import ImpRunsError
+from imp_runs.store import Store
+
+#: What every CPU worker is started with, so that results do not depend on the processor's vector width.
+KERNELS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Say what a sweep will cost: trajectories in all and to run, training steps, and seconds with the workers."""
+
+    trajectories: int
+    missing: int
+    steps: int
+    seconds: float
+
+
+def run_sweep(
+    sweep: Sweep,
+    store: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Run the trajectories of a sweep that a store lacks.
+
+    Args:
+        sweep: What to run.
+        store: Folder of the store; made if it is not there.
+        data_dir: Where the dataset lies.
+        download: Fetch missing dataset files.
+        workers: Number of processes; default one per core on a CPU, one on a GPU.
+        device: `"cpu"` or `"cuda"`; default CUDA when there is one.
+
+    Raises:
+        ImpRunsError: The store holds another protocol, the dataset is missing, or trajectories failed (all are named;
+            the others have run).
+    """
+    opened = Store(store, sweep.protocol)
+    missing = [trajectory for trajectory in sweep.trajectories if not opened.is_done(trajectory.key)]
+    if not missing:
+        return
+    device = device or default_device()
+    workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
+    context = multiprocessing.get_context("spawn")
+    finished = context.Queue()
+    arguments = (str(store), str(data_dir) if data_dir else None, device)
+    _prefetch(missing[0], data_dir, download)
+    levels = sum(t.protocol.levels + 1 - _levels_done(opened, t) for t in missing)
+    with _pinned(device), _pool(min(workers, len(missing)), context, finished) as pool:
+        futures = {pool.submit(_work, trajectory, *arguments): trajectory for trajectory in missing}
+        try:
+            _follow(futures, finished, levels, sweep.name)
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    failures = [f"{t}: {future.exception()}" for future, t in futures.items() if future.exception()]
+    if failures:
+        raise ImpRunsError(
+            f"{len(failures)} of {len(missing)} trajectories failed, the others are done:\n" + "\n".join(failures)
+        )
+
+
+def estimate(
+    sweep: Sweep,
+    store: str | Path | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+) -> Estimate:
+    """Estimate what `run_sweep` would cost by timing a few real steps of every (depth, width).
+
+    Args:
+        sweep: What would be run.
+        store: Folder of the store; what is done there is not counted.
+        data_dir: Where the dataset lies.
+        download: Fetch missing dataset files.
+        workers: Number of processes.
+        device: Where it would be computed.
+
+    Returns:
+        The estimate; `seconds` is wall time with the workers, single-process step times divided by their number.
+    """
+    opened = Store(store) if store and (Path(store) / "store.json").exists() else None
+    missing = [t for t in sweep.trajectories if not (opened and opened.is_done(t.key))]
+    device = device or default_device()
+    workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
+    if missing:
+        _prefetch(missing[0], data_dir, download)
+    context = multiprocessing.get_context("spawn")
+    with _pinned(device), _pool(1, context, context.Queue()) as pool:
+        costs = pool.submit(_costs, missing, str(data_dir) if data_dir else None, device).result()
+    steps = sum(cost[0] for cost in costs)
+    return Estimate(len(sweep.trajectories), len(missing), steps, sum(cost[1] for cost in costs) / workers)
+
+
+def default_device() -> str:
+    """Choose CUDA when there is one, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class _pinned:
+    """Set the environment that workers inherit, and restore it."""
+
+    def __init__(self, device: str) -> None:
+        self.wanted = KERNELS if device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+    def __enter__(self) -> None:
+        self.before = {name: os.environ.get(name) for name in self.wanted}
+        os.environ.update(self.wanted)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self.before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _pool(workers: int, context: Any, finished: Any) -> concurrent.futures.ProcessPoolExecutor:
+    return concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(finished,)
+    )
+
+
+def _prefetch(trajectory: Trajectory, data_dir: str | Path | None, download: bool) -> None:
+    from imp_runs.datasets import load_dataset
+
+    load_dataset(trajectory.dataset, pool=trajectory.pool, data_dir=data_dir, download=download)
+
+
+def _levels_done(store: Store, trajectory: Trajectory) -> int:
+    return len(list(store.folder(trajectory.key).glob("level-*.json")))
+
+
+def _follow(futures: dict[Any, Trajectory], finished: Any, levels: int, name: str) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=levels, desc=name, unit="level", disable=None, smoothing=0.05, file=sys.stderr) as bar:
+        waiting = set(futures)
+        while waiting:
+            _, waiting = concurrent.futures.wait(waiting, timeout=0.5)
+            with _until_empty():
+                while True:
+                    bar.update(min(finished.get_nowait(), levels - bar.n))
+
+
+class _until_empty:
+    """End a block when its queue is empty."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        return kind is queue.Empty
+
+
+_FINISHED: Any = None
+
+
+def _start_worker(finished: Any) -> None:
+    global _FINISHED
+    _FINISHED = finished
+    import torch
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    parent = multiprocessing.parent_process()
+
+    def follow_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+@functools.cache
+def _dataset(name: str, pool: int, data_dir: str | None):
+    from imp_runs.datasets import load_dataset
+
+    return load_dataset(name, pool=pool, data_dir=data_dir)
+
+
+def _work(trajectory: Trajectory, store: str, data_dir: str | None, device: str) -> None:
+    from imp_runs.imp import run_trajectory
+
+    dataset = _dataset(trajectory.dataset, trajectory.pool, data_dir)
+    opened = Store(store, trajectory.protocol)
+    run_trajectory(trajectory, dataset, opened, device=device, progress=_FINISHED.put)
+
+
+def _costs(trajectories: list[Trajectory], data_dir: str | None, device: str) -> list[tuple[int, float]]:
+    """Give steps and seconds of every trajectory, from timed steps and a timed evaluation of each network."""
+    networks = {(t.family, t.depth, t.width): t for t in trajectories}
+    timed = {key: _time_network(t, data_dir, device) for key, t in networks.items()}
+    costs = []
+    for trajectory in trajectories:
+        prunable, step_seconds, test_seconds = timed[trajectory.family, trajectory.depth, trajectory.width]
+        protocol, kept, levels = trajectory.protocol, prunable, 0
+        while levels < protocol.levels and 0 < protocol.kept_after(kept) < kept:
+            kept, levels = protocol.kept_after(kept), levels + 1
+        first = protocol.steps(trajectory.dataset_size)
+        steps = first + levels * (first - int(protocol.rewind * first))
+        costs.append((steps, steps * step_seconds + (levels + 1) * test_seconds))
+    return costs
+
+
+def _time_network(trajectory: Trajectory, data_dir: str | None, device: str) -> tuple[int, float, float]:
+    """Give prunable weights, seconds per step and seconds per test of a network, from a few real steps."""
+    import dataclasses
+
+    import torch
+
+    from imp_runs.imp import make_network
+    from imp_runs.train import count_wrong, subset, train
+
+    dataset = _dataset(trajectory.dataset, trajectory.pool, data_dir).to(torch.device(device))
+    network = make_network(trajectory, dataset, torch.device(device))
+    size = min(4 * trajectory.protocol.batch_size, len(dataset.train_labels))
+    protocol = dataclasses.replace(trajectory.protocol, epochs=2)
+    short = dataclasses.replace(trajectory, dataset_size=size, protocol=protocol)
+    examples = subset(dataset, short)
+    train(network, examples, short, 0)
+    began = time.perf_counter()
+    train(network, examples, short, 0)
+    trained = time.perf_counter()
+    count_wrong(network, dataset)
+    tested = time.perf_counter()
+    return network.prunable, (trained - began) / protocol.steps(size), tested - trained

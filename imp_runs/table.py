@@ -1,0 +1,63 @@
+"""The run table: one row per (trajectory, level), the contract with whoever reads it."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imp_runs.errors import ImpRunsError
+from imp_runs.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of the run table, in order.
+COLUMNS = (
+    "trajectory", "family", "dataset", "classes", "input_shape", "depth", "width", "dataset_size", "replicate",
+    "subset_id", "level", "density", "kept", "prunable", "parameters", "nonzero", "kept_by_layer", "nonzero_macs",
+    "error", "n_wrong", "n_test", "epochs", "steps", "status", "protocol", "protocol_hash", "precision", "device",
+    "kernels", "versions", "seconds",
+)  # fmt: skip
+_ORDER = ["family", "dataset", "depth", "width", "dataset_size", "replicate", "level"]
+
+
+def make_table(store: Store | str | Path) -> pd.DataFrame:
+    """Collect the records of a store.
+
+    Args:
+        store: The store or its folder.
+
+    Returns:
+        A DataFrame with `COLUMNS`, one row per finished (trajectory, level), ordered by family, dataset, depth, width,
+        dataset size, replicate and level. Trajectories that have begun but not ended are there as far as they got.
+
+    Raises:
+        ImpRunsError: The folder is no store, or a record is damaged.
+    """
+    import pandas as pd
+
+    store = store if isinstance(store, Store) else Store(store)
+    rows = [record for key in store.keys() for record in store.records(key)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.sort_values(_ORDER, kind="stable", ignore_index=True)
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a run table to Parquet or, by its ending, CSV; whole or not at all."""
+    path = Path(path)
+    if path.suffix not in {".parquet", ".csv"}:
+        raise ImpRunsError(f"{path}: the table can be written as .parquet or .csv; change the ending.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    if path.suffix == ".parquet":
+        table.to_parquet(temporary, index=False)
+    else:
+        table.to_csv(temporary, index=False)
+    temporary.replace(path)
+
+
+def recorded_sweeps() -> list[str]:
+    """List the sweeps whose tables come with the package."""
+    folder = resources.files("imp_runs") / "recorded"
+    return sorted(item.name.removesuffix(".parquet") for item in folder.iterdir() if item.name.endswith(".parquet"))

@@ -1,0 +1,118 @@
+"""One training run, from a state to a trained network, and its test error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from imp_runs.config import Protocol, Trajectory
+from imp_runs.datasets import Dataset
+from imp_runs.network import Network, State
+
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Hold the training subset of a trajectory: images (n, channels, height, width) and labels (n)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def subset(dataset: Dataset, trajectory: Trajectory) -> Examples:
+    """Cut the training subset of a trajectory: the first n of the replicate's order, so nested across n."""
+    generator = torch.Generator().manual_seed(trajectory.seed("subset"))
+    order = torch.randperm(len(dataset.train_labels), generator=generator)[: trajectory.dataset_size]
+    order = order.to(dataset.train_labels.device)
+    return Examples(dataset.train_images[order], dataset.train_labels[order])
+
+
+def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
+    """Give the learning rate of a step: stepwise decay at the milestones."""
+    passed = sum(step >= int(milestone * steps) for milestone in protocol.milestones)
+    return protocol.learning_rate * protocol.decay**passed
+
+
+def train(network: Network, examples: Examples, trajectory: Trajectory, level: int, *, start: int = 0) -> State:
+    """Train a network from step `start` to the end of its schedule.
+
+    Args:
+        network: The network, already rewound and masked; trained in place.
+        examples: The training subset.
+        trajectory: What is run; gives protocol and randomness.
+        level: Pruning round; together with the epoch it is the counter of all randomness.
+        start: First step; 0 at level 0, the rewinding step afterwards.
+
+    Returns:
+        The state of the network after the rewinding step (at level 0), else its state at the start.
+    """
+    protocol = trajectory.protocol
+    size, steps = len(examples.labels), protocol.steps(len(examples.labels))
+    rewind_step = int(protocol.rewind * steps)
+    rewind_state = network.state()
+    parameter = torch.nn.Parameter(network.values)
+    parameter.grad = network.gradients
+    prunable_gradients = network.gradients[: network.prunable]
+    optimizer = torch.optim.SGD(
+        [parameter], protocol.learning_rate, protocol.momentum, weight_decay=protocol.weight_decay
+    )
+    network.model.train()
+    step = 0
+    for epoch in range(protocol.epochs):
+        if step + protocol.steps_per_epoch(size) <= start:
+            step += protocol.steps_per_epoch(size)
+            continue
+        generator = torch.Generator().manual_seed(trajectory.seed("order", level, epoch))
+        order = torch.randperm(size, generator=generator).to(examples.labels.device)
+        augment = torch.Generator().manual_seed(trajectory.seed("augmentation", level, epoch))
+        for batch in order.split(protocol.batch_size):
+            if step >= start:
+                images = examples.images[batch]
+                if protocol.augmentation == "flip_crop":
+                    images = flip_crop(images, augment)
+                optimizer.param_groups[0]["lr"] = learning_rate(protocol, step, steps)
+                optimizer.zero_grad(set_to_none=False)
+                functional.cross_entropy(network.model(images), examples.labels[batch]).backward()
+                prunable_gradients.mul_(network.mask)
+                optimizer.step()
+            step += 1
+            if level == 0 and step == rewind_step:
+                rewind_state = network.state()
+    return rewind_state
+
+
+def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
+    """Flip half of the images and crop each at its own offset after zero padding.
+
+    Args:
+        images: A batch (examples, channels, height, width).
+        generator: Source of flips and offsets (CPU).
+        padding: Pixels added on every side before the crop.
+
+    Returns:
+        A batch of the same shape.
+    """
+    size, _, height, width = images.shape
+    draws = torch.rand(3, size, generator=generator).to(images.device)
+    images = torch.where(draws[0].view(-1, 1, 1, 1) < 0.5, images.flip(3), images)
+    offsets = (draws[1:] * (2 * padding + 1)).long()
+    rows = offsets[0].view(-1, 1) + torch.arange(height, device=images.device)
+    columns = offsets[1].view(-1, 1) + torch.arange(width, device=images.device)
+    padded = functional.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    example = torch.arange(size, device=images.device).view(-1, 1, 1)
+    return padded[example, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()
+
+
+@torch.no_grad()
+def count_wrong(network: Network, dataset: Dataset) -> int:
+    """Count the test images that the network gets wrong (top-1), with its running batch-norm statistics."""
+    network.model.eval()
+    batches = zip(
+        dataset.test_images.split(EVALUATION_BATCH), dataset.test_labels.split(EVALUATION_BATCH), strict=True
+    )
+    wrong = sum(int((network.model(images).argmax(1) != labels).sum()) for images, labels in batches)
+    network.model.train()
+    return wrong
