@@ -244,10 +244,11 @@ def _time_network(trajectory: Trajectory, data_dir: str | None, device: str) -> 
 
     import torch
 
-    from imp_runs.imp import make_network
+    from imp_runs.imp import choose_kernels, make_network
     from imp_runs.train import count_wrong, subset, train
 
     dataset = _dataset(trajectory.dataset, trajectory.pool, data_dir).to(torch.device(device))
+    choose_kernels(trajectory, dataset)
     network = make_network(trajectory, dataset, torch.device(device))
     size = min(4 * trajectory.protocol.batch_size, len(dataset.train_labels))
     protocol = dataclasses.replace(trajectory.protocol, epochs=2)
