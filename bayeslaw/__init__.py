@@ -1,0 +1,56 @@
+"""Bayesian scaling laws for iterative magnitude pruning.
+
+Runs -> fit -> predict -> plan. Names are loaded when they are first used, so that importing the package is quick.
+"""
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "BayeslawError": "errors",
+    "RunTableError": "errors",
+    "load_runs": "runs",
+    "load_recorded": "runs",
+    "recorded_names": "runs",
+    "Family": "families",
+    "default_priors": "priors",
+    "prior_table": "priors",
+    "Fit": "fit",
+    "fit": "fit",
+    "load": "fit",
+    "Diagnosis": "diagnostics",
+    "Plan": "plan",
+    "frontier": "plan",
+    "LeastSquares": "baseline",
+    "least_squares": "baseline",
+}
+__all__ = [  # noqa: F822
+    "BayeslawError",
+    "Diagnosis",
+    "Family",
+    "Fit",
+    "LeastSquares",
+    "Plan",
+    "RunTableError",
+    "default_priors",
+    "fit",
+    "frontier",
+    "least_squares",
+    "load",
+    "load_recorded",
+    "load_runs",
+    "prior_table",
+    "recorded_names",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'bayeslaw' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"bayeslaw.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

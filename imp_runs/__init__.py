@@ -1,0 +1,48 @@
+"""Iterative magnitude pruning with rewinding: run it, keep every record, make run tables.
+
+Names are loaded when they are first used, so that importing the package needs no torch.
+"""
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "ImpRunsError": "errors",
+    "Protocol": "config",
+    "Trajectory": "config",
+    "Sweep": "config",
+    "load_sweep": "config",
+    "Store": "store",
+    "load_dataset": "datasets",
+    "run_trajectory": "imp",
+    "run_sweep": "sweep",
+    "estimate": "sweep",
+    "make_table": "table",
+    "recorded_sweeps": "table",
+}
+__all__ = [  # noqa: F822
+    "ImpRunsError",
+    "Protocol",
+    "Store",
+    "Sweep",
+    "Trajectory",
+    "estimate",
+    "load_dataset",
+    "load_sweep",
+    "make_table",
+    "recorded_sweeps",
+    "run_sweep",
+    "run_trajectory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'imp_runs' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"imp_runs.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

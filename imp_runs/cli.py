@@ -87,7 +87,7 @@ def main() -> None:
     """Run the command; bad input ends it with one message and exit code 2."""
     try:
         app()
-    except ImpRunsError as error:
+    except (ImpRunsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

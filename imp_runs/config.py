@@ -209,6 +209,8 @@ def load_sweep(path: str | Path) -> Sweep:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ImpRunsError(f"{path}: there is no such sweep file; give the path of a TOML file.") from None
+    except OSError as error:
+        raise ImpRunsError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ImpRunsError(f"{path}: not a TOML file ({error}); mend the line it names.") from None
     return sweep_from_dict(content, where=str(path))
@@ -216,11 +218,14 @@ def load_sweep(path: str | Path) -> Sweep:
 
 def sweep_from_dict(content: Mapping[str, Any], *, where: str = "sweep") -> Sweep:
     """Build a sweep from the content of its TOML file; `where` is named in errors."""
-    faults = [f"unknown entry {key!r}; allowed: name, grid, protocol" for key in content.keys() - _TOP]
+    faults = [f"unknown entry {key!r}; allowed: name, grid, protocol" for key in sorted(content.keys() - _TOP)]
     faults += [f"missing entry {key!r}" for key in ("name", "grid") if key not in content]
-    protocol, protocol_faults = _protocol(content.get("protocol", {}))
-    grid = content.get("grid", {})
-    faults += protocol_faults + _grid_faults(grid)
+    tables = {key: content.get(key, {}) for key in ("grid", "protocol")}
+    no_tables = [key for key, table in tables.items() if not isinstance(table, Mapping)]
+    faults += [f"{key} = {tables[key]!r} must be a table, [{key}]" for key in no_tables]
+    grid, entries = ({} if key in no_tables else table for key, table in tables.items())
+    protocol, protocol_faults = _protocol(entries)
+    faults += protocol_faults + ([] if "grid" in no_tables or "grid" not in content else _grid_faults(grid))
     if faults:
         raise ImpRunsError(f"{where}: " + "; ".join(faults) + ".")
     axes = itertools.product(range(grid["replicates"]), *(_distinct(grid[axis]) for axis in _AXES))
@@ -243,7 +248,7 @@ def _distinct(values: Iterable[int]) -> list[int]:
 
 def _protocol(entries: Mapping[str, Any]) -> tuple[Protocol, list[str]]:
     name = entries.get("name", "desktop")
-    base = PROTOCOLS.get(name, Protocol(name=str(name)))
+    base = PROTOCOLS.get(str(name), Protocol(name=str(name)))
     fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(Protocol)}
     faults, values = [], {}
     for key, value in entries.items():
@@ -260,11 +265,11 @@ def _protocol(entries: Mapping[str, Any]) -> tuple[Protocol, list[str]]:
         else:
             faults.append(f"protocol.{key} = {value!r} must be of type {type(default).__name__}")
     protocol = dataclasses.replace(base, **values)
-    return protocol, faults or protocol.faults()
+    return protocol, faults + protocol.faults()
 
 
 def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
-    faults = [f"unknown entry grid.{key}; allowed: {', '.join(sorted(_GRID))}" for key in grid.keys() - _GRID]
+    faults = [f"unknown entry grid.{key}; allowed: {', '.join(sorted(_GRID))}" for key in sorted(grid.keys() - _GRID)]
     faults += [f"missing entry grid.{key}" for key in sorted(_GRID - {"pool"} - grid.keys())]
     for key, allowed in (("family", FAMILIES), ("dataset", DATASETS)):
         if key in grid and grid[key] not in allowed:

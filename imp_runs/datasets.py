@@ -110,8 +110,8 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[_Part, _Part]:
         arguments = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
         try:
             parts.append(_tensors(maker(str(root), download=download, **arguments)))
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:  # missing, or cut short
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise ImpRunsError(
                 f"dataset {name!r} could not be read from {root} ({reason}). Either allow the download with "
                 f"--download (it needs a network), or give --data-dir a folder in which torchvision finds the files "

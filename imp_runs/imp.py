@@ -12,11 +12,10 @@ import torch
 
 from imp_runs.config import Trajectory, protocol_hash
 from imp_runs.datasets import Dataset
-from imp_runs.errors import ImpRunsError
 from imp_runs.network import Network
 from imp_runs.prune import prune
 from imp_runs.store import Checkpoint, Store
-from imp_runs.train import count_wrong, subset, train
+from imp_runs.train import check_size, count_wrong, subset, train
 
 
 def make_network(trajectory: Trajectory, dataset: Dataset, device: torch.device) -> Network:
@@ -59,11 +58,7 @@ def run_trajectory(
         Frankle, Dziugaite, Roy, Carbin, ICML 2020 (rewinding); Rosenfeld et al., ICML 2021, section 3 (protocol).
     """
     device = torch.device(device)
-    if trajectory.dataset_size > len(dataset.train_labels):
-        raise ImpRunsError(
-            f"dataset_size {trajectory.dataset_size} is more than the {len(dataset.train_labels)} training examples "
-            f"of {trajectory.dataset}; choose at most that."
-        )
+    check_size(dataset, trajectory)
     key, protocol = trajectory.key, trajectory.protocol
     if store.is_done(key):
         return
@@ -73,7 +68,7 @@ def run_trajectory(
         examples = subset(dataset, trajectory)
         network = make_network(trajectory, dataset, device)
         checkpoint = store.read_checkpoint(key)
-        if checkpoint is None:
+        if checkpoint is None or not store.has_records(key, below=checkpoint.level):
             checkpoint = Checkpoint(0, network.state(), torch.ones_like(network.mask))
         state, mask, status = checkpoint.state, checkpoint.mask, "trained"
         rewind_step = int(protocol.rewind * protocol.steps(trajectory.dataset_size))

@@ -52,12 +52,15 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON object was expected, not {type(content).__name__}")
+        return content
+    except ValueError as error:
         raise ImpRunsError(
-            f"{path}: damaged ({error}); move the file away and run the sweep again: the level is recomputed."
+            f"{path}: damaged ({error}); move the file away and run the sweep again: what it held is recomputed."
         ) from None
 
 
@@ -84,23 +87,34 @@ class Store:
     def __init__(self, path: str | Path, protocol: Protocol | None = None) -> None:
         self.path = Path(path)
         marker = self.path / "store.json"
-        if marker.exists():
-            self._check(marker, protocol)
-        elif protocol is None:
-            raise ImpRunsError(f"{self.path}: no store here (no store.json); run `imp-runs sweep` with --store first.")
-        else:
+        if not marker.exists():
+            if protocol is None:
+                raise ImpRunsError(
+                    f"{self.path}: no store here (no store.json); run `imp-runs sweep` with --store first."
+                )
+            self._create(marker, protocol)
+        self._check(marker, protocol)
+
+    def _create(self, marker: Path, protocol: Protocol) -> None:
+        from filelock import FileLock
+
+        try:
             (self.path / "trajectories").mkdir(parents=True, exist_ok=True)
-            content = {"format": FORMAT, "protocol": dataclasses.asdict(protocol)}
-            write_durably(marker, _json({**content, "protocol_hash": protocol_hash(protocol)}))
+        except (FileExistsError, NotADirectoryError):
+            raise ImpRunsError(f"{self.path}: a file is in the way; give --store a folder.") from None
+        with FileLock(self.path / "lock"):  # two sweeps may begin a store at the same time
+            if not marker.exists():
+                content = {"format": FORMAT, "protocol": dataclasses.asdict(protocol)}
+                write_durably(marker, _json({**content, "protocol_hash": protocol_hash(protocol)}))
 
     def _check(self, marker: Path, protocol: Protocol | None) -> None:
         content = _read_json(marker)
         if content.get("format") != FORMAT:
             raise ImpRunsError(f"{marker}: format {content.get('format')!r}, this version reads {FORMAT}.")
-        if protocol is None or content["protocol_hash"] == protocol_hash(protocol):
+        if protocol is None or content.get("protocol_hash") == protocol_hash(protocol):
             return
         wanted = json.loads(json.dumps(dataclasses.asdict(protocol)))
-        there = content["protocol"]
+        there = content.get("protocol", {})
         differing = [f"{k} = {there.get(k)!r}, not {v!r}" for k, v in wanted.items() if there.get(k) != v]
         raise ImpRunsError(
             f"{self.path}: this store holds runs of another protocol ({'; '.join(differing) or 'older arithmetic'}). "
@@ -133,8 +147,16 @@ class Store:
             lock.release()
 
     def is_done(self, key: str) -> bool:
-        """Say whether a trajectory has its last record."""
-        return (self.folder(key) / "done.json").exists()
+        """Say whether a trajectory has ended and all its records are there."""
+        done = self.folder(key) / "done.json"
+        return done.exists() and self.has_records(key, below=_read_json(done).get("levels", -1) + 1)
+
+    def has_records(self, key: str, *, below: int) -> bool:
+        """Say whether the records of all levels below one are there; a damaged one may have been moved away."""
+        return all(self._record(key, level).exists() for level in range(below))
+
+    def _record(self, key: str, level: int) -> Path:
+        return self.folder(key) / f"level-{level:03d}.json"
 
     def mark_done(self, key: str, *, levels: int, status: str) -> None:
         """Declare a trajectory finished, after its last record."""
@@ -147,7 +169,7 @@ class Store:
         Raises:
             ImpRunsError: A record is there and says something else.
         """
-        path = self.folder(key) / f"level-{level:03d}.json"
+        path = self._record(key, level)
         if not path.exists():
             write_durably(path, _json(record))
             return
@@ -184,7 +206,7 @@ class Store:
         """Read the newest checkpoint of a trajectory, or nothing if it has none.
 
         Raises:
-            ImpRunsError: The checkpoint does not match its checksum.
+            ImpRunsError: The checkpoint does not match its checksum or its name.
         """
         import safetensors.torch
 
@@ -194,9 +216,12 @@ class Store:
         summary = _read_json(summaries[-1])
         path = summaries[-1].with_suffix(".safetensors")
         content = path.read_bytes() if path.exists() else b""
-        if hashlib.sha256(content).hexdigest() != summary["sha256"]:
+        written = {"level": int(path.stem.split("-")[1]), "bytes": len(content)}
+        written["sha256"] = hashlib.sha256(content).hexdigest()
+        differing = [f"{k} {v}, not {summary.get(k)}" for k, v in written.items() if summary.get(k) != v]
+        if differing:
             raise ImpRunsError(
-                f"{path}: corrupt checkpoint ({len(content)} bytes, {summary['bytes']} expected; SHA-256 differs). "
+                f"{path}: corrupt checkpoint ({'; '.join(differing)}). "
                 f"Delete it and {summaries[-1].name}, then run the sweep again: the trajectory is recomputed from "
                 "level 0 and checked against the records that are there; no record is lost."
             )

@@ -66,12 +66,12 @@ def run_sweep(
     missing = [trajectory for trajectory in sweep.trajectories if not opened.is_done(trajectory.key)]
     if not missing:
         return
-    device = device or default_device()
+    device = _checked(device)
     workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
     context = multiprocessing.get_context("spawn")
     finished = context.Queue()
     arguments = (str(store), str(data_dir) if data_dir else None, device)
-    _prefetch(missing[0], data_dir, download)
+    _prefetch(missing, data_dir, download)
     levels = sum(t.protocol.levels + 1 - _levels_done(opened, t) for t in missing)
     with _pinned(device), _pool(min(workers, len(missing)), context, finished) as pool:
         futures = {pool.submit(_work, trajectory, *arguments): trajectory for trajectory in missing}
@@ -111,12 +111,13 @@ def estimate(
     Returns:
         The estimate; `seconds` is wall time with the workers, single-process step times divided by their number.
     """
-    opened = Store(store) if store and (Path(store) / "store.json").exists() else None
+    opened = Store(store, sweep.protocol) if store and (Path(store) / "store.json").exists() else None
     missing = [t for t in sweep.trajectories if not (opened and opened.is_done(t.key))]
-    device = device or default_device()
+    device = _checked(device)
     workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
-    if missing:
-        _prefetch(missing[0], data_dir, download)
+    if not missing:
+        return Estimate(len(sweep.trajectories), 0, 0, 0.0)
+    _prefetch(missing, data_dir, download)
     context = multiprocessing.get_context("spawn")
     with _pinned(device), _pool(1, context, context.Queue()) as pool:
         costs = pool.submit(_costs, missing, str(data_dir) if data_dir else None, device).result()
@@ -129,6 +130,17 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _checked(device: str | None) -> str:
+    if device is None:
+        return default_device()
+    kind = device.split(":")[0]
+    if kind not in {"cpu", "cuda"}:
+        raise ImpRunsError(f"device {device!r} must be cpu or cuda.")
+    if kind == "cuda" and default_device() != "cuda":
+        raise ImpRunsError(f"device {device!r}: PyTorch finds no CUDA device here; give --device cpu.")
+    return device
 
 
 class _pinned:
@@ -155,10 +167,14 @@ def _pool(workers: int, context: Any, finished: Any) -> concurrent.futures.Proce
     )
 
 
-def _prefetch(trajectory: Trajectory, data_dir: str | Path | None, download: bool) -> None:
+def _prefetch(missing: list[Trajectory], data_dir: str | Path | None, download: bool) -> None:
+    """Fetch the dataset once for all workers, and refuse what it is too small for before anything runs."""
     from imp_runs.datasets import load_dataset
+    from imp_runs.train import check_size
 
-    load_dataset(trajectory.dataset, pool=trajectory.pool, data_dir=data_dir, download=download)
+    first = missing[0]
+    dataset = load_dataset(first.dataset, pool=first.pool, data_dir=data_dir, download=download)
+    check_size(dataset, max(missing, key=lambda trajectory: trajectory.dataset_size))
 
 
 def _levels_done(store: Store, trajectory: Trajectory) -> int:

@@ -38,7 +38,15 @@ def make_table(store: Store | str | Path) -> pd.DataFrame:
     import pandas as pd
 
     store = store if isinstance(store, Store) else Store(store)
-    rows = [record for key in store.keys() for record in store.records(key)]
+    rows = []
+    for key in store.keys():
+        for record in store.records(key):
+            if lacking := [column for column in COLUMNS if column not in record]:
+                raise ImpRunsError(
+                    f"{store.folder(key)}: the record of level {record.get('level')} lacks {', '.join(lacking)}; "
+                    "move the file away and run the sweep again: the level is recomputed."
+                )
+            rows.append(record)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.sort_values(_ORDER, kind="stable", ignore_index=True)
 

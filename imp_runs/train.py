@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from imp_runs.config import Protocol, Trajectory
 from imp_runs.datasets import Dataset
+from imp_runs.errors import ImpRunsError
 from imp_runs.network import Network, State
 
 EVALUATION_BATCH = 1000
@@ -20,6 +21,15 @@ class Examples:
 
     images: torch.Tensor
     labels: torch.Tensor
+
+
+def check_size(dataset: Dataset, trajectory: Trajectory) -> None:
+    """Raise an `ImpRunsError` if a trajectory wants more training examples than there are."""
+    if trajectory.dataset_size > len(dataset.train_labels):
+        raise ImpRunsError(
+            f"dataset_size {trajectory.dataset_size} is more than the {len(dataset.train_labels)} training examples "
+            f"of {trajectory.dataset}; choose at most that."
+        )
 
 
 def subset(dataset: Dataset, trajectory: Trajectory) -> Examples:

@@ -1,0 +1,16 @@
+from bayeslaw.baseline import LeastSquares as LeastSquares
+from bayeslaw.baseline import least_squares as least_squares
+from bayeslaw.diagnostics import Diagnosis as Diagnosis
+from bayeslaw.errors import BayeslawError as BayeslawError
+from bayeslaw.errors import RunTableError as RunTableError
+from bayeslaw.families import Family as Family
+from bayeslaw.fit import Fit as Fit
+from bayeslaw.fit import fit as fit
+from bayeslaw.fit import load as load
+from bayeslaw.plan import Plan as Plan
+from bayeslaw.plan import frontier as frontier
+from bayeslaw.priors import default_priors as default_priors
+from bayeslaw.priors import prior_table as prior_table
+from bayeslaw.runs import load_recorded as load_recorded
+from bayeslaw.runs import load_runs as load_runs
+from bayeslaw.runs import recorded_names as recorded_names

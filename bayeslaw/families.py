@@ -1,0 +1,97 @@
+"""The families' exact parameter counts in closed form, without building a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bayeslaw.errors import BayeslawError
+
+#: Width at which the paper's width multiplier is one, by family; 1 for all others.
+WIDTH_REFERENCE = {"cifar_resnet": 16.0, "mlp": 64.0}
+
+Counts = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Name a family with what its parameter counts depend on.
+
+    Attributes:
+        name: Label of the family in the run table.
+        input_shape: Channels, height, width of the inputs, or nothing if the table does not say.
+        classes: Number of classes, or nothing if the table does not say.
+    """
+
+    name: str
+    input_shape: tuple[int, ...] | None = None
+    classes: int | None = None
+
+    @property
+    def width_reference(self) -> float:
+        """Width of multiplier one: tables carry channels or units, the law's p' is in multiples of this."""
+        return WIDTH_REFERENCE.get(self.name, 1.0)
+
+    @property
+    def is_exact(self) -> bool:
+        """Say whether exact counts are known."""
+        return self.name in _COUNTS and self.input_shape is not None and self.classes is not None
+
+    def counts(self, depth: ArrayLike, width: ArrayLike) -> Counts:
+        """Count the prunable and the unprunable parameters of a network.
+
+        Args:
+            depth: Number of weight layers.
+            width: Base channels or hidden units.
+
+        Returns:
+            Prunable (convolution and linear weights) and unprunable (biases, batch-norm) parameters, broadcast.
+
+        Raises:
+            BayeslawError: The counts of the family are not known.
+
+        Example:
+            >>> prunable, unprunable = Family("cifar_resnet", (3, 32, 32), 10).counts(20, 16)
+            >>> int(prunable), int(prunable + unprunable)
+            (270896, 272474)
+        """
+        if not self.is_exact or self.input_shape is None or self.classes is None:
+            known = ", ".join(sorted(_COUNTS))
+            raise BayeslawError(
+                f"family {self.name!r}: parameter counts are known for {known} with input_shape and classes in the "
+                "table; pass parameters=, a function (depth, width) -> (prunable, unprunable)."
+            )
+        shape = np.broadcast_arrays(np.asarray(depth, float), np.asarray(width, float))
+        return _COUNTS[self.name](shape[0], shape[1], self.input_shape, self.classes)
+
+    def parameters(self, depth: ArrayLike, width: ArrayLike) -> NDArray[np.float64]:
+        """Count all parameters, or where the family is not known give depth x width^2, which grows like the count."""
+        if self.is_exact:
+            prunable, unprunable = self.counts(depth, width)
+            return prunable + unprunable
+        return np.asarray(depth, float) * np.asarray(width, float) ** 2
+
+
+def _cifar_resnet(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int) -> Counts:
+    blocks = (depth - 2) / 6
+    stem = 9 * input_shape[0] * width
+    stages = 18 * blocks * width**2
+    for inputs, outputs in ((width, 2 * width), (2 * width, 4 * width)):
+        stages = stages + 9 * inputs * outputs + 9 * outputs**2 + inputs * outputs + 18 * (blocks - 1) * outputs**2
+    normalised = width + 2 * blocks * (width + 2 * width + 4 * width) + 2 * width + 4 * width
+    return stem + stages + 4 * width * classes, 2 * normalised + classes
+
+
+def _mlp(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int) -> Counts:
+    hidden = depth - 1
+    prunable = np.prod(input_shape) * width + (hidden - 1) * width**2 + width * classes
+    return prunable, hidden * width + classes
+
+
+_COUNTS: dict[str, Callable[[NDArray, NDArray, tuple[int, ...], int], Counts]] = {
+    "cifar_resnet": _cifar_resnet,
+    "mlp": _mlp,
+}

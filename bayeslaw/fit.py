@@ -1,0 +1,482 @@
+"""From a run table to a posterior."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jax.flatten_util import ravel_pytree
+from numpyro.distributions import biject_to
+from numpyro.infer.util import constrain_fn, potential_energy
+
+from bayeslaw.diagnostics import Diagnosis, diagnose
+from bayeslaw.errors import BayeslawError
+from bayeslaw.families import Family
+from bayeslaw.laplace import laplace
+from bayeslaw.law import saturate
+from bayeslaw.model import (
+    CONFIGURATION,
+    Data,
+    Frame,
+    Structure,
+    check_one_family,
+    draw_configurations,
+    make_data,
+    make_frame,
+    make_model,
+    estimate_spreads,
+    spread_variances,
+    starting_values,
+    structure_of,
+)
+from bayeslaw.precision import in_float64
+from bayeslaw.priors import Prior, describe_prior, resolve_priors
+from bayeslaw.runs import load_runs
+from bayeslaw.sampler import Sampled, sample
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
+
+    from bayeslaw.plan import Plan
+
+#: With fewer configurations than this the spreads are barely informed and centred effects form funnels: effects are
+#: then sampled non-centred and the metric is adapted as usual.
+FEW_CONFIGURATIONS = 8
+#: A parameter whose posterior variance is more than this share of its prior variance is called prior-driven.
+PRIOR_DRIVEN = 0.7
+#: Configurations that are fitted with their trajectories but are not the model's: what a saved fit must hold.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Hold the posterior of the joint law for one family, with the data and all that made it.
+
+    Attributes:
+        tree: ArviZ DataTree with groups `posterior`, `sample_stats`, `observed_data` and `constant_data`; dimensions
+            `chain`, `draw`, `configuration`, `trajectory` and `row`.
+        runs: The validated run table that was fitted.
+        frame: Family, centres and random-guess error.
+        structure: Which parts the model has.
+        settings: Seed, chains, warm-up, draws, metric and priors.
+        versions: Versions of the libraries that computed it.
+    """
+
+    tree: xr.DataTree
+    runs: pd.DataFrame
+    frame: Frame
+    structure: Structure
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def posterior(self) -> xr.Dataset:
+        """The posterior draws as a Dataset with dimensions `chain` and `draw`."""
+        return self.tree["posterior"].to_dataset()
+
+    @property
+    def configurations(self) -> pd.DataFrame:
+        """The trained (depth, width, dataset_size), in the order of the posterior's `configuration` dimension."""
+        coords = self.tree["posterior"].coords
+        return pd.DataFrame({name: coords[name].to_numpy() for name in CONFIGURATION})
+
+    def summary(self, *, interval: float = 0.9) -> pd.DataFrame:
+        """Summarise the parameters of the law, the dense law and the noise.
+
+        Args:
+            interval: Probability of the equal-tailed interval, in (0, 1).
+
+        Returns:
+            One row per parameter: `mean`, `sd`, `lower`, `upper`, `ess_bulk`, `ess_tail`, `r_hat`, `contraction`
+            (1 - posterior variance / prior variance, on the unconstrained scale) and `driven_by`, which is `prior`
+            where the data reduced the variance by less than 30 %.
+        """
+        import arviz as az
+
+        posterior = self.posterior
+        scalars = [name for name in posterior.data_vars if posterior[name].ndim == 2]
+        values = posterior[scalars]
+        tail = (1 - interval) / 2
+        quantiles = values.quantile([tail, 1 - tail], dim=("chain", "draw"))
+        columns = {
+            "mean": values.mean(("chain", "draw")),
+            "sd": values.std(("chain", "draw"), ddof=1),
+            "lower": quantiles.isel(quantile=0),
+            "upper": quantiles.isel(quantile=1),
+            "ess_bulk": az.ess(values, method="bulk"),
+            "ess_tail": az.ess(values, method="tail"),
+            "r_hat": az.rhat(values),
+        }
+        table = pd.DataFrame({name: {k: float(v[k]) for k in scalars} for name, v in columns.items()})
+        contraction = pd.Series(self.settings["contraction"], dtype=float)
+        table["contraction"] = contraction.reindex(table.index)
+        driven = np.where(table["contraction"] < 1 - PRIOR_DRIVEN, "prior", "data")
+        table["driven_by"] = np.where(table["contraction"].isna(), "", driven)
+        return table.rename_axis("parameter")
+
+    def diagnose(self) -> Diagnosis:
+        """Judge the draws by R-hat, effective sample sizes, divergences and BFMI; see `bayeslaw.diagnostics`."""
+        return diagnose(self.tree)
+
+    def predict(
+        self,
+        designs: pd.DataFrame,
+        *,
+        interval: float = 0.9,
+        kind: str = "mean",
+        seed: int = 0,
+        return_draws: bool = False,
+    ) -> pd.DataFrame | xr.DataArray:
+        """Predict the error of networks, trained or not; see `bayeslaw.predict.predict`."""
+        from bayeslaw.predict import predict
+
+        return predict(self, designs, interval=interval, kind=kind, seed=seed, return_draws=return_draws)
+
+    def plan(
+        self,
+        target_error: float,
+        *,
+        depths: Any,
+        widths: Any,
+        dataset_size: int,
+        family: Family | None = None,
+        parameters: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+        confidence: float = 0.9,
+        allow_failed: bool = False,
+        seed: int = 0,
+    ) -> Plan:
+        """Choose the network to start from and the density to prune to; see `bayeslaw.plan.plan`."""
+        from bayeslaw.plan import plan
+
+        return plan(
+            self,
+            target_error,
+            depths=depths,
+            widths=widths,
+            dataset_size=dataset_size,
+            family=family,
+            parameters=parameters,
+            confidence=confidence,
+            allow_failed=allow_failed,
+            seed=seed,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to one NetCDF file, whole or not at all; `bayeslaw.load` gives it back."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree = self.tree.copy()
+        tree["runs"] = xr.DataTree(xr.Dataset({"json": self.runs.to_json(orient="split", index=False)}))
+        about = {
+            "format": FORMAT,
+            "frame": dataclasses.asdict(self.frame),
+            "structure": dataclasses.asdict(self.structure),
+            "settings": self.settings,
+            "versions": self.versions,
+        }
+        tree.attrs["bayeslaw"] = json.dumps(about)
+        temporary = path.with_name(f".{path.name}.tmp")
+        tree.to_netcdf(temporary, engine="h5netcdf")
+        temporary.replace(path)
+
+
+def load(path: str | Path) -> Fit:
+    """Read a fit that `Fit.save` wrote.
+
+    Args:
+        path: The NetCDF file.
+
+    Returns:
+        The fit; its predictions are those of the fit that was saved.
+
+    Raises:
+        BayeslawError: The file is missing, damaged, or no fit.
+    """
+    import io
+
+    path = Path(path)
+    try:
+        tree = xr.open_datatree(path, engine="h5netcdf").load()
+        about = json.loads(tree.attrs["bayeslaw"])
+    except FileNotFoundError:
+        raise BayeslawError(f"{path}: there is no such file; give the path of a fit written by Fit.save.") from None
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise BayeslawError(f"{path}: not a fit written by Fit.save ({error}); fit again.") from None
+    if about["format"] != FORMAT:
+        raise BayeslawError(f"{path}: format {about['format']}, this version reads {FORMAT}; fit again.")
+    runs = pd.read_json(io.StringIO(str(tree["runs"]["json"].item())), orient="split", dtype=False, precise_float=True)
+    about["frame"]["family"] = _family(about["frame"]["family"])
+    del tree["runs"]
+    tree.attrs.pop("bayeslaw")
+    structure = Structure(**about["structure"])
+    return Fit(tree, runs, Frame(**about["frame"]), structure, about["settings"], about["versions"])
+
+
+def _family(entries: dict[str, Any]) -> Family:
+    shape = entries["input_shape"]
+    return Family(entries["name"], None if shape is None else tuple(shape), entries["classes"])
+
+
+@in_float64
+def fit(
+    runs: Any,
+    *,
+    priors: Mapping[str, Distribution] | None = None,
+    seed: int = 0,
+    chains: int = 4,
+    warmup: int = 300,
+    draws: int = 1000,
+    n_test: int | None = None,
+    chance_error: float | None = None,
+    target_acceptance: float = 0.8,
+    progress: bool = True,
+) -> Fit:
+    """Infer the joint law from a run table with NUTS.
+
+    Args:
+        runs: Run table of one family: a path, a DataFrame, or what `load_runs` gave.
+        priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
+        seed: Seed of everything random; same seed, versions and machine give the same draws.
+        chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.
+        warmup: Transitions per chain in which the step size (with few configurations also the metric) is adapted.
+        draws: Transitions kept per chain.
+        n_test: Number of test examples, for tables without that column.
+        chance_error: Error of random guessing, in (0, 1), for tables without `classes` or `chance_error`.
+        target_acceptance: Acceptance rate that the step size aims at, in (0, 1).
+        progress: Show a progress bar where standard error is a terminal.
+
+    Returns:
+        The fit. Call its `diagnose` before believing it; planning does so by itself.
+
+    Raises:
+        RunTableError: The table is faulty; all faults are listed.
+        BayeslawError: Several families in one table, unknown priors, or settings out of range.
+
+    Example:
+        >>> import bayeslaw
+        >>> runs = bayeslaw.load_recorded("digits_resnet")  # doctest: +SKIP
+        >>> bayeslaw.fit(runs).summary()  # doctest: +SKIP
+    """
+    _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
+    table = load_runs(runs, n_test=n_test, chance_error=chance_error)
+    check_one_family(table)
+    structure, frame = structure_of(table), make_frame(table, _chance_error(table))
+    _warn_about(table, structure)
+    resolved = resolve_priors(priors)
+    data, configurations, trajectories = make_data(table, frame)
+    few = len(configurations) < FEW_CONFIGURATIONS
+    model = make_model(resolved, structure, centred=not few)
+    warmup = max(warmup, 1000) if few else warmup
+    sampled, constrain = _sample(
+        model, data, structure, resolved, few=few, seed=seed, chains=chains, warmup=warmup, draws=draws,
+        target_acceptance=target_acceptance, progress=progress,
+    )  # fmt: skip
+    values = constrain(sampled.positions)
+    values |= _derived(values, frame, data)
+    tree = _tree(values, sampled, data, configurations, trajectories)
+    settings = {
+        "seed": seed,
+        "chains": chains,
+        "warmup": warmup,
+        "draws": draws,
+        "metric": "adapted" if few else "laplace",
+        "priors": {name: describe_prior(prior) for name, prior in resolved.items()},
+        "contraction": _contraction(values, resolved),
+    }
+    names = ("bayeslaw", "jax", "numpyro", "arviz", "numpy", "xarray")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return Fit(tree, table, frame, structure, settings, versions)
+
+
+def _check_settings(**settings: float) -> None:
+    rules = {
+        "chains": (settings["chains"] >= 2, "an integer >= 2, so that chains can be compared"),
+        "warmup": (settings["warmup"] >= 50, "an integer >= 50"),
+        "draws": (settings["draws"] >= 50, "an integer >= 50"),
+        "target_acceptance": (0 < settings["target_acceptance"] < 1, "in (0, 1)"),
+    }
+    faults = [f"{name} = {settings[name]} must be {rule}" for name, (ok, rule) in rules.items() if not ok]
+    if faults:
+        raise BayeslawError("fit: " + "; ".join(faults) + ".")
+
+
+def _chance_error(table: pd.DataFrame) -> float:
+    if "chance_error" not in table:
+        warnings.warn(
+            "The table has neither classes nor chance_error: eps_up is only bounded by 1. "
+            "Pass chance_error=, for instance 0.9 for ten balanced classes.",
+            stacklevel=3,
+        )
+        return 1.0
+    return float(table["chance_error"].iloc[0])
+
+
+def _warn_about(table: pd.DataFrame, structure: Structure) -> None:
+    fixed = [
+        f"{name} never varies, so {parameter} is driven by its prior alone"
+        for name, parameter, varies in (
+            ("depth", "phi", structure.depth_varies),
+            ("width", "psi", structure.width_varies),
+            ("dataset_size", "alpha", table["dataset_size"].nunique() > 1),
+        )
+        if not varies
+    ]
+    if fixed:
+        warnings.warn("; ".join(fixed) + ": predictions along it rest on the prior.", stacklevel=3)
+    if not structure.has_trajectories:
+        warnings.warn(
+            "The table has no trajectory (or replicate) column: there are no trajectory effects, and intervals take "
+            "rows of one run as independent. Map it with load_runs(..., columns={'trajectory': ...}).",
+            stacklevel=3,
+        )
+
+
+def _sample(
+    model: Callable[[Data], None],
+    data: Data,
+    structure: Structure,
+    priors: Mapping[str, Prior],
+    *,
+    few: bool,
+    seed: int,
+    **settings: Any,
+) -> tuple[Sampled, Callable[[Any], dict[str, Any]]]:
+    """Find the Laplace metric and sample; also return what maps flat positions to named parameters."""
+    data = Data(*(jnp.asarray(part) for part in data))
+    starts = _starts(data, structure, priors, few=few)
+    unravel = ravel_pytree(starts[0])[1]
+
+    def potential(values: dict[str, Any]) -> jax.Array:
+        return potential_energy(model, (data,), {}, values)
+
+    variances = {k: v for k, v in spread_variances(data).items() if k not in structure.without()}
+    approximation = laplace(potential, starts, None if few else _estimator(priors, data), variances)
+
+    def constrain_one(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        key, flat = inputs
+        values = constrain_fn(model, (data,), {}, unravel(flat), return_deterministic=True)
+        log_e = values["log_e"] if few else draw_configurations(key, values, data)
+        names = (*priors, "sigma_np", "tau_np", "log_eps_up", "log_e_run", "effect_p")
+        return {"log_e": log_e, **{name: values[name] for name in names if name in values}}
+
+    constrain_all = jax.jit(lambda inputs: jax.lax.map(constrain_one, inputs, batch_size=64))
+
+    def constrain(positions: Any) -> dict[str, Any]:
+        chains, draws, _ = positions.shape
+        keys = jax.random.split(jax.random.PRNGKey(seed + 1), chains * draws)
+        values = constrain_all((keys, jnp.asarray(positions).reshape(chains * draws, -1)))
+        return {name: np.asarray(v).reshape(chains, draws, *v.shape[1:]) for name, v in values.items()}
+
+    sampled = sample(
+        lambda flat: potential(unravel(flat)),
+        approximation.mode,
+        approximation.factor,
+        seed=seed,
+        adapt_metric=few,
+        **settings,
+    )
+    return sampled, constrain
+
+
+def _starts(
+    data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool
+) -> list[dict[str, jax.Array]]:
+    """Give unconstrained values to search the mode from: at the prior means, and to both sides of them."""
+    names = [name for name in priors if name not in structure.without()]
+    latent: dict[str, Any] = starting_values(data, structure)
+    if few:
+        latent = {"discrepancy": np.zeros(len(data.depth))}
+        if structure.has_trajectories:
+            latent |= {name: np.zeros(len(data.configuration)) for name in ("standard_np", "standard_p")}
+
+    def middle(prior: Prior) -> jax.Array:
+        inverse = biject_to(prior.distribution.support).inv(prior.distribution.mean)
+        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
+
+    centre = jax.jit(lambda: {name: middle(priors[name]) for name in names})()
+    latent = {name: jnp.asarray(value) for name, value in latent.items()}
+    return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
+
+
+def _estimator(priors: Mapping[str, Prior], data: Data) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
+    """Give the moment estimates of the spreads as a function of the other parameters, all unconstrained."""
+
+    def transform(name: str) -> Any:
+        return biject_to(priors[name].distribution.support)
+
+    def estimate(free: dict[str, Any]) -> dict[str, jax.Array]:
+        value = {k: transform(k)(v) if k in priors else v for k, v in free.items()}
+        return {k: transform(k).inv(v) for k, v in estimate_spreads(value, data).items()}
+
+    return estimate
+
+
+def _derived(values: Mapping[str, Any], frame: Frame, data: Data) -> dict[str, Any]:
+    """Compute the law's parameters in the paper's units."""
+    log_m = values["phi"] * frame.log_depth + values["psi"] * frame.log_width
+    log_eps_np = saturate(jnp.asarray(values["log_e"]), jnp.asarray(values["log_eps_up"])[..., None])
+    return {
+        "eps_up": np.exp(values["log_eps_up"]),
+        "p_prime": values["knee"] * np.exp(log_m),
+        "eps_np": np.asarray(jnp.exp(log_eps_np)),
+    }
+
+
+def _tree(
+    values: dict[str, Any], sampled: Sampled, data: Data, configurations: pd.DataFrame, trajectories: pd.Index
+) -> xr.DataTree:
+    chains, draws = values["gamma"].shape
+    coords: dict[str, Any] = {"chain": np.arange(chains), "draw": np.arange(draws)}
+    coords |= {name: ("configuration", configurations[name].to_numpy()) for name in CONFIGURATION}
+    coords |= {"trajectory": np.asarray(trajectories, dtype=str)}
+    own = {"log_e": ["configuration"], "eps_np": ["configuration"]}
+    own |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
+    variables = {
+        name: (["chain", "draw", *own.get(name, [])], np.asarray(value))
+        for name, value in values.items()
+        if name != "log_eps_up"
+    }
+    statistics = {name: (["chain", "draw"], value) for name, value in sampled.statistics.items()}
+    observed = {"response": ("row", data.response)}
+    constant = {
+        "log_density": ("row", data.log_density),
+        "n_test": ("row", data.n_test),
+        "trajectory_of_row": ("row", data.trajectory),
+        "configuration_of_trajectory": ("run", data.configuration),
+    }
+    groups = {
+        "posterior": xr.Dataset(variables, coords),
+        "sample_stats": xr.Dataset(statistics, {k: coords[k] for k in ("chain", "draw")}),
+        "observed_data": xr.Dataset(observed),
+        "constant_data": xr.Dataset(constant),
+    }
+    return xr.DataTree.from_dict(groups)
+
+
+def _contraction(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, float]:
+    """Compare posterior with prior variance on the unconstrained scale, parameter by parameter."""
+    names = [name for name in priors if name in values]
+    draws = {name: jnp.asarray(values[name]) for name in names}
+
+    def one(prior: Prior, draws: jax.Array) -> jax.Array:
+        transform = biject_to(prior.distribution.support)
+        grid = jnp.linspace(-40.0, 40.0, 8001)
+        inside = transform(grid)
+        log_density = prior.distribution.log_prob(inside) + transform.log_abs_det_jacobian(grid, inside)
+        weight = jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))
+        centre = jnp.sum(weight * grid)
+        return 1 - jnp.var(transform.inv(draws)) / jnp.sum(weight * (grid - centre) ** 2)
+
+    result = jax.jit(lambda draws: {name: one(priors[name], draws[name]) for name in names})(draws)
+    return {name: float(value) for name, value in result.items()}

@@ -1,0 +1,193 @@
+r"""The law of pruned error and the dense law above it, in logs, as pure JAX functions.
+
+All functions take and return natural logarithms, broadcast over any shapes and compute in the precision they are
+given; the package calls them in float64 (`bayeslaw.precision`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+class Curve(NamedTuple):
+    """Hold what fixes one error curve, all of one broadcastable shape.
+
+    Attributes:
+        log_eps_np: Logarithm of the low plateau, the error of the unpruned network.
+        log_eps_up: Logarithm of the high plateau, above `log_eps_np`.
+        gamma: Slope of the power-law region, positive.
+        log_p: Logarithm of where the curve meets the high plateau, in units of the `log_m` it is used with.
+    """
+
+    log_eps_np: ArrayLike
+    log_eps_up: ArrayLike
+    gamma: ArrayLike
+    log_p: ArrayLike
+
+
+def log_m_star(log_depth: ArrayLike, log_width: ArrayLike, log_density: ArrayLike, phi: ArrayLike, psi: ArrayLike):
+    """Compute log m* = phi log l + psi log w + log d, the invariant of depth, width and density.
+
+    Args:
+        log_depth: Logarithm of the number of weight layers.
+        log_width: Logarithm of the width, in whatever unit `p_prime` is wanted in.
+        log_density: Logarithm of the fraction of prunable weights kept.
+        phi: Exponent of depth.
+        psi: Exponent of width.
+
+    Returns:
+        Logarithm of the invariant, broadcast.
+
+    Source:
+        Rosenfeld et al., ICML 2021, section 4, equation (2).
+    """
+    return phi * log_depth + psi * log_width + log_density
+
+
+def log_error(curve: Curve, log_m: ArrayLike) -> Array:
+    r"""Compute the log error of a pruned network.
+
+    $$\epsilon = \epsilon_{np} \left[ \frac{m^2 + p^2 (\epsilon_{up}/\epsilon_{np})^{2/\gamma}}{m^2 + p^2}
+    \right]^{\gamma/2}$$
+
+    With log m = log density it is the law of a single network, with log m* and log p' the joint law. Rises
+    monotonically from `log_eps_np` to `log_eps_up` as m falls.
+
+    Args:
+        curve: Plateaus, slope and knee.
+        log_m: Logarithm of density, or of the invariant m*.
+
+    Returns:
+        Logarithm of the error, broadcast.
+
+    Source:
+        Rosenfeld et al., ICML 2021, equations (1) and (2); the modulus of the complex form, derived as
+        |d - jA| / |d - jp| = sqrt(d^2 + A^2) / sqrt(d^2 + p^2) with A = p (eps_up / eps_np)^(1/gamma).
+
+    Example:
+        >>> curve = Curve(jnp.log(0.1), jnp.log(0.9), 1.0, jnp.log(0.01))
+        >>> [round(float(jnp.exp(log_error(curve, jnp.log(d)))), 3) for d in (1.0, 0.03, 1e-6)]
+        [0.1, 0.3, 0.9]
+    """
+    near_up, inner, outer = _to_nearer_plateau(curve, log_m)
+    departure = 0.5 * curve.gamma * (jax.nn.softplus(inner) - jax.nn.softplus(outer))
+    return jnp.where(near_up, curve.log_eps_up - departure, curve.log_eps_np + departure)
+
+
+def _to_nearer_plateau(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, Array]:
+    """Measure m from the knee of the nearer plateau.
+
+    Mirrored about the middle of the power law, x -> u - x with x = log(m / p) and u = log(A / p), the curve departs
+    from the low plateau exactly as it does from the high one. Counting from the nearer keeps rounding from carrying
+    the error past either.
+
+    Returns:
+        Whether the high plateau is nearer, and twice the logarithmic distances beyond its own and the other knee.
+    """
+    span = (curve.log_eps_up - curve.log_eps_np) / curve.gamma
+    from_up = jnp.asarray(log_m - curve.log_p)
+    near_up = from_up < span - from_up
+    # Not jnp.minimum, which halves the gradient where the two are equal.
+    nearer = jnp.where(near_up, from_up, span - from_up)
+    return near_up, 2 * nearer, 2 * (nearer - span)
+
+
+def log_slope(curve: Curve, log_m: ArrayLike) -> Array:
+    r"""Compute the local slope d log error / d log m, between -gamma and 0.
+
+    Args:
+        curve: Plateaus, slope and knee.
+        log_m: Logarithm of density, or of the invariant m*.
+
+    Returns:
+        The slope, broadcast.
+
+    Source:
+        Derivative of `log_error`: gamma (m^2 / (m^2 + A^2) - m^2 / (m^2 + p^2)).
+    """
+    _, inner, outer = _to_nearer_plateau(curve, log_m)
+    return curve.gamma * (jax.nn.sigmoid(outer) - jax.nn.sigmoid(inner))
+
+
+def log_m_at(curve: Curve, log_target: ArrayLike) -> Array:
+    r"""Invert the law: the log m at which the error is the target.
+
+    $$m(\epsilon_k) = p \sqrt{\frac{\epsilon_{up}^{2/\gamma} - \epsilon_k^{2/\gamma}}
+    {\epsilon_k^{2/\gamma} - \epsilon_{np}^{2/\gamma}}}$$
+
+    Args:
+        curve: Plateaus, slope and knee.
+        log_target: Logarithm of the wanted error.
+
+    Returns:
+        The log m, broadcast; `inf` where the target is at or below the low plateau (no density reaches it), `-inf`
+        where it is at or above the high plateau (every density does).
+
+    Source:
+        Rosenfeld et al., ICML 2021, section 6; solved from `log_error`.
+    """
+    above = (curve.log_eps_up - log_target) / curve.gamma
+    below = (log_target - curve.log_eps_np) / curve.gamma
+    inside = (above > 0) & (below > 0)
+    up, down = jnp.where(inside, above, 1.0), jnp.where(inside, below, 1.0)
+    # log(e^{2u} - 1) written as 2u + log(1 - e^{-2u}); the factor eps_k^{2/gamma} cancels.
+    log_ratio = (2 * up + jnp.log(-jnp.expm1(-2 * up))) - jnp.log(-jnp.expm1(-2 * down))
+    solved = curve.log_p + 0.5 * log_ratio
+    return jnp.where(inside, solved, jnp.where(below <= 0, jnp.inf, -jnp.inf))
+
+
+class Dense(NamedTuple):
+    """Hold the constants of the dense law, all of one broadcastable shape.
+
+    Attributes:
+        log_a: Logarithm of the dataset-size term at the reference size.
+        alpha: Exponent of dataset size.
+        log_b: Logarithm of the parameter-count term at the reference count.
+        beta: Exponent of parameter count.
+        log_c: Logarithm of what neither data nor parameters remove.
+    """
+
+    log_a: ArrayLike
+    alpha: ArrayLike
+    log_b: ArrayLike
+    beta: ArrayLike
+    log_c: ArrayLike
+
+
+def log_dense(dense: Dense, log_parameters: ArrayLike, log_dataset_size: ArrayLike) -> Array:
+    r"""Compute log e~ of the dense law, e~ = a n^-alpha + b m^-beta + c.
+
+    Args:
+        dense: The constants.
+        log_parameters: Logarithm of the parameter count, relative to its reference.
+        log_dataset_size: Logarithm of the dataset size, relative to its reference.
+
+    Returns:
+        Logarithm of e~, broadcast.
+
+    Source:
+        Rosenfeld et al., ICLR 2020 (arXiv 1909.12673), equation (4).
+    """
+    terms = jnp.logaddexp(dense.log_a - dense.alpha * log_dataset_size, dense.log_b - dense.beta * log_parameters)
+    return jnp.logaddexp(terms, dense.log_c)
+
+
+def saturate(log_dense_error: ArrayLike, log_eps_up: ArrayLike) -> Array:
+    r"""Bend e~ towards the high plateau: eps_np = eps_up e~ / sqrt(e~^2 + 1), below eps_up whatever e~ is.
+
+    Args:
+        log_dense_error: Logarithm of e~, with discrepancies added to it.
+        log_eps_up: Logarithm of the high plateau, which plays the part of the random-guess error.
+
+    Returns:
+        Logarithm of eps_np, broadcast.
+
+    Source:
+        Rosenfeld et al., ICLR 2020, equation (5), with eta = 1.
+    """
+    return log_eps_up - 0.5 * jax.nn.softplus(-2 * jnp.asarray(log_dense_error))

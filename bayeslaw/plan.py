@@ -1,0 +1,355 @@
+"""From a posterior to a decision: which network to start from and how far to prune it."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.families import Family
+from bayeslaw.law import Curve, log_m_at, saturate
+from bayeslaw.model import CONFIGURATION, observation
+from bayeslaw.precision import in_float64
+from bayeslaw.predict import (
+    average_error,
+    configuration_draws,
+    extrapolation,
+    generator,
+    log_knee,
+    new_runs,
+    parameter_draws,
+    predict,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bayeslaw.fit import Fit
+
+#: Below this probability that any start reaches the target, there is nothing to plan.
+OUT_OF_REACH = 0.05
+#: Rounds looked at; 0.8^40 is a density of 0.013 %.
+MAX_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold the decision and what it rests on.
+
+    Attributes:
+        target_error: The wanted error.
+        dataset_size: Number of training examples.
+        confidence: Wanted probability that a new run reaches the target.
+        starts: One row per starting (depth, width). `p_best`: probability that it ends with the fewest parameters;
+            `p_feasible`: that its mean unpruned error is at most the target; `size_median`, `size_lower`, `size_upper`:
+            non-zero parameters at the density that just reaches the target, where feasible (90 %, equal-tailed);
+            `rounds`, `density`, `size`: the deepest round at which a new run reaches the target with `confidence`;
+            `p_reach`: that probability (population error, trained and pruned once more).
+        recommended: The row of `starts` to begin with, or nothing if no start reaches the target with `confidence`.
+        p_none: Probability that no start is feasible.
+        notes: What the reader must know: extrapolation, prior-driven parameters, a failed gate.
+    """
+
+    target_error: float
+    dataset_size: int
+    confidence: float
+    starts: pd.DataFrame
+    recommended: pd.Series | None
+    p_none: float
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        columns = ["depth", "width", "p_best", "p_feasible", "size_median", "size_lower", "size_upper"]
+        columns += ["rounds", "density", "size", "p_reach"]
+        shown = self.starts[columns].sort_values(["p_best", "size"], ascending=[False, True])
+        formats = {name: "{:.2f}".format for name in ("p_best", "p_feasible", "p_reach")}
+        formats |= {name: "{:,.0f}".format for name in columns if name.startswith("size")}
+        formats["density"] = "{:.4f}".format
+        table = shown.to_string(index=False, formatters=formats, na_rep="-")
+        return "\n".join([table, "", self.advice, *self.notes])
+
+    @property
+    def advice(self) -> str:
+        """Say in a sentence what to do."""
+        if self.recommended is None:
+            best = self.starts.loc[self.starts["p_reach"].idxmax()]
+            return (
+                f"No start reaches error {self.target_error:g} with probability {self.confidence:g}; the closest is "
+                f"depth {best['depth']:g}, width {best['width']:g} with {best['p_reach']:.2f}. Ask for less "
+                "confidence, offer larger starts or more data."
+            )
+        row = self.recommended
+        return (
+            f"Start from depth {row['depth']:g}, width {row['width']:g} and prune {row['rounds']:g} rounds to density "
+            f"{row['density']:.4f}: {row['size']:,.0f} non-zero parameters; a new run reaches error "
+            f"{self.target_error:g} with probability {row['p_reach']:.2f}. It is the best of these starts with "
+            f"probability {row['p_best']:.2f}."
+        )
+
+
+@in_float64
+def plan(
+    fit: Fit,
+    target_error: float,
+    *,
+    depths: Iterable[int],
+    widths: Iterable[float],
+    dataset_size: int,
+    family: Family | None = None,
+    parameters: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    confidence: float = 0.9,
+    allow_failed: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """Choose the starting network that ends with the fewest non-zero parameters at a wanted error.
+
+    Args:
+        fit: The posterior.
+        target_error: Wanted top-1 test error, in (0, random-guess error).
+        depths: Depths to choose from.
+        widths: Widths to choose from.
+        dataset_size: Number of training examples.
+        family: Counts parameters; default the fitted family.
+        parameters: Own count instead: a function (depth, width) -> (prunable, unprunable), vectorised.
+        confidence: Wanted probability that a new run reaches the target, in (0, 1).
+        allow_failed: Plan although the fit failed its gate; the plan then says so.
+        seed: Seed of fresh effects.
+
+    Returns:
+        The plan. Sizes are kept + unprunable parameters.
+
+    Raises:
+        BayeslawError: The fit failed its gate, the target is out of reach of every start (with how close one can get)
+            or at the high plateau, no counts are known, or an argument is out of range.
+
+    Source:
+        Rosenfeld et al., ICML 2021, section 6; the inversion is `bayeslaw.law.log_m_at`.
+    """
+    starts = _starts(depths, widths, dataset_size)
+    _check(fit, target_error, confidence)
+    notes = _gate(fit, allow_failed)
+    prunable, unprunable = _counts(fit, starts, family, parameters)
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    covariates = fit.frame.covariates(starts)
+    log_e = configuration_draws(fit, starts, seed)
+    log_p = np.asarray(log_knee(value, covariates["depth"], covariates["width"]))
+    curve = Curve(saturate(log_e, value["log_eps_up"]), value["log_eps_up"], value["gamma"], log_p)
+    unpruned = np.asarray(average_error(value, log_e, log_p, np.zeros(len(starts))))
+    starts["p_feasible"] = (unpruned <= target_error).mean(0)
+    size, p_none = _sizes(np.asarray(log_m_at(curve, np.log(target_error))), prunable, unprunable)
+    if 1 - p_none < OUT_OF_REACH:
+        raise BayeslawError(_how_close(fit, starts, target_error, unpruned))
+    best = np.where(np.isfinite(size).any(1), size.argmin(1), -1)
+    starts["p_best"] = [(best == i).mean() for i in range(len(starts))]
+    feasible = np.where(np.isfinite(size), size, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # columns that no draw finds feasible have no size
+        quantiles = np.nanquantile(feasible, [0.5, 0.05, 0.95], axis=0)
+    for name, row in zip(("size_median", "size_lower", "size_upper"), quantiles, strict=True):
+        starts[name] = row
+    deepest = [
+        _deepest_round(fit, value, starts, i, float(log_target), prunable[i], confidence, seed)
+        for i, log_target in enumerate(np.full(len(starts), np.log(target_error)))
+    ]
+    starts[["rounds", "kept", "p_reach"]] = np.array(deepest)
+    starts["density"] = starts["kept"] / prunable
+    starts["size"] = starts["kept"] + unprunable
+    starts["parameters"] = prunable + unprunable
+    sure = starts[starts["p_reach"] >= confidence]
+    recommended = starts.loc[sure["size"].idxmin()] if len(sure) else None
+    notes += _novelty_notes(fit, starts if recommended is None else starts.loc[[recommended.name]])
+    return Plan(target_error, dataset_size, confidence, starts, recommended, p_none, tuple(notes))
+
+
+def frontier(
+    fit: Fit,
+    targets: NDArray,
+    *,
+    depths: Iterable[int],
+    widths: Iterable[float],
+    dataset_size: int,
+    family: Family | None = None,
+    parameters: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    interval: float = 0.9,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Give the fewest non-zero parameters over all starts for a range of errors, with credible intervals.
+
+    Args:
+        fit: The posterior.
+        targets: Errors, `[targets]`.
+        depths: Depths to choose from.
+        widths: Widths to choose from.
+        dataset_size: Number of training examples.
+        family: Counts parameters; default the fitted family.
+        parameters: Own count instead, as in `plan`.
+        interval: Probability of the equal-tailed interval.
+        seed: Seed of fresh effects.
+
+    Returns:
+        One row per target: `target_error`, `median`, `lower`, `upper` size and `p_feasible`, the probability that any
+        start reaches it. Quantiles are over the draws in which the target is feasible.
+
+    Source:
+        Rosenfeld et al., ICML 2021, figure 8.
+    """
+    return _frontier(
+        fit,
+        np.asarray(targets, float),
+        _starts(depths, widths, dataset_size),
+        interval,
+        seed,
+        lambda starts: _counts(fit, starts, family, parameters),
+    )
+
+
+@in_float64
+def _frontier(
+    fit: Fit, targets: NDArray, starts: pd.DataFrame, interval: float, seed: int, count: Callable[[pd.DataFrame], Any]
+) -> pd.DataFrame:
+    prunable, unprunable = count(starts)
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    covariates = fit.frame.covariates(starts)
+    log_eps_np = saturate(configuration_draws(fit, starts, seed), value["log_eps_up"])
+    log_p = log_knee(value, covariates["depth"], covariates["width"])
+    curve = Curve(log_eps_np, value["log_eps_up"], value["gamma"], log_p)
+    tail, rows = (1 - interval) / 2, []
+    for target in targets:
+        size, p_none = _sizes(np.asarray(log_m_at(curve, np.log(target))), prunable, unprunable)
+        smallest = size.min(1)
+        smallest = smallest[np.isfinite(smallest)]
+        quantiles = np.quantile(smallest, [0.5, tail, 1 - tail]) if len(smallest) else np.full(3, np.nan)
+        rows.append([target, *quantiles, 1 - p_none])
+    return pd.DataFrame(rows, columns=["target_error", "median", "lower", "upper", "p_feasible"])
+
+
+def _sizes(log_density: NDArray, prunable: NDArray, unprunable: NDArray) -> tuple[NDArray, float]:
+    """Give non-zero parameters per draw and start, infinite where infeasible, and the share with no start at all."""
+    size = np.where(log_density <= 0, np.exp(np.minimum(log_density, 0)) * prunable + unprunable, np.inf)
+    return size, float(np.isinf(size).all(1).mean())
+
+
+def rounds_of(prunable: float, *, prune_fraction: float = 0.2) -> NDArray[np.int64]:
+    """List the weights kept after 0, 1, 2, ... rounds of 20 %, each rounded as the runner does.
+
+    Example:
+        >>> rounds_of(100)[:4].tolist()
+        [100, 80, 64, 52]
+    """
+    from fractions import Fraction
+
+    share, kept = Fraction(str(prune_fraction)), [round(prunable)]
+    while len(kept) <= MAX_ROUNDS and 0 < kept[-1] - int(share * kept[-1]) < kept[-1]:
+        kept.append(kept[-1] - int(share * kept[-1]))
+    return np.array(kept)
+
+
+def _deepest_round(
+    fit: Fit,
+    value: dict[str, Any],
+    starts: pd.DataFrame,
+    index: int,
+    log_target: float,
+    prunable: float,
+    confidence: float,
+    seed: int,
+) -> tuple[int, int, float]:
+    """Find the deepest round at which a new run's population error is at most the target with `confidence`.
+
+    Returns:
+        Rounds, weights kept and the probability; where no round is sure enough, the surest round.
+    """
+    start = starts.iloc[[index]]
+    kept = rounds_of(prunable)
+    log_e, effect_p = new_runs(fit, start, seed)
+    covariates = fit.frame.covariates(start)
+    log_p = log_knee(value, covariates["depth"], covariates["width"]) + effect_p
+    curve = Curve(saturate(log_e, value["log_eps_up"]), value["log_eps_up"], value["gamma"], log_p)
+    location, scale = observation(curve, np.log(kept / prunable), np.full(len(kept), np.inf), value)
+    row = tuple(start[CONFIGURATION].iloc[0])
+    noise = generator(seed, row, "jitter").standard_t(np.broadcast_to(value["nu"], location.shape))
+    logit_target = log_target - np.log1p(-np.exp(log_target))
+    reach = (np.asarray(location) + np.asarray(scale) * noise <= logit_target).mean(0)
+    sure = np.flatnonzero(reach >= confidence)
+    chosen = int(sure[-1]) if len(sure) else int(reach.argmax())
+    return chosen, int(kept[chosen]), float(reach[chosen])
+
+
+def _starts(depths: Iterable[int], widths: Iterable[float], dataset_size: int) -> pd.DataFrame:
+    grid = list(itertools.product(sorted(set(depths)), sorted(set(widths))))
+    faults = [] if grid else ["depths and widths must each name at least one value"]
+    faults += [f"depth {depth}, width {width}" for depth, width in grid if not (depth > 0 and width > 0)]
+    if faults or not dataset_size > 0:
+        wrong = faults or [f"dataset_size = {dataset_size}"]
+        raise BayeslawError(f"plan: {'; '.join(wrong)}: depths, widths and dataset_size must be above 0.")
+    return pd.DataFrame(grid, columns=["depth", "width"]).assign(dataset_size=dataset_size)
+
+
+def _check(fit: Fit, target_error: float, confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise BayeslawError(f"confidence = {confidence} must be in (0, 1), for instance 0.9.")
+    if not 0 < target_error < 1:
+        raise BayeslawError(f"target_error = {target_error} must be a fraction in (0, 1), for instance 0.1.")
+    highest = float(fit.posterior["eps_up"].quantile(0.05))
+    if target_error >= highest:
+        raise BayeslawError(
+            f"target_error = {target_error:g} is at or above the high plateau (eps_up, {highest:.3g} or more): every "
+            "network reaches it at any density. Ask for less error."
+        )
+
+
+def _gate(fit: Fit, allow_failed: bool) -> list[str]:
+    diagnosis = fit.diagnose()
+    if diagnosis.passed:
+        return []
+    message = "The fit failed its gate: " + "; ".join(diagnosis.failures) + "."
+    if not allow_failed:
+        raise BayeslawError(f"{message} Mend it, or pass allow_failed=True to plan with it all the same.")
+    return [f"Warning: {message}"]
+
+
+def _counts(
+    fit: Fit,
+    starts: pd.DataFrame,
+    family: Family | None,
+    parameters: Callable[[Any, Any], tuple[Any, Any]] | None,
+) -> tuple[NDArray, NDArray]:
+    count = parameters or (family or fit.frame.family).counts
+    prunable, unprunable = count(starts["depth"].to_numpy(float), starts["width"].to_numpy(float))
+    shape = (len(starts),)
+    return np.broadcast_to(np.asarray(prunable, float), shape), np.broadcast_to(np.asarray(unprunable, float), shape)
+
+
+def _how_close(fit: Fit, starts: pd.DataFrame, target_error: float, unpruned: NDArray) -> str:
+    best = int(unpruned.mean(0).argmin())
+    design = starts.iloc[[best]].assign(density=1.0)[[*CONFIGURATION, "density"]]
+    closest = predict(fit, design)
+    assert isinstance(closest, pd.DataFrame)
+    row = closest.iloc[0]
+    return (
+        f"target_error = {target_error:g} is out of reach: the closest start is depth {row['depth']:g}, width "
+        f"{row['width']:g}, whose unpruned mean error is {row['median']:.3g} ({row['lower']:.3g} to {row['upper']:.3g},"
+        f" 90 %); it is at most the target with probability {(unpruned[:, best] <= target_error).mean():.3f}. Ask for "
+        "more error, or offer larger starts or more data."
+    )
+
+
+def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
+    notes = []
+    distance = float(extrapolation(fit, chosen[[*CONFIGURATION, "density"]]).max())
+    if distance > 0:
+        notes.append(
+            f"Note: this start lies a factor {np.exp(distance):.2g} outside what was fitted; there the interval rests "
+            "on the law."
+        )
+    summary = fit.summary()
+    driven = [name for name in ("gamma", "phi", "psi", "knee") if summary.loc[name, "driven_by"] == "prior"]
+    if driven:
+        notes.append(f"Note: {', '.join(driven)} driven by the prior, not by the data.")
+    return notes

@@ -1,0 +1,240 @@
+"""From a posterior to predictions for networks, trained or not."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.law import Curve, log_dense, log_error, log_m_star, saturate
+from bayeslaw.model import CONFIGURATION, dense_of, observation
+from bayeslaw.precision import in_float64
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bayeslaw.fit import Fit
+
+#: Gauss-Hermite nodes per run effect.
+NODES = 7
+#: Designs computed at once; bounds the memory at draws x NODES^2 x this many numbers.
+BLOCK = 16
+
+
+@in_float64
+def predict(
+    fit: Fit,
+    designs: pd.DataFrame,
+    *,
+    interval: float = 0.9,
+    kind: str = "mean",
+    seed: int = 0,
+    return_draws: bool = False,
+) -> pd.DataFrame | xr.DataArray:
+    """Predict the error of networks.
+
+    Args:
+        fit: The posterior.
+        designs: One row per network, with `depth`, `width`, `dataset_size`, `density` in (0, 1] and, for
+            `kind="run"`, optionally `n_test` (else that of the fitted runs).
+        interval: Probability of the equal-tailed interval, in (0, 1).
+        kind: `"mean"`: the configuration's curve, averaged over runs; its own posterior where it was trained, else
+            the dense law with a fresh discrepancy. `"run"`: what a new replicate would measure: run effects, jitter of
+            single levels and the noise of `n_test` test examples on top.
+        seed: Seed of fresh effects; they depend on seed and configuration alone, not on what else is asked for.
+        return_draws: Return the joint draws instead of their summary.
+
+    Returns:
+        The designs with `mean`, `median`, `lower`, `upper` of the error, `trained` (the configuration was fitted) and
+        `extrapolation` (how far, in factors of e, the design lies outside the fitted range along its worst axis; 0
+        inside). With `return_draws`, a DataArray with dimensions `chain`, `draw`, `design`.
+
+    Raises:
+        BayeslawError: A column is missing, a value is out of range, or `kind` or `interval` is unknown.
+
+    Example:
+        >>> designs = pd.DataFrame({"depth": [20], "width": [32], "dataset_size": [1000], "density": [0.1]})
+        >>> fit.predict(designs, kind="run")  # doctest: +SKIP
+    """
+    _check(designs, interval, kind)
+    draws = _mean_draws(fit, designs, seed) if kind == "mean" else _run_draws(fit, designs, seed)
+    if return_draws:
+        chains = fit.posterior.sizes["chain"]
+        return xr.DataArray(draws.reshape(chains, -1, len(designs)), dims=("chain", "draw", "design"), name="error")
+    return designs.assign(**summarise(draws, interval), **_novelty(fit, designs))
+
+
+def summarise(draws: NDArray, interval: float) -> dict[str, NDArray]:
+    """Give mean, median and equal-tailed interval over the first axis."""
+    tail = (1 - interval) / 2
+    lower, median, upper = np.quantile(draws, [tail, 0.5, 1 - tail], axis=0)
+    return {"mean": draws.mean(0), "median": median, "lower": lower, "upper": upper}
+
+
+def parameter_draws(fit: Fit) -> dict[str, NDArray]:
+    """Flatten chain and draw of all parameters that are one number per draw."""
+    posterior = fit.posterior
+    values = {k: v.to_numpy().ravel() for k, v in posterior.data_vars.items() if v.ndim == 2}
+    return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
+
+
+def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> NDArray:
+    """Draw log e of configurations, `[draws, configurations]`: their own posterior, else a fresh discrepancy."""
+    value = parameter_draws(fit)
+    own = fit.posterior["log_e"].to_numpy().reshape(len(value["a"]), -1)
+    known = {tuple(row): i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
+    covariates = fit.frame.covariates(configurations)
+    columns = {k: v[:, None] for k, v in value.items()}
+    centre = log_dense(dense_of(columns), covariates["parameters"], covariates["dataset_size"])
+    result = np.array(centre)
+    for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
+        if row in known:
+            result[:, i] = own[:, known[row]]
+        else:
+            result[:, i] += value["sigma_np"] * generator(seed, row, "discrepancy").standard_normal(len(result))
+    return result
+
+
+def generator(seed: int, row: tuple[Any, ...], purpose: str) -> np.random.Generator:
+    """Make the generator of one use of randomness, named by configuration and purpose."""
+    name = ",".join(f"{float(x):.9g}" for x in row)
+    return np.random.default_rng([seed, zlib.crc32(f"{purpose}:{name}".encode())])
+
+
+def log_knee(value: dict[str, Any], depth: Any, width: Any) -> Any:
+    """Give the log density at which a network meets the high plateau, from centred log depth and log width."""
+    return jnp.log(value["knee"]) - log_m_star(depth, width, 0.0, value["phi"], value["psi"])
+
+
+@jax.jit
+def average_error(value: dict[str, Any], log_e: Any, log_p: Any, log_density: Any) -> jax.Array:
+    """Average the error over the effects of a new run, by Gauss-Hermite quadrature.
+
+    Args:
+        value: `log_eps_up`, `gamma` and the spreads, each `[draws, 1]`.
+        log_e: Of the configuration, `[draws, designs]`.
+        log_p: Log density at the high plateau, `[draws, designs]`.
+        log_density: `[designs]`.
+
+    Returns:
+        Mean error, `[draws, designs]`.
+    """
+    if "tau_p" not in value:
+        return jnp.exp(log_error(_curve(value, log_e, log_p), log_density))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    weights = weights / weights.sum()
+    total = jnp.zeros(jnp.broadcast_shapes(log_e.shape, log_p.shape))
+    for up, up_weight in zip(nodes, weights, strict=True):
+        for sideways, sideways_weight in zip(nodes, weights, strict=True):
+            curve = _curve(value, log_e + value["tau_np"] * up, log_p + value["tau_p"] * sideways)
+            total = total + up_weight * sideways_weight * jnp.exp(log_error(curve, log_density))
+    return total
+
+
+def _curve(value: dict[str, Any], log_e: Any, log_p: Any) -> Curve:
+    return Curve(saturate(log_e, value["log_eps_up"]), value["log_eps_up"], value["gamma"], log_p)
+
+
+def _unique(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]:
+    configurations = designs[CONFIGURATION].drop_duplicates().reset_index(drop=True)
+    index = designs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"]
+    return configurations, index.to_numpy()
+
+
+def _mean_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    configurations, index = _unique(designs)
+    log_e = configuration_draws(fit, configurations, seed)[:, index]
+    covariates = fit.frame.covariates(designs)
+    log_density = np.log(designs["density"].to_numpy(float))
+    padded = -len(designs) % BLOCK
+    order = np.pad(np.arange(len(designs)), (0, padded), mode="edge")
+    blocks = []
+    for block in order.reshape(-1, BLOCK):
+        log_p = log_knee(value, covariates["depth"][block], covariates["width"][block])
+        blocks.append(np.asarray(average_error(value, log_e[:, block], log_p, log_density[block])))
+    return np.concatenate(blocks, axis=1)[:, : len(designs)]
+
+
+def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    configurations, index = _unique(designs)
+    log_e, effect_p = new_runs(fit, configurations, seed)
+    covariates = fit.frame.covariates(designs)
+    log_p = log_knee(value, covariates["depth"], covariates["width"]) + effect_p[:, index]
+    n_test = _n_test(fit, designs)
+    curve = _curve(value, log_e[:, index], log_p)
+    location, scale = observation(curve, np.log(designs["density"].to_numpy(float)), n_test, value)
+    rng = np.random.default_rng([seed, 1])
+    logit = np.asarray(location) + np.asarray(scale) * rng.standard_t(value["nu"], location.shape)
+    return error_from_logit(logit, n_test)
+
+
+def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray, NDArray]:
+    """Draw log e and the sideways effect of a new run of every configuration, each `[draws, configurations]`."""
+    value = parameter_draws(fit)
+    log_e = configuration_draws(fit, configurations, seed)
+    effect_p = np.zeros_like(log_e)
+    if "tau_p" in value:
+        for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
+            normal = generator(seed, row, "run").standard_normal((2, len(log_e)))
+            log_e[:, i] += value["tau_np"] * normal[0]
+            effect_p[:, i] = value["tau_p"] * normal[1]
+    return log_e, effect_p
+
+
+def error_from_logit(logit: NDArray, n_test: NDArray) -> NDArray:
+    """Undo the empirical logit, to the nearest count where the number of test examples is known."""
+    share = 1 / (1 + np.exp(-logit))
+    known = np.isfinite(n_test)
+    count = np.where(known, n_test, 1.0)
+    wrong = np.clip(np.round(share * (count + 1) - 0.5), 0, count)
+    return np.where(known, wrong / count, share)
+
+
+def _n_test(fit: Fit, designs: pd.DataFrame) -> NDArray:
+    if "n_test" in designs:
+        return designs["n_test"].to_numpy(float)
+    known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
+    return np.full(len(designs), known)
+
+
+def _novelty(fit: Fit, designs: pd.DataFrame) -> dict[str, NDArray]:
+    known = set(fit.configurations.itertuples(index=False, name=None))
+    rows = designs[CONFIGURATION].itertuples(index=False, name=None)
+    return {"trained": np.array([row in known for row in rows]), "extrapolation": extrapolation(fit, designs)}
+
+
+def extrapolation(fit: Fit, designs: pd.DataFrame) -> NDArray:
+    """Measure how far designs lie outside the fitted range, in natural logs along the worst axis; 0 inside."""
+    axes = [name for name in (*CONFIGURATION, "density") if name in designs]
+    outside = np.zeros(len(designs))
+    for name in axes:
+        value, fitted = np.log(designs[name].to_numpy(float)), np.log(fit.runs[name].to_numpy(float))
+        outside = np.maximum(outside, np.maximum(value - fitted.max(), fitted.min() - value))
+    return outside
+
+
+def _check(designs: pd.DataFrame, interval: float, kind: str) -> None:
+    missing = [name for name in (*CONFIGURATION, "density") if name not in designs]
+    if missing:
+        raise BayeslawError(f"designs lack {', '.join(missing)}; give one row per network with these columns.")
+    faults = []
+    for name in (*CONFIGURATION, "density"):
+        values = designs[name].to_numpy(float)
+        bad = ~(np.isfinite(values) & (values > 0) & ((values <= 1) | (name != "density")))
+        faults += [f"row {i}, {name} = {values[i]:g}" for i in np.flatnonzero(bad)]
+    if faults:
+        raise BayeslawError(
+            f"designs: {'; '.join(faults[:20])}; depth, width and dataset_size must be above 0, density in (0, 1]."
+        )
+    if not 0 < interval < 1:
+        raise BayeslawError(f"interval = {interval} must be in (0, 1), for instance 0.9.")
+    if kind not in ("mean", "run"):
+        raise BayeslawError(f"kind = {kind!r} must be 'mean' (the curve) or 'run' (a new replicate).")

@@ -1,0 +1,116 @@
+"""The priors of the joint law: every default with what it means and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpyro.distributions as dist
+
+from bayeslaw.errors import BayeslawError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpyro.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Hold a prior with its meaning and its source.
+
+    Attributes:
+        distribution: Any univariate NumPyro distribution on the parameter's range.
+        meaning: What the parameter is, with its unit.
+        source: Why the default is what it is.
+    """
+
+    distribution: Distribution
+    meaning: str
+    source: str
+
+
+def default_priors() -> dict[str, Prior]:
+    """Make the default priors, by parameter name.
+
+    Returns:
+        The priors; the names are those of `Fit.posterior`.
+
+    Example:
+        >>> sorted(default_priors())[:4]
+        ['a', 'alpha', 'b', 'beta']
+    """
+    law, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
+    small = "weak: half-normal, seeds of small runs spread by 5 to 25 %"
+    return {
+        "gamma": Prior(dist.LogNormal(0.0, 0.75), "slope of the power-law region", law),
+        "phi": Prior(dist.Normal(1.0, 1.0), "exponent of depth in m*", f"{law}; negative values allowed"),
+        "psi": Prior(dist.Normal(1.0, 1.0), "exponent of width in m*", f"{law}; negative values allowed"),
+        "knee": Prior(
+            dist.LogNormal(-3.5, 1.5), "density at which the central network meets the high plateau", "weak: .002 to .6"
+        ),
+        "plateau": Prior(dist.Beta(8.0, 1.0), "eps_up as a share of the random-guess error", "near random guessing"),
+        "a": Prior(dist.LogNormal(-2.5, 1.25), "dataset-size term of the dense law at the central size", dense),
+        "alpha": Prior(dist.LogNormal(-0.5, 0.5), "exponent of dataset size (.66 there)", dense),
+        "b": Prior(dist.LogNormal(-2.5, 1.25), "parameter-count term of the dense law at the central count", dense),
+        "beta": Prior(dist.LogNormal(-0.6, 0.5), "exponent of parameter count (.53 there)", dense),
+        "c": Prior(dist.LogNormal(-4.0, 1.25), "what neither data nor parameters remove", dense),
+        "spread_np": Prior(dist.HalfNormal(0.4), "spread of eps_np around the dense law (log)", small),
+        "share_np": Prior(
+            dist.Uniform(0.0, 1.0), "share of that variance that belongs to the configuration, not the seed", "flat"
+        ),
+        "tau_p": Prior(dist.HalfNormal(0.3), "spread of trajectories in p' (log, sideways)", small),
+        "sigma": Prior(dist.HalfNormal(0.3), "jitter of single levels (logit)", small),
+        "kappa": Prior(dist.HalfNormal(0.3), "sideways jitter of single levels (log m*)", small),
+        "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),
+        "nu": Prior(dist.Gamma(2.0, 0.1), "degrees of freedom of the noise", "Juarez and Steel 2010"),
+    }
+
+
+def resolve_priors(priors: Mapping[str, Distribution] | None) -> dict[str, Prior]:
+    """Put the user's distributions in place of defaults.
+
+    Args:
+        priors: NumPyro distributions by parameter name; all others keep their default.
+
+    Returns:
+        The priors by name.
+
+    Raises:
+        BayeslawError: A name is unknown, or a value is no univariate distribution.
+
+    Example:
+        >>> resolve_priors({"phi": dist.Normal(0.7, 0.2)})["phi"].source
+        'given by the user'
+    """
+    resolved = default_priors()
+    faults = []
+    for name, given in (priors or {}).items():
+        if name not in resolved:
+            faults.append(f"unknown parameter {name!r}; allowed: {', '.join(resolved)}")
+        elif not isinstance(given, dist.Distribution) or given.batch_shape or given.event_shape:
+            faults.append(f"{name}: {type(given).__name__} is no univariate NumPyro distribution")
+        else:
+            resolved[name] = Prior(given, resolved[name].meaning, "given by the user")
+    if faults:
+        raise BayeslawError("priors: " + "; ".join(faults) + ".")
+    return resolved
+
+
+def describe_prior(prior: Prior) -> str:
+    """Write a prior's distribution with its arguments."""
+    given = prior.distribution
+    arguments = {name: getattr(given, name, None) for name in given.arg_constraints}
+    inner = ", ".join(f"{name}={float(value):g}" for name, value in arguments.items() if value is not None)
+    return f"{type(given).__name__}({inner})"
+
+
+def prior_table(priors: Mapping[str, Prior] | None = None) -> pd.DataFrame:
+    """List priors as a table with distribution, meaning and source, one row per parameter."""
+    import pandas as pd
+
+    rows = {
+        name: {"prior": describe_prior(prior), "meaning": prior.meaning, "source": prior.source}
+        for name, prior in (priors or default_priors()).items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameter")
