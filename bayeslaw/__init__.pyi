@@ -4,9 +4,9 @@ from bayeslaw.diagnostics import Diagnosis as Diagnosis
 from bayeslaw.errors import BayeslawError as BayeslawError
 from bayeslaw.errors import RunTableError as RunTableError
 from bayeslaw.families import Family as Family
-from bayeslaw.fit import Fit as Fit
-from bayeslaw.fit import fit as fit
-from bayeslaw.fit import load as load
+from bayeslaw.fitting import Fit as Fit
+from bayeslaw.fitting import fit as fit
+from bayeslaw.fitting import load as load
 from bayeslaw.plan import Plan as Plan
 from bayeslaw.plan import frontier as frontier
 from bayeslaw.priors import default_priors as default_priors

@@ -74,9 +74,10 @@ def log_error(curve: Curve, log_m: ArrayLike) -> Array:
         >>> [round(float(jnp.exp(log_error(curve, jnp.log(d)))), 3) for d in (1.0, 0.03, 1e-6)]
         [0.1, 0.3, 0.9]
     """
+    log_eps_np, log_eps_up, gamma, _ = map(jnp.asarray, curve)
     near_up, inner, outer = _to_nearer_plateau(curve, log_m)
-    departure = 0.5 * curve.gamma * (jax.nn.softplus(inner) - jax.nn.softplus(outer))
-    return jnp.where(near_up, curve.log_eps_up - departure, curve.log_eps_np + departure)
+    departure = 0.5 * gamma * (jax.nn.softplus(inner) - jax.nn.softplus(outer))
+    return jnp.where(near_up, log_eps_up - departure, log_eps_np + departure)
 
 
 def _to_nearer_plateau(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, Array]:
@@ -89,8 +90,9 @@ def _to_nearer_plateau(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, Ar
     Returns:
         Whether the high plateau is nearer, and twice the logarithmic distances beyond its own and the other knee.
     """
-    span = (curve.log_eps_up - curve.log_eps_np) / curve.gamma
-    from_up = jnp.asarray(log_m - curve.log_p)
+    log_eps_np, log_eps_up, gamma, log_p = map(jnp.asarray, curve)
+    span = (log_eps_up - log_eps_np) / gamma
+    from_up = log_m - log_p
     near_up = from_up < span - from_up
     # Not jnp.minimum, which halves the gradient where the two are equal.
     nearer = jnp.where(near_up, from_up, span - from_up)
@@ -111,7 +113,7 @@ def log_slope(curve: Curve, log_m: ArrayLike) -> Array:
         Derivative of `log_error`: gamma (m^2 / (m^2 + A^2) - m^2 / (m^2 + p^2)).
     """
     _, inner, outer = _to_nearer_plateau(curve, log_m)
-    return curve.gamma * (jax.nn.sigmoid(outer) - jax.nn.sigmoid(inner))
+    return jnp.asarray(curve.gamma) * (jax.nn.sigmoid(outer) - jax.nn.sigmoid(inner))
 
 
 def log_m_at(curve: Curve, log_target: ArrayLike) -> Array:
@@ -131,13 +133,14 @@ def log_m_at(curve: Curve, log_target: ArrayLike) -> Array:
     Source:
         Rosenfeld et al., ICML 2021, section 6; solved from `log_error`.
     """
-    above = (curve.log_eps_up - log_target) / curve.gamma
-    below = (log_target - curve.log_eps_np) / curve.gamma
+    log_eps_np, log_eps_up, gamma, log_p = map(jnp.asarray, curve)
+    above = (log_eps_up - log_target) / gamma
+    below = (log_target - log_eps_np) / gamma
     inside = (above > 0) & (below > 0)
     up, down = jnp.where(inside, above, 1.0), jnp.where(inside, below, 1.0)
     # log(e^{2u} - 1) written as 2u + log(1 - e^{-2u}); the factor eps_k^{2/gamma} cancels.
     log_ratio = (2 * up + jnp.log(-jnp.expm1(-2 * up))) - jnp.log(-jnp.expm1(-2 * down))
-    solved = curve.log_p + 0.5 * log_ratio
+    solved = log_p + 0.5 * log_ratio
     return jnp.where(inside, solved, jnp.where(below <= 0, jnp.inf, -jnp.inf))
 
 
@@ -173,8 +176,9 @@ def log_dense(dense: Dense, log_parameters: ArrayLike, log_dataset_size: ArrayLi
     Source:
         Rosenfeld et al., ICLR 2020 (arXiv 1909.12673), equation (4).
     """
-    terms = jnp.logaddexp(dense.log_a - dense.alpha * log_dataset_size, dense.log_b - dense.beta * log_parameters)
-    return jnp.logaddexp(terms, dense.log_c)
+    log_a, alpha, log_b, beta, log_c = map(jnp.asarray, dense)
+    terms = jnp.logaddexp(log_a - alpha * log_dataset_size, log_b - beta * log_parameters)
+    return jnp.logaddexp(terms, log_c)
 
 
 def saturate(log_dense_error: ArrayLike, log_eps_up: ArrayLike) -> Array:
@@ -190,4 +194,4 @@ def saturate(log_dense_error: ArrayLike, log_eps_up: ArrayLike) -> Array:
     Source:
         Rosenfeld et al., ICLR 2020, equation (5), with eta = 1.
     """
-    return log_eps_up - 0.5 * jax.nn.softplus(-2 * jnp.asarray(log_dense_error))
+    return jnp.asarray(log_eps_up) - 0.5 * jax.nn.softplus(-2 * jnp.asarray(log_dense_error))

@@ -1,0 +1,648 @@
+"""The paper's way: the joint law by least squares, its bootstrap, and the seeds' own spread to judge both by.
+
+Every user will compare the posterior with this. It takes the measured unpruned error for eps_np, where the posterior
+keeps eps_np latent, and knows no noise model; its only uncertainty is that of the bootstrap.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.optimize
+from jax import Array
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.law import Curve, Dense, log_dense, log_error, log_m_star, saturate
+from bayeslaw.model import CONFIGURATION, Frame, check_one_family, make_frame
+from bayeslaw.precision import in_float64
+
+_DESIGN = [*CONFIGURATION, "density"]
+#: Logarithms of the smallest and largest slope searched.
+_LOG_GAMMA = (float(np.log(1e-2)), float(np.log(1e2)))
+#: Logarithm that stands for a term which is not there.
+_NOTHING = -700.0
+#: Starts agree whose root mean square deviation differs by less than this, however good the best is.
+_NOISELESS = 1e-7
+#: How many names of left-out configurations a warning lists, and how often a resample without a fit is drawn again.
+_SHOWN, _REDRAWS = 5, 100
+#: Residuals drawn for each refit where new runs are predicted.
+_RESIDUALS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class LeastSquares:
+    """Hold the joint law's least-squares fit.
+
+    Attributes:
+        eps_up: High plateau.
+        gamma: Slope of the power-law region.
+        p_prime: Where curves meet the high plateau, in units of m* with the width multiple width / width_reference.
+        phi: Exponent of depth.
+        psi: Exponent of width.
+        fixed: Names among `phi`, `psi` that were fixed at 0, because their axis does not vary in the table.
+        cost: Sum of squared relative deviations.
+        starts_agreeing: Share of starts that ended within a relative 1e-6 of the best cost (or, where that is a perfect
+            fit, within a root mean square deviation of 1e-7).
+        rows: Rows used, with the index of the run table: depth, width, dataset_size, density, error. Those with an
+            error of 0 are not among them.
+        deviations: Relative deviation (estimated - measured) / measured of each of `rows`, `[rows]`.
+        eps_np: Mean measured unpruned error by configuration, and the number of `runs` it is the mean of.
+        frame: Family and centre of the covariates.
+    """
+
+    eps_up: float
+    gamma: float
+    p_prime: float
+    phi: float
+    psi: float
+    fixed: tuple[str, ...]
+    cost: float
+    starts_agreeing: float
+    rows: pd.DataFrame
+    deviations: NDArray[np.float64]
+    eps_np: pd.DataFrame
+    frame: Frame
+
+    @property
+    def mean_deviation(self) -> float:
+        """Mean of the relative deviations."""
+        return float(np.mean(self.deviations))
+
+    @property
+    def sd_deviation(self) -> float:
+        """Standard deviation of the relative deviations."""
+        return float(np.std(self.deviations))
+
+    @cached_property
+    def dense(self) -> Dense:
+        """Dense law that gives eps_np to configurations that were not trained, fitted when first asked for."""
+        return _fit_dense(self)
+
+    def predict(self, designs: pd.DataFrame) -> NDArray[np.float64]:
+        """Predict the error of pruned networks.
+
+        A configuration of the table has its measured eps_np; one that was not trained has that of the dense law,
+        fitted by least squares of the log of the measured unpruned errors, with eps_up as its asymptote.
+
+        Args:
+            designs: Columns depth, width, dataset_size and density (in (0, 1]), one row per prediction.
+
+        Returns:
+            Errors as fractions, `[designs]`.
+
+        Raises:
+            BayeslawError: Columns are missing or out of range, or a configuration was not trained and the table
+                cannot tell the dense law (too few configurations, or an axis that never varied).
+
+        Source:
+            Rosenfeld et al., ICML 2021, section 5; ICLR 2020, equations (4) and (5), for what was not trained.
+        """
+        _check_designs(designs)
+        return _predict(self, designs)
+
+
+def least_squares(runs: pd.DataFrame, *, starts: int = 20, seed: int = 0) -> LeastSquares:
+    r"""Fit the joint law to one family's runs as the paper does.
+
+    $$\min_{\epsilon_{up}, \gamma, p', \phi, \psi} \sum_i \left(\frac{\hat\epsilon_i - \epsilon_i}{\epsilon_i}\right)^2$$
+
+    over the rows with an error above 0, with eps_np of a configuration the mean of its measured unpruned errors (density
+    1, errors of 0 included), eps_np < eps_up <= 1 for all configurations, gamma > 0 and p' > 0. Configurations without
+    an unpruned run, or with an unpruned error of 0, are left out with a warning.
+
+    Args:
+        runs: Validated run table (`load_runs`) of one family and dataset.
+        starts: Number of random starting points; the best end is taken.
+        seed: Seed of the starting points.
+
+    Returns:
+        The fit.
+
+    Raises:
+        BayeslawError: There are several families, no unpruned runs, or fewer pruned rows than constants.
+
+    Source:
+        Rosenfeld et al., ICML 2021, section 5.
+
+    Example:
+        >>> density = 0.8 ** np.arange(40)
+        >>> plateaus = {(8, 16): 0.2, (14, 16): 0.15, (8, 32): 0.12}
+        >>> runs = pd.concat(
+        ...     [pd.DataFrame({"family": "cifar_resnet", "dataset": "cifar10", "depth": depth, "width": width,
+        ...                    "dataset_size": 50_000, "density": density,
+        ...                    "error": np.hypot(density * eps_np, 0.001 * 0.9) / np.hypot(density, 0.001)})
+        ...      for (depth, width), eps_np in plateaus.items()], ignore_index=True)
+        >>> fit = least_squares(runs)
+        >>> [round(value, 3) for value in (fit.eps_up, fit.gamma, fit.p_prime)]
+        [0.9, 1.0, 0.001]
+    """
+    return _fit_all(_tabulate(runs), starts, seed)
+
+
+def resample(
+    runs: pd.DataFrame, *, repetitions: int = 100, starts: int = 20, seed: int = 0, progress: bool = False
+) -> Iterator[LeastSquares]:
+    """Refit the joint law to resampled trajectories: the bootstrap distribution of everything a fit says.
+
+    As many trajectories as the table has are drawn from it with replacement, each with all its rows. The mean unpruned
+    error of those drawn is a configuration's eps_np; a configuration of which none is drawn drops out. Each refit
+    starts from the fit to the whole table. Where the table has no trajectories a configuration counts as one.
+
+    Args:
+        runs: Validated run table (`load_runs`) of one family and dataset.
+        repetitions: Number of refits.
+        starts: Starting points of the fit to the whole table.
+        seed: Seed of starting points and resampling.
+        progress: Whether to show a progress bar.
+
+    Yields:
+        One fit per repetition; its `rows` and `deviations` repeat with the trajectories.
+
+    Raises:
+        BayeslawError: As `least_squares` does.
+
+    Source:
+        Efron 1979; whole trajectories because rows of a trajectory are not independent.
+    """
+    table = _tabulate(runs)
+    return _refits(table, _fit_all(table, starts, seed), repetitions, seed, progress)
+
+
+def bootstrap(
+    runs: pd.DataFrame,
+    designs: pd.DataFrame,
+    *,
+    repetitions: int = 100,
+    interval: float = 0.9,
+    kind: Literal["mean", "run"] = "mean",
+    starts: int = 20,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Predict errors by least squares with intervals from the bootstrap over trajectories (`resample`).
+
+    A refit that cannot predict a design (its configuration dropped out, and too few are left for the dense law) is
+    drawn again.
+
+    Args:
+        runs: Validated run table (`load_runs`) of one family and dataset.
+        designs: Columns depth, width, dataset_size and density, one row per prediction.
+        repetitions: Number of refits.
+        interval: Probability between `lower` and `upper`, equal-tailed, in (0, 1).
+        kind: `"mean"`, the uncertainty of the fitted curve; `"run"`, that of a newly measured error: each predicted
+            error is divided by 1 + a relative deviation drawn from those of the fit to the whole table, and is at most
+            1. The deviations are drawn independently, wherever on the curve they came from.
+        starts: Starting points of the fit to the whole table.
+        seed: Seed of starting points, resampling and residuals.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The designs' four columns with `mean`, `median`, `lower` and `upper` of the bootstrap distribution, under the
+        designs' index.
+
+    Raises:
+        BayeslawError: As `least_squares` and `LeastSquares.predict` do, or an argument is out of its range.
+
+    Source:
+        Efron 1979; the interval is the percentile one.
+    """
+    if not 0 < interval < 1:
+        raise BayeslawError(f"interval= is the probability of the interval, in (0, 1); got {interval!r}.")
+    if kind not in ("mean", "run"):
+        raise BayeslawError(f'kind= is "mean" or "run"; got {kind!r}.')
+    if repetitions < 1:
+        raise BayeslawError(f"repetitions= is the number of refits, 1 or more; got {repetitions!r}.")
+    table = _tabulate(runs)
+    best = _fit_all(table, starts, seed)
+    best.predict(designs)
+    refits = _refits(table, best, None, seed, progress=False)
+    draws = np.array(
+        [
+            _predict_with_next(refits, best, designs)
+            for _ in tqdm(range(repetitions), desc="bootstrap", unit="fit", disable=not progress)
+        ]
+    )
+    if kind == "run":
+        draws = np.repeat(draws, _RESIDUALS, axis=0)
+        residuals = np.random.default_rng([seed, 1]).choice(best.deviations, draws.shape)
+        draws = np.minimum(draws / (1 + residuals), 1.0)
+    lower, median, upper = np.quantile(draws, [(1 - interval) / 2, 0.5, (1 + interval) / 2], axis=0)
+    return designs.filter(_DESIGN).assign(mean=draws.mean(0), median=median, lower=lower, upper=upper)
+
+
+def seed_spread(runs: pd.DataFrame) -> float:
+    r"""Measure how much seeds alone spread: the standard deviation that no fit of mean curves can go below.
+
+    Rows are grouped by configuration (family and dataset where the table has them, depth, width, dataset_size) and
+    level, or density to six digits where there is no level; rows with an error of 0 are left out, then groups of one
+    row. With the relative deviation r = error / (mean of its group) - 1 and n rows in the group, it is the root mean
+    square over all rows of
+
+    $$r \sqrt{n / (n - 1)},$$
+
+    the factor undoing what the group's own mean takes away. Configurations thus count by the rows they have. It
+    contains the seeds' luck and the test set's binomial noise, not what is common to all seeds, such as a draw of test
+    examples or a bend of the curve that the law does not have.
+
+    Args:
+        runs: Validated run table (`load_runs`).
+
+    Returns:
+        The standard deviation of the relative deviation, a fraction; nan where no configuration has two replicates.
+
+    Source:
+        Rosenfeld et al., ICML 2021, section 4 (3.4 % there).
+
+    Example:
+        >>> runs = pd.DataFrame({"depth": 8, "width": 4, "dataset_size": 1000, "density": 1.0, "error": [0.09, 0.11]})
+        >>> round(seed_spread(runs), 4)
+        0.1414
+    """
+    runs = runs.loc[runs["error"] > 0]
+    labels = [name for name in ("family", "dataset") if name in runs]
+    level = runs["level"] if "level" in runs else runs["density"].map("{:.6g}".format)
+    groups = runs["error"].groupby([*(runs[name] for name in [*labels, *CONFIGURATION]), level])
+    count = groups.transform("size").to_numpy(float)
+    repeated = count > 1
+    if not repeated.any():
+        return float("nan")
+    deviation = (runs["error"] / groups.transform("mean") - 1).to_numpy(float)[repeated]
+    count = count[repeated]
+    return float(np.sqrt(np.mean(deviation**2 * count / (count - 1))))
+
+
+# The table as arrays
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """A run table as arrays: rows of configurations that have an unpruned run."""
+
+    rows: pd.DataFrame
+    frame: Frame
+    configurations: pd.DataFrame
+    configuration: NDArray[np.intp]
+    trajectory: NDArray[np.intp]
+
+    @cached_property
+    def covariates(self) -> dict[str, NDArray[np.float64]]:
+        """Centred covariates by configuration."""
+        return self.frame.covariates(self.configurations)
+
+    def plateaus(self, counts: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean unpruned error (nan where none was drawn, or all are 0) and number of unpruned runs by configuration."""
+        weight = counts[self.trajectory] * _is_unpruned(self.rows)
+        size = len(self.configurations)
+        total = np.bincount(self.configuration, weight * self.rows["error"].to_numpy(float), size)
+        runs = np.bincount(self.configuration, weight, size)
+        return np.where(total > 0, total, np.nan) / np.maximum(runs, 1), runs
+
+
+def _is_unpruned(rows: pd.DataFrame) -> NDArray[np.bool_]:
+    return np.isclose(rows["density"].to_numpy(float), 1.0, rtol=0, atol=1e-9)
+
+
+def _tabulate(runs: pd.DataFrame) -> _Table:
+    if absent := [name for name in ("family", "dataset", *_DESIGN, "error") if name not in runs]:
+        raise BayeslawError(f"the run table has no column {', '.join(absent)}; pass it through load_runs first.")
+    if runs.empty:
+        raise BayeslawError("the run table has no rows; there is nothing to fit.")
+    check_one_family(runs)
+    configurations = runs.filter(CONFIGURATION).drop_duplicates().sort_values(CONFIGURATION, ignore_index=True)
+    of_row = _find(configurations, runs)
+    error, unpruned = runs["error"].to_numpy(float), _is_unpruned(runs)
+    total, count = (np.bincount(of_row, weight, len(configurations)) for weight in (error * unpruned, unpruned))
+    if not total.any():
+        raise BayeslawError(
+            "least squares takes eps_np from the unpruned error, but no configuration has a row with density 1 and an "
+            "error above 0; add the unpruned runs, or use fit, which keeps eps_np latent."
+        )
+    _warn_of(configurations.loc[count == 0], "have no unpruned run (density 1)")
+    _warn_of(configurations.loc[(count > 0) & (total == 0)], "have an unpruned error of 0")
+    used = runs.loc[total[of_row] > 0]
+    configurations = configurations.loc[total > 0].reset_index(drop=True)
+    of_row = _find(configurations, used)
+    keys = used["trajectory"].to_numpy() if "trajectory" in used else np.zeros(len(used))
+    trajectory = pd.Series(0, np.arange(len(used))).groupby([of_row, keys]).ngroup().to_numpy()
+    return _Table(used.filter([*_DESIGN, "error"]), make_frame(used, 1.0), configurations, of_row, trajectory)
+
+
+def _find(configurations: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
+    """Give the position of each row's configuration, -1 where it is none of them."""
+    known, wanted = (
+        pd.MultiIndex.from_frame(table.filter(CONFIGURATION).astype(float)) for table in (configurations, rows)
+    )
+    return known.get_indexer(wanted)
+
+
+def _warn_of(configurations: pd.DataFrame, what: str) -> None:
+    names = [
+        f"depth={depth:g} width={width:g} dataset_size={size:g}"
+        for depth, width, size in configurations.itertuples(index=False)
+    ]
+    if names:
+        more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        warnings.warn(
+            f"least squares takes eps_np from the unpruned error; left out are {len(names)} configurations that {what}: "
+            f"{', '.join(names[:_SHOWN])}{more}.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _check_designs(designs: pd.DataFrame) -> None:
+    if absent := [name for name in _DESIGN if name not in designs]:
+        raise BayeslawError(f"designs: column {', '.join(absent)} missing; needed are {', '.join(_DESIGN)}.")
+    values = designs[_DESIGN].to_numpy(float)
+    wrong = ~(np.isfinite(values) & (values > 0)) | (values > [np.inf, np.inf, np.inf, 1.0])
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        allowed = "in (0, 1]" if _DESIGN[column] == "density" else "above 0"
+        raise BayeslawError(
+            f"designs, row {row}: {_DESIGN[column]} must be {allowed}, not {values[row, column]:g}; "
+            f"{int(wrong.sum())} values are out of range."
+        )
+
+
+# The law
+
+
+class _Rows(NamedTuple):
+    """What the joint law is fitted to, all `[rows]`; rows of weight 0 keep the shape, so that one compilation serves."""
+
+    log_eps_np: Any
+    depth: Any
+    width: Any
+    log_density: Any
+    log_error: Any
+    weight: Any
+
+
+def _log_errors(theta: Any, log_eps_np: Any, depth: Any, width: Any, log_density: Any) -> Array:
+    """Evaluate the joint law at theta = (log eps_up, log gamma, log p' at the centre, phi, psi)."""
+    curve = Curve(log_eps_np, theta[0], jnp.exp(theta[1]), theta[2])
+    return log_error(curve, log_m_star(depth, width, log_density, theta[3], theta[4]))
+
+
+def _residuals(theta: Any, rows: _Rows) -> Array:
+    estimate = _log_errors(theta, rows.log_eps_np, rows.depth, rows.width, rows.log_density)
+    return rows.weight * jnp.expm1(estimate - rows.log_error)
+
+
+_residuals_of = jax.jit(_residuals)
+_jacobian_of = jax.jit(jax.jacfwd(_residuals))
+_log_errors_of = jax.jit(_log_errors)
+
+
+def _make_rows(table: _Table, log_eps_np: NDArray, counts: NDArray) -> tuple[_Rows, NDArray[np.intp]]:
+    """Gather the rows, and say how often each is counted."""
+    error = table.rows["error"].to_numpy(float)
+    plateau = log_eps_np[table.configuration]
+    times = np.where((error > 0) & np.isfinite(plateau), counts[table.trajectory], 0)
+    rows = _Rows(
+        log_eps_np=np.where(times, plateau, -1.0),
+        depth=table.covariates["depth"][table.configuration],
+        width=table.covariates["width"][table.configuration],
+        log_density=np.log(table.rows["density"].to_numpy(float)),
+        log_error=np.log(np.where(times, error, 1.0)),
+        weight=np.sqrt(times),
+    )
+    return rows, times
+
+
+def _fixed(table: _Table) -> tuple[str, ...]:
+    return tuple(
+        name for name, axis in (("phi", "depth"), ("psi", "width")) if table.configurations[axis].nunique() < 2
+    )
+
+
+def _fit_all(table: _Table, starts: int, seed: int) -> LeastSquares:
+    """Fit all trajectories, each counted once, from many starts."""
+    if starts < 1:
+        raise BayeslawError(f"starts= is the number of starting points, 1 or more; got {starts!r}.")
+    points = _draw_starts(table, starts, np.random.default_rng(seed))
+    return _fit(table, np.ones(table.trajectory.max() + 1, int), points)
+
+
+def _fit(table: _Table, counts: NDArray, starts: Sequence[NDArray]) -> LeastSquares:
+    """Fit the rows of the trajectories, each counted as often as it was drawn."""
+    plateaus, runs = table.plateaus(counts)
+    log_eps_np = np.log(plateaus)
+    rows, times = _make_rows(table, log_eps_np, counts)
+    fixed = _fixed(table)
+    free = np.array([True, True, True, "phi" not in fixed, "psi" not in fixed])
+    pruned = int(np.sum((times > 0) & ~_is_unpruned(table.rows)))
+    if pruned < free.sum():
+        raise BayeslawError(f"{pruned} pruned rows are too few for {free.sum()} constants; add pruned levels.")
+    highest = float(np.nanmax(log_eps_np))
+    lower = np.array([highest + 1e-6, _LOG_GAMMA[0], -np.inf, -np.inf, -np.inf])
+    upper = np.array([max(0.0, highest + 1e-3), _LOG_GAMMA[1], np.inf, np.inf, np.inf])
+    theta, costs = _minimise(_residuals_of, _jacobian_of, (rows,), starts, (lower, upper), free)
+    frame, drawn = table.frame, np.repeat(np.arange(len(times)), times)
+    estimate = _evaluate(theta, rows.log_eps_np, rows.depth, rows.width, rows.log_density)
+    known = np.isfinite(log_eps_np)
+    tolerance = 1e-6 * costs.min() + _NOISELESS**2 * times.sum()
+    return LeastSquares(
+        eps_up=float(np.exp(theta[0])),
+        gamma=float(np.exp(theta[1])),
+        p_prime=float(np.exp(theta[2] + theta[3] * frame.log_depth + theta[4] * frame.log_width)),
+        phi=float(theta[3]),
+        psi=float(theta[4]),
+        fixed=fixed,
+        cost=float(costs.min()),
+        starts_agreeing=float(np.mean(costs <= costs.min() + tolerance)),
+        rows=table.rows.iloc[drawn],
+        deviations=np.expm1(estimate - rows.log_error)[drawn],
+        eps_np=table.configurations.assign(eps_np=plateaus, runs=runs.astype(int))[known].reset_index(drop=True),
+        frame=frame,
+    )
+
+
+def _draw_starts(table: _Table, starts: int, rng: np.random.Generator) -> list[NDArray]:
+    """Draw starting points all over the plausible range: knees wherever densities are, exponents about 1."""
+    density = table.rows["density"].to_numpy(float)
+    low = np.array([np.log(0.5), np.log(0.2), np.log(density.min()), -0.5, -0.5])
+    high = np.array([0.0, np.log(4.0), np.log(0.5), 2.5, 2.5])
+    free = np.array([True, True, True, *(name not in _fixed(table) for name in ("phi", "psi"))])
+    return [np.where(free, low + (high - low) * rng.random(5), 0.0) for _ in range(starts)]
+
+
+def _theta_of(fit: LeastSquares) -> NDArray[np.float64]:
+    log_p = np.log(fit.p_prime) - fit.phi * fit.frame.log_depth - fit.psi * fit.frame.log_width
+    return np.array([np.log(fit.eps_up), np.log(fit.gamma), log_p, fit.phi, fit.psi])
+
+
+@in_float64
+def _minimise(
+    residuals: Callable[..., Array],
+    jacobian: Callable[..., Array],
+    data: tuple[Any, ...],
+    starts: Sequence[NDArray],
+    bounds: tuple[NDArray, NDArray],
+    free: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Minimise a sum of squares over the free entries from several starts.
+
+    Returns:
+        The best point, and the sum of squares at the end of each start.
+    """
+    ends, costs = [], []
+    for start in starts:
+
+        def point(z: NDArray, start: NDArray = start) -> NDArray:
+            full = np.array(start, float)
+            full[free] = z
+            return full
+
+        result = scipy.optimize.least_squares(
+            lambda z, point=point: np.asarray(residuals(point(z), *data)),
+            np.clip(start, *bounds)[free],
+            jac=lambda z, point=point: np.asarray(jacobian(point(z), *data))[:, free],
+            bounds=(bounds[0][free], bounds[1][free]),
+            x_scale="jac",
+            ftol=1e-12,
+            xtol=1e-12,
+            gtol=1e-12,
+            max_nfev=500,
+        )
+        ends.append(point(result.x))
+        costs.append(2 * result.cost)
+    return ends[int(np.argmin(costs))], np.array(costs)
+
+
+@in_float64
+def _evaluate(theta: NDArray, *covariates: NDArray) -> NDArray[np.float64]:
+    return np.asarray(_log_errors_of(theta, *covariates))
+
+
+def _predict(fit: LeastSquares, designs: pd.DataFrame, near: LeastSquares | None = None) -> NDArray[np.float64]:
+    """Predict; a dense law that is needed is fitted from many starts, or from that of a fit that is `near`."""
+    configuration = _find(fit.eps_np, designs)
+    known = configuration >= 0
+    covariates = fit.frame.covariates(designs)
+    log_eps_np = np.log(fit.eps_np["eps_np"].to_numpy(float))[configuration]
+    if not known.all():
+        _check_axes(fit, designs.loc[~known])
+        dense = fit.dense if near is None else _fit_dense(fit, near.dense)
+        log_eps_np = np.where(known, log_eps_np, _evaluate_dense(dense, covariates, float(np.log(fit.eps_up))))
+    log_density = np.log(designs["density"].to_numpy(float))
+    return np.exp(_evaluate(_theta_of(fit), log_eps_np, covariates["depth"], covariates["width"], log_density))
+
+
+# The dense law
+
+#: Bounds of log a, alpha, log b, beta, log c; the covariates are centred, so that all terms are errors.
+_DENSE_BOUNDS = (np.array([-25.0, 0.0, -25.0, 0.0, -25.0]), np.array([10.0, 10.0, 10.0, 10.0, 10.0]))
+_DENSE_STARTS = 20
+
+
+def _plateau_residuals(theta: Any, parameters: Any, dataset_size: Any, log_eps_up: Any, log_eps_np: Any) -> Array:
+    dense = Dense(*(theta[i] for i in range(5)))
+    return saturate(log_dense(dense, parameters, dataset_size), log_eps_up) - log_eps_np
+
+
+_plateau_residuals_of = jax.jit(_plateau_residuals)
+_plateau_jacobian_of = jax.jit(jax.jacfwd(_plateau_residuals))
+
+
+def _fit_dense(fit: LeastSquares, start: Dense | None = None) -> Dense:
+    """Fit the dense law to the measured unpruned errors in log space, from many starts or from one that is given.
+
+    The constants are relative to the centre of the fit's frame. A term whose covariate never varies is left out, and c
+    stands for it.
+
+    Raises:
+        BayeslawError: There are fewer configurations than constants.
+    """
+    covariates = fit.frame.covariates(fit.eps_np)
+    varies = {name: np.ptp(covariates[name]) > 0 for name in ("dataset_size", "parameters")}
+    free = np.array([varies["dataset_size"], varies["dataset_size"], varies["parameters"], varies["parameters"], True])
+    if len(fit.eps_np) < free.sum():
+        raise BayeslawError(
+            f"{len(fit.eps_np)} configurations with unpruned runs are too few for the dense law's {free.sum()} "
+            "constants, which give eps_np where nothing was trained; predict configurations of the table, or add runs."
+        )
+    log_eps_np = np.log(fit.eps_np["eps_np"].to_numpy(float))
+    if start is None:
+        rng = np.random.default_rng(0)
+        typical = float(log_eps_np.mean())
+        low = np.array([typical - 4, 0.1, typical - 4, 0.1, typical - 6])
+        high = np.array([typical, 1.5, typical, 1.5, typical])
+        points = [low + (high - low) * rng.random(5) for _ in range(_DENSE_STARTS)]
+    else:
+        points = [np.array(start, float)]
+    points = [np.where(free, np.clip(point, *_DENSE_BOUNDS), [_NOTHING, 0.0, _NOTHING, 0.0, 0.0]) for point in points]
+    data = (covariates["parameters"], covariates["dataset_size"], np.log(fit.eps_up), log_eps_np)
+    theta, _ = _minimise(_plateau_residuals_of, _plateau_jacobian_of, data, points, _DENSE_BOUNDS, free)
+    return Dense(*(float(value) for value in theta))
+
+
+@in_float64
+def _evaluate_dense(dense: Dense, covariates: dict[str, NDArray], log_eps_up: float) -> NDArray[np.float64]:
+    return np.asarray(saturate(log_dense(dense, covariates["parameters"], covariates["dataset_size"]), log_eps_up))
+
+
+def _check_axes(fit: LeastSquares, designs: pd.DataFrame) -> None:
+    """Refuse to extrapolate along an axis that never varied.
+
+    Raises:
+        BayeslawError: The designs lie off the only value of an axis.
+    """
+    seen, wanted = fit.frame.covariates(fit.eps_np), fit.frame.covariates(designs)
+    for name in ("dataset_size", "parameters"):
+        if np.ptp(seen[name]) == 0 and np.any(np.abs(wanted[name] - seen[name][0]) > 1e-9):
+            what = "dataset_size" if name == "dataset_size" else "parameter count (depth, width)"
+            raise BayeslawError(
+                f"designs: the {what} never varies in the table, so nothing is known of eps_np at another; "
+                "predict at the one that was trained, or add runs."
+            )
+
+
+# The bootstrap
+
+
+def _refits(
+    table: _Table, best: LeastSquares, repetitions: int | None, seed: int, progress: bool
+) -> Iterator[LeastSquares]:
+    """Refit to resampled trajectories from the best fit, without end where no number is given."""
+    rng = np.random.default_rng([seed, 0])
+    number = int(table.trajectory.max()) + 1
+    start = _theta_of(best)
+    with tqdm(total=repetitions, desc="bootstrap", unit="fit", disable=not progress) as bar:
+        done, failed = 0, 0
+        while repetitions is None or done < repetitions:
+            counts = np.bincount(rng.integers(number, size=number), minlength=number)
+            try:
+                fit = _fit(table, counts, [start])
+            except BayeslawError:
+                failed += 1
+                if failed > _REDRAWS:
+                    raise
+                continue
+            yield fit
+            done, failed = done + 1, 0
+            bar.update()
+
+
+def _predict_with_next(
+    refits: Iterator[LeastSquares], best: LeastSquares, designs: pd.DataFrame
+) -> NDArray[np.float64]:
+    """Predict with the next refit that can."""
+    for attempt in range(_REDRAWS):
+        fit = next(refits)
+        try:
+            return _predict(fit, designs, best)
+        except BayeslawError:
+            if attempt == _REDRAWS - 1:
+                raise
+    raise AssertionError

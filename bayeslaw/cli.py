@@ -1,0 +1,191 @@
+"""The command `bayeslaw`: quickstart, fit, predict, plan, evaluate."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayeslaw.errors import BayeslawError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Bayesian scaling laws for iterative magnitude pruning: fit runs, predict networks, plan where to start.",
+)
+FitArgument = Annotated[Path, typer.Argument(metavar="FIT", help="Fit written by `bayeslaw fit` (.nc).")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results.")] = Path("quickstart"),
+    network: Annotated[str, typer.Option(help="Network left out: depth,width,dataset_size.")] = "8,4,500",
+    target_error: Annotated[float, typer.Option(help="Error that the plan aims at.")] = 0.1,
+    seed: Seed = 0,
+) -> None:
+    """Fit recorded runs, predict a network left out, train and prune it live, and plan."""
+    chosen = _numbers(network, "--network")
+    if len(chosen) != 3:
+        raise BayeslawError(f"--network {network!r} must be depth,width,dataset_size, for instance 8,4,500.")
+    from bayeslaw.quickstart import quickstart as run
+
+    run(output, network=(chosen[0], chosen[1], chosen[2]), target_error=target_error, seed=seed, say=typer.echo)
+
+
+@app.command()
+def fit(
+    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Run table (.parquet or .csv), or a recorded sweep.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Fit to write (.nc).")] = Path("fit.nc"),
+    column: Annotated[list[str] | None, typer.Option(help="Column mapping, ours=yours; repeatable.")] = None,
+    n_test: Annotated[int | None, typer.Option(help="Test examples, if the table does not say.")] = None,
+    chance_error: Annotated[float | None, typer.Option(help="Random-guess error, if the table does not say.")] = None,
+    chains: Annotated[int, typer.Option(help="Chains.")] = 4,
+    warmup: Annotated[int, typer.Option(help="Warm-up transitions per chain.")] = 300,
+    draws: Annotated[int, typer.Option(help="Draws per chain.")] = 1000,
+    seed: Seed = 0,
+) -> None:
+    """Infer the law from a run table; print the posterior and the diagnostics."""
+    from bayeslaw import fit as infer
+    from bayeslaw.runs import load_recorded, load_runs, recorded_names
+
+    mapping = dict(_pair(entry) for entry in column or [])
+    if runs in recorded_names():
+        table = load_recorded(runs)
+    else:
+        table = load_runs(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
+    result = infer(table, seed=seed, chains=chains, warmup=warmup, draws=draws)
+    result.save(output)
+    typer.echo(result.summary().round(3).to_string())
+    typer.echo(f"\n{result.diagnose()}\n\nwritten to {output}")
+
+
+@app.command()
+def predict(
+    fit: FitArgument,
+    depths: Annotated[str, typer.Option(help="Depths, comma-separated.")] = "",
+    widths: Annotated[str, typer.Option(help="Widths, comma-separated.")] = "",
+    dataset_sizes: Annotated[str, typer.Option(help="Dataset sizes, comma-separated.")] = "",
+    densities: Annotated[str, typer.Option(help="Densities, comma-separated.")] = "1,0.5,0.2,0.1,0.05,0.02,0.01",
+    designs: Annotated[Path | None, typer.Option(help="Designs as a table (.parquet or .csv) instead.")] = None,
+    kind: Annotated[str, typer.Option(help="mean: the curve; run: a new replicate.")] = "mean",
+    interval: Annotated[float, typer.Option(help="Probability of the interval.")] = 0.9,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Predict the error of networks, trained or not."""
+    import itertools
+
+    import pandas as pd
+
+    from bayeslaw import load
+
+    posterior = load(fit)
+    if designs is not None:
+        table = pd.read_parquet(designs) if designs.suffix == ".parquet" else pd.read_csv(designs)
+    else:
+        given = (("--depths", depths), ("--widths", widths), ("--dataset-sizes", dataset_sizes))
+        axes = [_numbers(text, option) for option, text in given] + [_floats(densities, "--densities")]
+        table = pd.DataFrame(itertools.product(*axes), columns=["depth", "width", "dataset_size", "density"])
+    predicted = posterior.predict(table, interval=interval, kind=kind, seed=seed)
+    assert isinstance(predicted, pd.DataFrame)
+    typer.echo(predicted.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+    if output is not None:
+        predicted.to_csv(output, index=False)
+
+
+@app.command()
+def plan(
+    fit: FitArgument,
+    target_error: Annotated[float, typer.Option(help="Wanted test error, a fraction.")],
+    dataset_size: Annotated[int | None, typer.Option(help="Training examples; default the largest fitted.")] = None,
+    depths: Annotated[str, typer.Option(help="Depths, comma-separated; default the fitted ones.")] = "",
+    widths: Annotated[str, typer.Option(help="Widths, comma-separated; default the fitted ones.")] = "",
+    confidence: Annotated[float, typer.Option(help="Wanted probability of reaching the target.")] = 0.9,
+    allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Plan with a fit that failed its gate.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Choose the network to start from and how far to prune it."""
+    from bayeslaw import load
+
+    posterior = load(fit)
+    runs = posterior.runs
+    decision = posterior.plan(
+        target_error,
+        depths=_numbers(depths, "--depths") if depths else sorted(runs["depth"].unique()),
+        widths=_numbers(widths, "--widths") if widths else sorted(runs["width"].unique()),
+        dataset_size=dataset_size or int(runs["dataset_size"].max()),
+        confidence=confidence,
+        allow_failed=allow_failed,
+        seed=seed,
+    )
+    typer.echo(str(decision))
+    if output is not None:
+        decision.starts.to_csv(output, index=False)
+    if figure is not None:
+        from bayeslaw.plots import plot_frontier, save_figure
+
+        save_figure(plot_frontier(posterior, decision, seed=seed), figure)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
+    folds: Annotated[int, typer.Option(help="Groups of configurations left out in turn.")] = 5,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare posterior and least squares: deviation, seed spread, coverage on networks left out."""
+    from bayeslaw.calibration import evaluate as run
+    from bayeslaw.runs import load_recorded, load_runs, recorded_names
+
+    table = load_recorded(runs) if runs in recorded_names() else load_runs(runs)
+    result = run(table, folds=folds, seed=seed)
+    typer.echo(str(result))
+    if output is not None:
+        result.rows.to_csv(output, index=False)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BayeslawError(f"{option} {text!r} must be whole numbers separated by commas, for instance 8,14.") from None
+
+
+def _floats(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise BayeslawError(f"{option} {text!r} must be numbers separated by commas, for instance 1,0.1.") from None
+
+
+def _pair(entry: str) -> tuple[str, str]:
+    ours, separator, yours = entry.partition("=")
+    if not separator:
+        raise BayeslawError(f"--column {entry!r} must be ours=yours, for instance error=test_err.")
+    return ours, yours
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command; bad input ends it with one message and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except BayeslawError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

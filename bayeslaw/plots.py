@@ -1,0 +1,219 @@
+"""Figures: predicted beside measured, with intervals, readable as they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from bayeslaw.model import CONFIGURATION
+from bayeslaw.plan import Plan, frontier
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bayeslaw.fitting import Fit
+
+_BAND, _LINE, _POINT = "#9ecae1", "#08519c", "#d94801"
+
+
+def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.4)) -> Axes:
+    if ax is not None:
+        return ax
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained").add_subplot()
+
+
+def save_figure(ax: Axes, path: str | Path) -> Path:
+    """Write the figure of some axes; the ending chooses the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _figure(ax).savefig(path, dpi=150)
+    return path
+
+
+def _figure(ax: Axes) -> Figure:
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def curve_densities(lowest: float, points: int = 60) -> np.ndarray:
+    """Space densities evenly in the logarithm, from 1 down to the lowest."""
+    return np.geomspace(1.0, lowest, points)
+
+
+def plot_curve(
+    fit: Fit,
+    *,
+    depth: int,
+    width: float,
+    dataset_size: int,
+    runs: pd.DataFrame | None = None,
+    interval: float = 0.9,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the predicted error of one network against density, and measured runs over it.
+
+    Args:
+        fit: The posterior.
+        depth: Depth of the network.
+        width: Width of the network.
+        dataset_size: Number of training examples.
+        runs: Run table; its rows of this network are drawn as points.
+        interval: Probability of the bands.
+        seed: Seed of fresh effects.
+        ax: Where to draw; a new figure if not given.
+
+    Returns:
+        The axes. The dark band is the configuration's mean curve, the light one a new run measured on the test set.
+    """
+    ax = _axes(ax)
+    measured = None
+    if runs is not None:
+        here = (runs[CONFIGURATION] == [depth, width, dataset_size]).all(axis=1)
+        measured = runs[here]
+    lowest = float((fit.runs if measured is None or measured.empty else measured)["density"].min())
+    densities = curve_densities(lowest)
+    designs = pd.DataFrame({"depth": depth, "width": width, "dataset_size": dataset_size, "density": densities})
+    for kind, alpha, label in (("run", 0.35, "new run"), ("mean", 0.9, "mean curve")):
+        table = fit.predict(designs, kind=kind, interval=interval, seed=seed)
+        assert isinstance(table, pd.DataFrame)
+        lower = table["lower"].clip(lower=1e-4)
+        name = f"{label}, {interval:.0%} interval"
+        ax.fill_between(densities, lower, table["upper"], color=_BAND, alpha=alpha, lw=0, label=name)
+        if kind == "mean":
+            ax.plot(densities, table["median"], color=_LINE, lw=1.5, label="median")
+    if measured is not None and len(measured):
+        ax.plot(measured["density"], measured["error"].clip(lower=1e-4), "o", color=_POINT, ms=4, label="measured")
+    ax.set(xscale="log", yscale="log", xlabel="density (fraction of weights kept)", ylabel="test error (fraction)")
+    ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}: depth {depth}, width {width:g}, n = {dataset_size}")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_frontier(
+    fit: Fit,
+    plan: Plan,
+    *,
+    interval: float = 0.9,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw error against non-zero parameters for every start, and the fewest parameters at every error.
+
+    Args:
+        fit: The posterior.
+        plan: The plan whose starts, target and recommendation are drawn.
+        interval: Probability of the band of the frontier.
+        seed: Seed of fresh effects.
+        ax: Where to draw; a new figure if not given.
+
+    Returns:
+        The axes: the paper's figure 8 with credible bands.
+
+    Source:
+        Rosenfeld et al., ICML 2021, figure 8.
+    """
+    import matplotlib as mpl
+
+    ax = _axes(ax, (7.2, 4.8))
+    starts = plan.starts
+    widths = sorted(starts["width"].unique())
+    colors = mpl.colormaps["viridis"](np.linspace(0.1, 0.9, len(widths)))
+    styles = ["-", "--", ":", "-."]
+    depths = sorted(starts["depth"].unique())
+    lowest = float(fit.runs["density"].min())
+    densities = curve_densities(lowest, 50)
+    designs = starts[CONFIGURATION].merge(pd.DataFrame({"density": densities}), how="cross")
+    curves = fit.predict(designs, seed=seed)
+    assert isinstance(curves, pd.DataFrame)
+    for (depth, width), curve in curves.groupby(["depth", "width"]):
+        row = starts[(starts["depth"] == depth) & (starts["width"] == width)].iloc[0]
+        prunable = row["kept"] / row["density"]
+        size = curve["density"] * prunable + row["parameters"] - prunable
+        style = styles[depths.index(depth) % len(styles)]
+        ax.plot(size, curve["median"], color=colors[widths.index(width)], ls=style, lw=1, alpha=0.8)
+    targets = np.geomspace(curves["median"].min() * 1.02, 0.95 * float(fit.posterior["eps_up"].mean()), 30)
+    front = _frontier_of(fit, plan, targets, interval, seed)
+    ax.fill_betweenx(front["target_error"], front["lower"], front["upper"], color="0.6", alpha=0.5, lw=0)
+    ax.plot(front["median"], front["target_error"], color="black", lw=2)
+    ax.axhline(plan.target_error, color=_POINT, lw=1, ls=(0, (6, 3)))
+    if plan.recommended is not None:
+        ax.plot(plan.recommended["size"], plan.target_error, "*", color=_POINT, ms=14, zorder=5)
+    _frontier_legend(ax, plan, widths, colors, depths, styles, interval)
+    ax.set(xscale="log", yscale="log", xlabel="non-zero parameters", ylabel="test error (fraction)")
+    ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}, n = {plan.dataset_size}")
+    return ax
+
+
+def _frontier_of(fit: Fit, plan: Plan, targets: np.ndarray, interval: float, seed: int) -> pd.DataFrame:
+    """Compute the frontier with the counts that the plan was made with."""
+    starts = plan.starts.set_index(["depth", "width"])
+    prunable = starts["kept"] / starts["density"]
+
+    def count(depth: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index = pd.MultiIndex.from_arrays([depth.astype(starts.index.levels[0].dtype), width])
+        return prunable.loc[index].to_numpy(), (starts["parameters"] - prunable).loc[index].to_numpy()
+
+    front = frontier(
+        fit,
+        targets,
+        depths=plan.starts["depth"],
+        widths=plan.starts["width"],
+        dataset_size=plan.dataset_size,
+        parameters=count,
+        interval=interval,
+        seed=seed,
+    )
+    return front[front["p_feasible"] >= 0.5]
+
+
+def _frontier_legend(ax: Axes, plan: Plan, widths, colors, depths, styles, interval: float) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list = [Line2D([], [], color=c, label=f"width {w:g}") for w, c in zip(widths, colors, strict=True)]
+    handles += [
+        Line2D([], [], color="0.4", ls=styles[i % len(styles)], label=f"depth {d:g}") for i, d in enumerate(depths)
+    ]
+    handles += [
+        Line2D([], [], color="black", lw=2, label="fewest parameters, median"),
+        Patch(color="0.6", alpha=0.5, label=f"{interval:.0%} interval"),
+        Line2D([], [], color=_POINT, ls=(0, (6, 3)), label=f"target {plan.target_error:g}"),
+    ]
+    if plan.recommended is not None:
+        label = f"recommended (reached with p = {plan.recommended['p_reach']:.2f})"
+        handles.append(Line2D([], [], color=_POINT, marker="*", ms=12, ls="", label=label))
+    ax.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def plot_posterior(fit: Fit, *, parameters: tuple[str, ...] = ("gamma", "phi", "psi", "p_prime")) -> Figure:
+    """Draw the posterior of the law's parameters with their 90 % equal-tailed intervals.
+
+    Args:
+        fit: The posterior.
+        parameters: Names of scalar parameters.
+
+    Returns:
+        The figure, one panel per parameter.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(parameters), 2.6), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(parameters)))
+    for ax, name in zip(axes, parameters, strict=True):
+        draws = fit.posterior[name].to_numpy().ravel()
+        lower, median, upper = np.quantile(draws, [0.05, 0.5, 0.95])
+        ax.hist(draws, bins=50, density=True, color=_BAND)
+        ax.axvspan(lower, upper, color=_LINE, alpha=0.12, lw=0)
+        ax.axvline(median, color=_LINE)
+        ax.set(title=f"{median:.3g}  ({lower:.3g} to {upper:.3g})", xlabel=name, yticks=[])
+        ax.title.set_fontsize(9)
+    figure.suptitle("posterior, median and 90 % interval", fontsize=10)
+    return figure
