@@ -24,7 +24,7 @@ _WHERE = {
     "LeastSquares": "baseline",
     "least_squares": "baseline",
 }
-__all__ = [  # noqa: F822
+__all__ = [
     "BayeslawError",
     "Diagnosis",
     "Family",

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ _DESIGN = [*CONFIGURATION, "density"]
 _LOG_GAMMA = (float(np.log(1e-2)), float(np.log(1e2)))
 #: Logarithm that stands for a term which is not there.
 _NOTHING = -700.0
+#: Logarithmic distance from the edge of the search within which a constant counts as being there.
+_EDGE = 1e-4
 #: Starts agree whose root mean square deviation differs by less than this, however good the best is.
 _NOISELESS = 1e-7
 #: How many names of left-out configurations a warning lists, and how often a resample without a fit is drawn again.
@@ -50,6 +52,8 @@ class LeastSquares:
         phi: Exponent of depth.
         psi: Exponent of width.
         fixed: Names among `phi`, `psi` that were fixed at 0, because their axis does not vary in the table.
+        at_edge: Names among `eps_up`, `gamma` that ended at the edge of what is searched: eps_up at the highest eps_np
+            or at 1, gamma at 0.01 or 100. The table does not determine them.
         cost: Sum of squared relative deviations.
         starts_agreeing: Share of starts that ended within a relative 1e-6 of the best cost (or, where that is a perfect
             fit, within a root mean square deviation of 1e-7).
@@ -66,6 +70,7 @@ class LeastSquares:
     phi: float
     psi: float
     fixed: tuple[str, ...]
+    at_edge: tuple[str, ...]
     cost: float
     starts_agreeing: float
     rows: pd.DataFrame
@@ -92,7 +97,8 @@ class LeastSquares:
         """Predict the error of pruned networks.
 
         A configuration of the table has its measured eps_np; one that was not trained has that of the dense law,
-        fitted by least squares of the log of the measured unpruned errors, with eps_up as its asymptote.
+        fitted by least squares of the log of the measured unpruned errors, with eps_up as its asymptote. Two sizes or
+        two parameter counts do not determine its five constants: between and beyond them it is then arbitrary.
 
         Args:
             designs: Columns depth, width, dataset_size and density (in (0, 1]), one row per prediction.
@@ -114,11 +120,11 @@ class LeastSquares:
 def least_squares(runs: pd.DataFrame, *, starts: int = 20, seed: int = 0) -> LeastSquares:
     r"""Fit the joint law to one family's runs as the paper does.
 
-    $$\min_{\epsilon_{up}, \gamma, p', \phi, \psi} \sum_i \left(\frac{\hat\epsilon_i - \epsilon_i}{\epsilon_i}\right)^2$$
+    $$\min_{\epsilon_{up}, \gamma, p', \phi, \psi} \sum_i \left(\hat\epsilon_i / \epsilon_i - 1\right)^2$$
 
-    over the rows with an error above 0, with eps_np of a configuration the mean of its measured unpruned errors (density
-    1, errors of 0 included), eps_np < eps_up <= 1 for all configurations, gamma > 0 and p' > 0. Configurations without
-    an unpruned run, or with an unpruned error of 0, are left out with a warning.
+    over the rows with an error above 0, where eps_np of a configuration is the mean of its measured unpruned errors
+    (density 1, errors of 0 included), eps_np < eps_up <= 1 for all configurations, gamma > 0 and p' > 0. Configurations
+    without an unpruned run, or with an unpruned error of 0, are left out with a warning.
 
     Args:
         runs: Validated run table (`load_runs`) of one family and dataset.
@@ -353,8 +359,8 @@ def _warn_of(configurations: pd.DataFrame, what: str) -> None:
     if names:
         more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         warnings.warn(
-            f"least squares takes eps_np from the unpruned error; left out are {len(names)} configurations that {what}: "
-            f"{', '.join(names[:_SHOWN])}{more}.",
+            f"least squares takes eps_np from the unpruned error; left out are {len(names)} configurations that "
+            f"{what}: {', '.join(names[:_SHOWN])}{more}.",
             UserWarning,
             stacklevel=4,
         )
@@ -374,56 +380,104 @@ def _check_designs(designs: pd.DataFrame) -> None:
         )
 
 
-# The law
+# Least squares of a law
 
 
-class _Rows(NamedTuple):
-    """What the joint law is fitted to, all `[rows]`; rows of weight 0 keep the shape, so that one compilation serves."""
+class _Law(NamedTuple):
+    """A law as `evaluate(theta, *covariates)`, in logs, with weighted `residuals` and their `jacobian` by theta."""
 
-    log_eps_np: Any
-    depth: Any
-    width: Any
-    log_density: Any
-    log_error: Any
-    weight: Any
+    evaluate: Callable[..., Array]
+    residuals: Callable[..., Array]
+    jacobian: Callable[..., Array]
 
 
-def _log_errors(theta: Any, log_eps_np: Any, depth: Any, width: Any, log_density: Any) -> Array:
+def _compile(evaluate: Callable[..., Array], deviation: Callable[[Array], Array]) -> _Law:
+    """Make a law's residuals: the weighted deviation of log estimate - log measured."""
+
+    def residuals(theta: Array, weight: Array, measured: Array, *covariates: Array) -> Array:
+        return weight * deviation(evaluate(theta, *covariates) - measured)
+
+    return _Law(jax.jit(evaluate), jax.jit(residuals), jax.jit(jax.jacfwd(residuals)))
+
+
+def _log_errors(theta: Array, log_eps_np: Array, depth: Array, width: Array, log_density: Array) -> Array:
     """Evaluate the joint law at theta = (log eps_up, log gamma, log p' at the centre, phi, psi)."""
     curve = Curve(log_eps_np, theta[0], jnp.exp(theta[1]), theta[2])
     return log_error(curve, log_m_star(depth, width, log_density, theta[3], theta[4]))
 
 
-def _residuals(theta: Any, rows: _Rows) -> Array:
-    estimate = _log_errors(theta, rows.log_eps_np, rows.depth, rows.width, rows.log_density)
-    return rows.weight * jnp.expm1(estimate - rows.log_error)
+def _log_plateaus(theta: Array, log_eps_up: Array, parameters: Array, dataset_size: Array) -> Array:
+    """Evaluate the dense law at theta = `Dense`, relative to the centre."""
+    return saturate(log_dense(Dense(*(theta[i] for i in range(5))), parameters, dataset_size), log_eps_up)
 
 
-_residuals_of = jax.jit(_residuals)
-_jacobian_of = jax.jit(jax.jacfwd(_residuals))
-_log_errors_of = jax.jit(_log_errors)
+_JOINT = _compile(_log_errors, jnp.expm1)
+_DENSE = _compile(_log_plateaus, lambda log_deviation: log_deviation)
 
 
-def _make_rows(table: _Table, log_eps_np: NDArray, counts: NDArray) -> tuple[_Rows, NDArray[np.intp]]:
-    """Gather the rows, and say how often each is counted."""
-    error = table.rows["error"].to_numpy(float)
-    plateau = log_eps_np[table.configuration]
-    times = np.where((error > 0) & np.isfinite(plateau), counts[table.trajectory], 0)
-    rows = _Rows(
-        log_eps_np=np.where(times, plateau, -1.0),
-        depth=table.covariates["depth"][table.configuration],
-        width=table.covariates["width"][table.configuration],
-        log_density=np.log(table.rows["density"].to_numpy(float)),
-        log_error=np.log(np.where(times, error, 1.0)),
-        weight=np.sqrt(times),
+def _pad(values: NDArray, *, mode: Literal["edge", "constant"] = "edge") -> NDArray[np.float64]:
+    """Lengthen to the next power of two, so that tables of similar size share one compilation."""
+    return np.pad(np.asarray(values, float), (0, (1 << (len(values) - 1).bit_length()) - len(values)), mode=mode)
+
+
+@in_float64
+def _evaluate(law: _Law, theta: NDArray, *covariates: NDArray) -> NDArray[np.float64]:
+    return np.asarray(law.evaluate(theta, *map(_pad, covariates)))[: len(covariates[0])]
+
+
+@in_float64
+def _minimise(
+    law: _Law,
+    weight: NDArray,
+    measured: NDArray,
+    covariates: Sequence[NDArray],
+    starts: Sequence[NDArray],
+    bounds: tuple[NDArray, NDArray],
+    free: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Minimise the sum of squared residuals over the free entries of theta from several starts.
+
+    Returns:
+        The best theta, and the sum of squares at the end of each start.
+    """
+    data = [_pad(weight, mode="constant"), *map(_pad, (measured, *covariates))]
+    ends = [_minimise_from(np.where(free, np.clip(start, *bounds), start), law, data, bounds, free) for start in starts]
+    costs = np.array([cost for _, cost in ends])
+    return ends[int(np.argmin(costs))][0], costs
+
+
+def _minimise_from(
+    start: NDArray[np.float64],
+    law: _Law,
+    data: Sequence[NDArray],
+    bounds: tuple[NDArray, NDArray],
+    free: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], float]:
+    def theta(values: NDArray) -> NDArray:
+        whole = start.copy()
+        whole[free] = values
+        return whole
+
+    result = scipy.optimize.least_squares(
+        lambda values: np.asarray(law.residuals(theta(values), *data)),
+        start[free],
+        jac=lambda values: np.asarray(law.jacobian(theta(values), *data))[:, free],  # pyright: ignore[reportArgumentType]
+        bounds=(bounds[0][free], bounds[1][free]),
+        x_scale="jac",
+        ftol=1e-12,
+        xtol=1e-12,
+        gtol=1e-12,
+        max_nfev=500,
     )
-    return rows, times
+    return theta(result.x), 2 * float(result.cost)
+
+
+# The joint law
 
 
 def _fixed(table: _Table) -> tuple[str, ...]:
-    return tuple(
-        name for name, axis in (("phi", "depth"), ("psi", "width")) if table.configurations[axis].nunique() < 2
-    )
+    axes = (("phi", "depth"), ("psi", "width"))
+    return tuple(name for name, axis in axes if len(np.unique(table.configurations[axis])) < 2)
 
 
 def _fit_all(table: _Table, starts: int, seed: int) -> LeastSquares:
@@ -438,7 +492,16 @@ def _fit(table: _Table, counts: NDArray, starts: Sequence[NDArray]) -> LeastSqua
     """Fit the rows of the trajectories, each counted as often as it was drawn."""
     plateaus, runs = table.plateaus(counts)
     log_eps_np = np.log(plateaus)
-    rows, times = _make_rows(table, log_eps_np, counts)
+    error, plateau = table.rows["error"].to_numpy(float), log_eps_np[table.configuration]
+    times = np.where((error > 0) & np.isfinite(plateau), counts[table.trajectory], 0)
+    # Rows not drawn keep their place with weight 0, so that all resamples have one shape.
+    measured = np.log(np.where(times, error, 1.0))
+    covariates = (
+        np.where(times, plateau, -1.0),
+        table.covariates["depth"][table.configuration],
+        table.covariates["width"][table.configuration],
+        np.log(table.rows["density"].to_numpy(float)),
+    )
     fixed = _fixed(table)
     free = np.array([True, True, True, "phi" not in fixed, "psi" not in fixed])
     pruned = int(np.sum((times > 0) & ~_is_unpruned(table.rows)))
@@ -447,9 +510,10 @@ def _fit(table: _Table, counts: NDArray, starts: Sequence[NDArray]) -> LeastSqua
     highest = float(np.nanmax(log_eps_np))
     lower = np.array([highest + 1e-6, _LOG_GAMMA[0], -np.inf, -np.inf, -np.inf])
     upper = np.array([max(0.0, highest + 1e-3), _LOG_GAMMA[1], np.inf, np.inf, np.inf])
-    theta, costs = _minimise(_residuals_of, _jacobian_of, (rows,), starts, (lower, upper), free)
+    theta, costs = _minimise(_JOINT, np.sqrt(times), measured, covariates, starts, (lower, upper), free)
+    edge = np.minimum(theta - lower, upper - theta) < _EDGE
     frame, drawn = table.frame, np.repeat(np.arange(len(times)), times)
-    estimate = _evaluate(theta, rows.log_eps_np, rows.depth, rows.width, rows.log_density)
+    estimate = _evaluate(_JOINT, theta, *covariates)
     known = np.isfinite(log_eps_np)
     tolerance = 1e-6 * costs.min() + _NOISELESS**2 * times.sum()
     return LeastSquares(
@@ -459,11 +523,12 @@ def _fit(table: _Table, counts: NDArray, starts: Sequence[NDArray]) -> LeastSqua
         phi=float(theta[3]),
         psi=float(theta[4]),
         fixed=fixed,
+        at_edge=tuple(name for name, at_edge in zip(("eps_up", "gamma"), edge[:2], strict=True) if at_edge),
         cost=float(costs.min()),
         starts_agreeing=float(np.mean(costs <= costs.min() + tolerance)),
         rows=table.rows.iloc[drawn],
-        deviations=np.expm1(estimate - rows.log_error)[drawn],
-        eps_np=table.configurations.assign(eps_np=plateaus, runs=runs.astype(int))[known].reset_index(drop=True),
+        deviations=np.expm1(estimate - measured)[drawn],
+        eps_np=table.configurations.assign(eps_np=plateaus, runs=runs.astype(int)).loc[known].reset_index(drop=True),
         frame=frame,
     )
 
@@ -482,49 +547,6 @@ def _theta_of(fit: LeastSquares) -> NDArray[np.float64]:
     return np.array([np.log(fit.eps_up), np.log(fit.gamma), log_p, fit.phi, fit.psi])
 
 
-@in_float64
-def _minimise(
-    residuals: Callable[..., Array],
-    jacobian: Callable[..., Array],
-    data: tuple[Any, ...],
-    starts: Sequence[NDArray],
-    bounds: tuple[NDArray, NDArray],
-    free: NDArray[np.bool_],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Minimise a sum of squares over the free entries from several starts.
-
-    Returns:
-        The best point, and the sum of squares at the end of each start.
-    """
-    ends, costs = [], []
-    for start in starts:
-
-        def point(z: NDArray, start: NDArray = start) -> NDArray:
-            full = np.array(start, float)
-            full[free] = z
-            return full
-
-        result = scipy.optimize.least_squares(
-            lambda z, point=point: np.asarray(residuals(point(z), *data)),
-            np.clip(start, *bounds)[free],
-            jac=lambda z, point=point: np.asarray(jacobian(point(z), *data))[:, free],
-            bounds=(bounds[0][free], bounds[1][free]),
-            x_scale="jac",
-            ftol=1e-12,
-            xtol=1e-12,
-            gtol=1e-12,
-            max_nfev=500,
-        )
-        ends.append(point(result.x))
-        costs.append(2 * result.cost)
-    return ends[int(np.argmin(costs))], np.array(costs)
-
-
-@in_float64
-def _evaluate(theta: NDArray, *covariates: NDArray) -> NDArray[np.float64]:
-    return np.asarray(_log_errors_of(theta, *covariates))
-
-
 def _predict(fit: LeastSquares, designs: pd.DataFrame, near: LeastSquares | None = None) -> NDArray[np.float64]:
     """Predict; a dense law that is needed is fitted from many starts, or from that of a fit that is `near`."""
     configuration = _find(fit.eps_np, designs)
@@ -534,9 +556,11 @@ def _predict(fit: LeastSquares, designs: pd.DataFrame, near: LeastSquares | None
     if not known.all():
         _check_axes(fit, designs.loc[~known])
         dense = fit.dense if near is None else _fit_dense(fit, near.dense)
-        log_eps_np = np.where(known, log_eps_np, _evaluate_dense(dense, covariates, float(np.log(fit.eps_up))))
+        log_eps_up = np.full(len(designs), np.log(fit.eps_up))
+        untrained = _evaluate(_DENSE, np.array(dense), log_eps_up, covariates["parameters"], covariates["dataset_size"])
+        log_eps_np = np.where(known, log_eps_np, untrained)
     log_density = np.log(designs["density"].to_numpy(float))
-    return np.exp(_evaluate(_theta_of(fit), log_eps_np, covariates["depth"], covariates["width"], log_density))
+    return np.exp(_evaluate(_JOINT, _theta_of(fit), log_eps_np, covariates["depth"], covariates["width"], log_density))
 
 
 # The dense law
@@ -544,15 +568,6 @@ def _predict(fit: LeastSquares, designs: pd.DataFrame, near: LeastSquares | None
 #: Bounds of log a, alpha, log b, beta, log c; the covariates are centred, so that all terms are errors.
 _DENSE_BOUNDS = (np.array([-25.0, 0.0, -25.0, 0.0, -25.0]), np.array([10.0, 10.0, 10.0, 10.0, 10.0]))
 _DENSE_STARTS = 20
-
-
-def _plateau_residuals(theta: Any, parameters: Any, dataset_size: Any, log_eps_up: Any, log_eps_np: Any) -> Array:
-    dense = Dense(*(theta[i] for i in range(5)))
-    return saturate(log_dense(dense, parameters, dataset_size), log_eps_up) - log_eps_np
-
-
-_plateau_residuals_of = jax.jit(_plateau_residuals)
-_plateau_jacobian_of = jax.jit(jax.jacfwd(_plateau_residuals))
 
 
 def _fit_dense(fit: LeastSquares, start: Dense | None = None) -> Dense:
@@ -581,15 +596,11 @@ def _fit_dense(fit: LeastSquares, start: Dense | None = None) -> Dense:
         points = [low + (high - low) * rng.random(5) for _ in range(_DENSE_STARTS)]
     else:
         points = [np.array(start, float)]
-    points = [np.where(free, np.clip(point, *_DENSE_BOUNDS), [_NOTHING, 0.0, _NOTHING, 0.0, 0.0]) for point in points]
-    data = (covariates["parameters"], covariates["dataset_size"], np.log(fit.eps_up), log_eps_np)
-    theta, _ = _minimise(_plateau_residuals_of, _plateau_jacobian_of, data, points, _DENSE_BOUNDS, free)
+    points = [np.where(free, point, [_NOTHING, 0.0, _NOTHING, 0.0, 0.0]) for point in points]
+    log_eps_up = np.full(len(log_eps_np), np.log(fit.eps_up))
+    covariates = (log_eps_up, covariates["parameters"], covariates["dataset_size"])
+    theta, _ = _minimise(_DENSE, np.ones(len(log_eps_np)), log_eps_np, covariates, points, _DENSE_BOUNDS, free)
     return Dense(*(float(value) for value in theta))
-
-
-@in_float64
-def _evaluate_dense(dense: Dense, covariates: dict[str, NDArray], log_eps_up: float) -> NDArray[np.float64]:
-    return np.asarray(saturate(log_dense(dense, covariates["parameters"], covariates["dataset_size"]), log_eps_up))
 
 
 def _check_axes(fit: LeastSquares, designs: pd.DataFrame) -> None:

@@ -156,7 +156,9 @@ def _numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise BayeslawError(f"{option} {text!r} must be whole numbers separated by commas, for instance 8,14.") from None
+        raise BayeslawError(
+            f"{option} {text!r} must be whole numbers separated by commas, for instance 8,14."
+        ) from None
 
 
 def _floats(text: str, option: str) -> list[float]:

@@ -87,7 +87,7 @@ def _cifar_resnet(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], 
 
 def _mlp(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int) -> Counts:
     hidden = depth - 1
-    prunable = np.prod(input_shape) * width + (hidden - 1) * width**2 + width * classes
+    prunable = float(np.prod(input_shape)) * width + (hidden - 1) * width**2 + width * classes
     return prunable, hidden * width + classes
 
 

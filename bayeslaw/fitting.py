@@ -32,13 +32,14 @@ from bayeslaw.model import (
     Structure,
     check_one_family,
     draw_configurations,
+    estimate_spreads,
     make_data,
     make_frame,
     make_model,
-    estimate_spreads,
     spread_variances,
     starting_values,
     structure_of,
+    varies,
 )
 from bayeslaw.precision import in_float64
 from bayeslaw.priors import Prior, describe_prior, resolve_priors
@@ -328,7 +329,7 @@ def _warn_about(table: pd.DataFrame, structure: Structure) -> None:
         for name, parameter, varies in (
             ("depth", "phi", structure.depth_varies),
             ("width", "psi", structure.width_varies),
-            ("dataset_size", "alpha", table["dataset_size"].nunique() > 1),
+            ("dataset_size", "alpha", varies(table["dataset_size"])),
         )
         if not varies
     ]
@@ -358,7 +359,7 @@ def _sample(
     unravel = ravel_pytree(starts[0])[1]
 
     def potential(values: dict[str, Any]) -> jax.Array:
-        return potential_energy(model, (data,), {}, values)
+        return jnp.asarray(potential_energy(model, (data,), {}, values))
 
     variances = {k: v for k, v in spread_variances(data).items() if k not in structure.without()}
     approximation = laplace(potential, starts, None if few else _estimator(priors, data), variances)
@@ -389,9 +390,7 @@ def _sample(
     return sampled, constrain
 
 
-def _starts(
-    data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool
-) -> list[dict[str, jax.Array]]:
+def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:
     """Give unconstrained values to search the mode from: at the prior means, and to both sides of them."""
     names = [name for name in priors if name not in structure.without()]
     latent: dict[str, Any] = starting_values(data, structure)

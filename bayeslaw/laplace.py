@@ -109,9 +109,9 @@ def _assemble(
     order = np.concatenate(
         [np.ravel(position[k]) if k in free else [numbers + names.index(k)] for k in sorted({**free, **fixed})]
     ).astype(int)
-    full = scipy.linalg.block_diag(covariance, *(np.array([[variances[name]]]) for name in names))
+    full = np.asarray(scipy.linalg.block_diag(covariance, *(np.array([[variances[name]]]) for name in names)))
     mode = np.concatenate([np.asarray(ravel_pytree(free)[0]), [float(fixed[name]) for name in names]])
-    return Laplace(mode[order], np.linalg.cholesky(full[np.ix_(order, order)]), clipped)
+    return Laplace(mode[order], np.linalg.cholesky(full[order][:, order]), clipped)
 
 
 def _positions(tree: Mapping[str, Any]) -> dict[str, NDArray]:

@@ -93,7 +93,7 @@ def _to_nearer_plateau(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, Ar
     log_eps_np, log_eps_up, gamma, log_p = map(jnp.asarray, curve)
     span = (log_eps_up - log_eps_np) / gamma
     from_up = log_m - log_p
-    near_up = from_up < span - from_up
+    near_up = jnp.less(from_up, span - from_up)
     # Not jnp.minimum, which halves the gradient where the two are equal.
     nearer = jnp.where(near_up, from_up, span - from_up)
     return near_up, 2 * nearer, 2 * (nearer - span)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from bayeslaw.priors import Prior
 
+Numbers = jax.Array | np.ndarray[Any, Any]
+
 CONFIGURATION = ["depth", "width", "dataset_size"]
 #: Spreads of latent effects; every other parameter enters the likelihood directly.
 SPREADS = ("spread_np", "share_np", "tau_p")
@@ -77,16 +79,16 @@ class Data(NamedTuple):
         log_chance: Logarithm of the random-guess error.
     """
 
-    response: NDArray
-    log_density: NDArray
-    n_test: NDArray
-    configuration: NDArray
-    trajectory: NDArray
-    depth: NDArray
-    width: NDArray
-    parameters: NDArray
-    dataset_size: NDArray
-    log_chance: float
+    response: Numbers
+    log_density: Numbers
+    n_test: Numbers
+    configuration: Numbers
+    trajectory: Numbers
+    depth: Numbers
+    width: Numbers
+    parameters: Numbers
+    dataset_size: Numbers
+    log_chance: float | jax.Array
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,16 @@ def empirical_logit(error: NDArray, n_test: NDArray) -> NDArray:
     return np.log(error * count + half) - np.log((1 - error) * count + half)
 
 
+def varies(values: pd.Series) -> bool:
+    """Say whether a column has more than one value."""
+    return bool((values != values.iloc[0]).any())
+
+
 def structure_of(runs: pd.DataFrame) -> Structure:
     """Look which axes vary and what is known."""
     return Structure(
-        depth_varies=runs["depth"].nunique() > 1,
-        width_varies=runs["width"].nunique() > 1,
+        depth_varies=varies(runs["depth"]),
+        width_varies=varies(runs["width"]),
         has_trajectories="trajectory" in runs,
         knows_n_test="n_test" in runs,
     )
@@ -210,8 +217,8 @@ def make_model(priors: Mapping[str, Prior], structure: Structure, *, centred: bo
     globals_ = [name for name in priors if name not in absent and name not in SPREADS]
 
     def model(data: Data) -> None:
-        value = {name: numpyro.sample(name, priors[name].distribution) for name in globals_}
-        spread = {name: numpyro.sample(name, priors[name].distribution) for name in SPREADS if name not in absent}
+        value = {name: _site(name, priors[name].distribution) for name in globals_}
+        spread = {name: _site(name, priors[name].distribution) for name in SPREADS if name not in absent}
         spread |= {k: numpyro.deterministic(k, v) for k, v in split_spread(spread).items()}
         log_eps_up = numpyro.deterministic("log_eps_up", data.log_chance + jnp.log(value["plateau"]))
         centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
@@ -219,13 +226,17 @@ def make_model(priors: Mapping[str, Prior], structure: Structure, *, centred: bo
         log_e, effect_p = latent(data, centre, spread)
         log_m = log_m_star(data.depth, data.width, 0.0, value["phi"], value["psi"])
         log_eps_np = saturate(log_e, log_eps_up)
-        log_p = jnp.log(value["knee"]) + effect_p - log_m[data.configuration]
+        log_p = jnp.log(value["knee"]) + effect_p - jnp.asarray(log_m)[data.configuration]
         row = data.trajectory
         curve = Curve(log_eps_np[row], log_eps_up, value["gamma"], log_p[row])
         location, scale = observation(curve, data.log_density, data.n_test, value)
         numpyro.sample("response", dist.StudentT(value["nu"], location, scale), obs=data.response)
 
     return model
+
+
+def _site(name: str, distribution: Any) -> jax.Array:
+    return jnp.asarray(numpyro.sample(name, distribution))
 
 
 def split_spread(spread: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,25 +255,29 @@ def split_spread(spread: Mapping[str, Any]) -> dict[str, Any]:
 def _centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
     """Sample log e of every trajectory, the configurations' own integrated out, and the sideways effects."""
     count = len(data.configuration)
-    log_e = numpyro.sample("log_e_run", dist.ImproperUniform(dist.constraints.real, (), (count,)))
+    log_e = _site("log_e_run", dist.ImproperUniform(dist.constraints.real, (), (count,)))
     numpyro.factor("hierarchy", _log_density_of_groups(log_e, data, centre, spread))
     if "tau_p" not in spread:
         return log_e, jnp.zeros(count)
     with numpyro.plate("trajectory", count):
-        return log_e, numpyro.sample("effect_p", dist.Normal(0.0, spread["tau_p"]))
+        return log_e, _site("effect_p", dist.Normal(0.0, spread["tau_p"]))
 
 
 def _standardised_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
     """Sample effects in units of their spreads."""
     with numpyro.plate("configuration", len(data.depth)):
-        discrepancy = numpyro.sample("discrepancy", dist.Normal())
-    log_e = numpyro.deterministic("log_e", centre + spread["sigma_np"] * discrepancy)[data.configuration]
-    if "tau_p" not in spread:
-        return numpyro.deterministic("log_e_run", log_e), jnp.zeros(len(data.configuration))
-    with numpyro.plate("trajectory", len(data.configuration)):
-        up, sideways = (numpyro.sample(name, dist.Normal()) for name in ("standard_np", "standard_p"))
-    log_e = numpyro.deterministic("log_e_run", log_e + spread["tau_np"] * up)
-    return log_e, numpyro.deterministic("effect_p", spread["tau_p"] * sideways)
+        discrepancy = _site("discrepancy", dist.Normal())
+    log_e = centre + spread["sigma_np"] * discrepancy
+    numpyro.deterministic("log_e", log_e)
+    log_e = log_e[data.configuration]
+    effect_p = jnp.zeros(len(data.configuration))
+    if "tau_p" in spread:
+        with numpyro.plate("trajectory", len(data.configuration)):
+            up, sideways = (_site(name, dist.Normal()) for name in ("standard_np", "standard_p"))
+        log_e, effect_p = log_e + spread["tau_np"] * up, spread["tau_p"] * sideways
+        numpyro.deterministic("effect_p", effect_p)
+    numpyro.deterministic("log_e_run", log_e)
+    return log_e, effect_p
 
 
 def _log_density_of_groups(log_e: jax.Array, data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> jax.Array:

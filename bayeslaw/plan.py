@@ -68,7 +68,7 @@ class Plan:
         columns = ["depth", "width", "p_best", "p_feasible", "size_median", "size_lower", "size_upper"]
         columns += ["rounds", "density", "size", "p_reach"]
         shown = self.starts[columns].sort_values(["p_best", "size"], ascending=[False, True])
-        formats = {name: "{:.2f}".format for name in ("p_best", "p_feasible", "p_reach")}
+        formats = dict.fromkeys(("p_best", "p_feasible", "p_reach"), "{:.2f}".format)
         formats |= {name: "{:,.0f}".format for name in columns if name.startswith("size")}
         formats["density"] = "{:.4f}".format
         table = shown.to_string(index=False, formatters=formats, na_rep="-")
@@ -78,7 +78,7 @@ class Plan:
     def advice(self) -> str:
         """Say in a sentence what to do."""
         if self.recommended is None:
-            best = self.starts.loc[self.starts["p_reach"].idxmax()]
+            best = self.starts.iloc[int(self.starts["p_reach"].to_numpy().argmax())]
             return (
                 f"No start reaches error {self.target_error:g} with probability {self.confidence:g}; the closest is "
                 f"depth {best['depth']:g}, width {best['width']:g} with {best['p_reach']:.2f}. Ask for less "
@@ -161,8 +161,8 @@ def plan(
     starts["density"] = starts["kept"] / prunable
     starts["size"] = starts["kept"] + unprunable
     starts["parameters"] = prunable + unprunable
-    sure = starts[starts["p_reach"] >= confidence]
-    recommended = starts.loc[sure["size"].idxmin()] if len(sure) else None
+    sizes = np.where(starts["p_reach"] >= confidence, starts["size"], np.inf)
+    recommended = starts.iloc[int(sizes.argmin())] if np.isfinite(sizes).any() else None
     notes += _novelty_notes(fit, starts if recommended is None else starts.loc[[recommended.name]])
     return Plan(target_error, dataset_size, confidence, starts, recommended, p_none, tuple(notes))
 

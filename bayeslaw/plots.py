@@ -158,8 +158,8 @@ def _frontier_of(fit: Fit, plan: Plan, targets: np.ndarray, interval: float, see
     prunable = starts["kept"] / starts["density"]
 
     def count(depth: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        index = pd.MultiIndex.from_arrays([depth.astype(starts.index.levels[0].dtype), width])
-        return prunable.loc[index].to_numpy(), (starts["parameters"] - prunable).loc[index].to_numpy()
+        index = pd.MultiIndex.from_arrays([depth, width])
+        return prunable.reindex(index).to_numpy(), (starts["parameters"] - prunable).reindex(index).to_numpy()
 
     front = frontier(
         fit,

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import jax
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-def in_float64(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def in_float64[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """Run a function with 64-bit JAX types, whatever the caller's setting, on the calling thread alone."""
 
     @functools.wraps(function)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         with jax.enable_x64(True):
             return function(*args, **kwargs)
 

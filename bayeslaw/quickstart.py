@@ -17,8 +17,7 @@ from bayeslaw.fitting import Fit, fit
 from bayeslaw.live import LiveRun
 from bayeslaw.model import CONFIGURATION
 from bayeslaw.plots import plot_curve, plot_frontier, plot_posterior, save_figure
-from bayeslaw.runs import _recorded_folder as recorded_folder
-from bayeslaw.runs import load_recorded
+from bayeslaw.runs import load_recorded, recorded_folder
 
 if TYPE_CHECKING:
     from bayeslaw.plan import Plan
@@ -128,9 +127,7 @@ def _shown(measured: pd.DataFrame) -> str:
     return rows[columns].to_string(index=False, float_format=lambda v: f"{v:.3f}")
 
 
-def _write(
-    output: Path, posterior: Fit, plan: Plan, measured: pd.DataFrame, network: tuple[int, int, int]
-) -> None:
+def _write(output: Path, posterior: Fit, plan: Plan, measured: pd.DataFrame, network: tuple[int, int, int]) -> None:
     depth, width, size = network
     output.mkdir(parents=True, exist_ok=True)
     posterior.save(output / "fit.nc")

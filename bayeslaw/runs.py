@@ -176,7 +176,7 @@ def load_recorded(name: str) -> pd.DataFrame:
         >>> for name in recorded_names():
         ...     runs = load_recorded(name)
     """
-    return _load_recorded(name, _recorded_folder())
+    return _load_recorded(name, recorded_folder())
 
 
 def recorded_names() -> list[str]:
@@ -191,7 +191,7 @@ def recorded_names() -> list[str]:
     Example:
         >>> names = recorded_names()
     """
-    return _recorded_names(_recorded_folder())
+    return _recorded_names(recorded_folder())
 
 
 def families(runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -490,6 +490,8 @@ def _check_error(checks: _Checks) -> None:
         advice = "Pass n_test=, the number of test examples: then 0 wrong of n_test is data like any other."
         zero = checks.good("error") & (error == 0)
         checks.fault(zero, "error", "above 0 unless n_test is known: pass n_test=", advice)
+        one = checks.good("error") & (error == 1)
+        checks.fault(one, "error", "below 1 unless n_test is known: pass n_test=", advice)
     elif not checks.has("n_wrong"):
         checks.numbers["n_wrong"] = np.rint(error * checks.numbers["n_test"])
     else:
@@ -655,8 +657,15 @@ def _finish(checks: _Checks) -> pd.DataFrame:
 # Recorded sweeps
 
 
-def _recorded_folder() -> Path:
-    """Find the recorded sweeps without importing the package that holds them."""
+def recorded_folder() -> Path:
+    """Find the folder of the recorded sweeps and of the TOML files that made them.
+
+    Returns:
+        The folder, found without importing the package that holds it.
+
+    Raises:
+        BayeslawError: The folder is not there.
+    """
     try:
         spec = importlib.util.find_spec("imp_runs")
     except ValueError:

@@ -1,0 +1,161 @@
+"""How far the predictions can be trusted: what they say of networks that were left out, beside least squares."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from bayeslaw.baseline import bootstrap, least_squares, seed_spread
+from bayeslaw.errors import BayeslawError
+from bayeslaw.fitting import fit
+from bayeslaw.model import CONFIGURATION
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Resamples of configurations behind the interval of a coverage.
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold how posterior and least squares do on one table.
+
+    Attributes:
+        deviation: Mean and sd of the relative deviation (predicted - measured) / measured on the rows fitted, for the
+            posterior's mean curve and for least squares, beside the spread of seeds.
+        coverage: Share of left-out measured errors inside their 50 % and 90 % intervals, with 90 % intervals of that
+            share bootstrapped over configurations, and the median width of the intervals in natural logs.
+        rows: The left-out rows with both methods' intervals.
+        passed: Share of the fits (the whole table and each fold) that passed the gate.
+    """
+
+    deviation: pd.DataFrame
+    coverage: pd.DataFrame
+    rows: pd.DataFrame
+    passed: float
+
+    def __str__(self) -> str:
+        def form(table: pd.DataFrame) -> str:
+            return table.to_string(index=False, float_format=lambda v: f"{v:.3f}")
+
+        networks = self.rows.groupby(CONFIGURATION).ngroups
+        return (
+            f"relative deviation on the rows fitted\n{form(self.deviation)}\n\n"
+            f"coverage of new runs of {networks} networks left out\n{form(self.coverage)}\n\n"
+            f"fits that passed the gate: {self.passed:.0%}"
+        )
+
+
+def evaluate(
+    runs: pd.DataFrame, *, folds: int = 5, seed: int = 0, repetitions: int = 100, draws: int = 1000
+) -> Evaluation:
+    """Fit a table by posterior and by least squares, and predict networks left out of both.
+
+    Configurations are dealt into folds at random; each fold is predicted (`kind="run"`) by a fit to the others.
+
+    Args:
+        runs: Validated run table of one family.
+        folds: Number of folds, from 2 to the number of configurations.
+        seed: Seed of folds, sampler and bootstrap.
+        repetitions: Refits of the least-squares bootstrap.
+        draws: Posterior draws per chain.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        BayeslawError: `folds` is out of range.
+    """
+    from tqdm import tqdm
+
+    configurations = runs[CONFIGURATION].drop_duplicates().sort_values(CONFIGURATION, ignore_index=True)
+    if not 2 <= folds <= len(configurations):
+        raise BayeslawError(f"folds = {folds} must be from 2 to the {len(configurations)} configurations.")
+    order = np.random.default_rng(seed).permutation(len(configurations)) % folds
+    fold = runs[CONFIGURATION].merge(configurations.assign(fold=order), on=CONFIGURATION, how="left")["fold"]
+    left_out, passed = [], []
+    for index in tqdm(range(folds), desc="folds", disable=None, file=sys.stderr):
+        inside, outside = runs[(fold != index).to_numpy()], runs[(fold == index).to_numpy()]
+        posterior = fit(inside, seed=seed, draws=draws, progress=False)
+        passed.append(posterior.diagnose().passed)
+        rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
+        for level in (50, 90):
+            ours = posterior.predict(outside, interval=level / 100, kind="run", seed=seed)
+            assert isinstance(ours, pd.DataFrame)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # rows that least squares leaves out, said once below
+                theirs = bootstrap(
+                    inside, outside, repetitions=repetitions, interval=level / 100, kind="run", seed=seed
+                )
+            for name, table in (("posterior", ours), ("least_squares", theirs)):
+                rows[f"{name}_lower_{level}"] = table["lower"].to_numpy()
+                rows[f"{name}_upper_{level}"] = table["upper"].to_numpy()
+        left_out.append(rows)
+    rows = pd.concat(left_out)
+    whole = fit(runs, seed=seed, draws=draws, progress=False)
+    passed.append(whole.diagnose().passed)
+    deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
+    return Evaluation(deviation, _coverage(rows, seed), rows, float(np.mean(passed)))
+
+
+def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame:
+    assert isinstance(predicted, pd.DataFrame)
+    measured = runs["error"].to_numpy()
+    positive = measured > 0
+    ours = predicted["median"].to_numpy()[positive] / measured[positive] - 1
+    baseline = least_squares(runs, seed=seed)
+    rows = [
+        {"method": "posterior", "mean": ours.mean(), "sd": ours.std(ddof=1)},
+        {"method": "least squares", "mean": baseline.mean_deviation, "sd": baseline.sd_deviation},
+        {"method": "seeds alone", "mean": 0.0, "sd": seed_spread(runs)},
+    ]
+    return pd.DataFrame(rows)
+
+
+def _coverage(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    table = []
+    for name in ("posterior", "least_squares"):
+        for level in (50, 90):
+            lower, upper = rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"]
+            inside = rows["error"].between(lower, upper)
+            low, high = bootstrap_share(inside.to_numpy(), rows.groupby(CONFIGURATION).ngroup().to_numpy(), seed)
+            width = np.log(upper.clip(lower=1e-4).to_numpy() / lower.clip(lower=1e-4).to_numpy())
+            table.append(
+                {
+                    "method": name.replace("_", " "),
+                    "interval": level / 100,
+                    "coverage": inside.mean(),
+                    "lower": low,
+                    "upper": high,
+                    "log_width": np.median(width),
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def bootstrap_share(inside: NDArray[np.bool_], group: NDArray[np.integer], seed: int) -> tuple[float, float]:
+    """Give the 90 % interval of a share whose rows are dependent within groups, by resampling groups.
+
+    Args:
+        inside: What is counted, `[rows]`.
+        group: Group of every row, numbered from 0, `[rows]`.
+        seed: Seed of the resampling.
+
+    Returns:
+        Lower and upper end.
+
+    Example:
+        >>> bootstrap_share(np.array([True, True, True]), np.array([0, 0, 1]), seed=0)
+        (1.0, 1.0)
+    """
+    hits, sizes = np.bincount(group, inside), np.bincount(group)
+    drawn = np.random.default_rng(seed).integers(len(sizes), size=(RESAMPLES, len(sizes)))
+    shares = hits[drawn].sum(1) / sizes[drawn].sum(1)
+    lower, upper = np.quantile(shares, [0.05, 0.95])
+    return float(lower), float(upper)
