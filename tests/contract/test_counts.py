@@ -1,0 +1,70 @@
+"""The parameter counts that `bayeslaw` writes in closed form are those of the networks that `imp_runs` builds."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.families import Family
+from imp_runs.families import MODELS, prunable_layers
+
+INPUT_SHAPES = [(1, 8, 8), (1, 14, 14), (1, 28, 28), (3, 32, 32)]
+CLASSES = [2, 10]
+DEPTHS = {"cifar_resnet": [8, 14, 20, 26, 50], "mlp": [2, 3, 4, 5]}
+WIDTHS = {"cifar_resnet": [1, 2, 3, 16], "mlp": [1, 4, 8, 100, 256]}
+
+
+def build_counts(family: str, depth: int, width: int, input_shape: tuple[int, int, int], classes: int):
+    """Count the parameters of a network that is built, without memory for its weights."""
+    with torch.device("meta"):
+        model = MODELS[family](depth, width, input_shape, classes)
+    prunable = sum(layer.weight.numel() for layer in prunable_layers(model).values())
+    return prunable, sum(p.numel() for p in model.parameters()) - prunable
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("input_shape", INPUT_SHAPES, ids=str)
+def test_counts_are_exact(family: str, input_shape: tuple[int, int, int]) -> None:
+    grid = list(itertools.product(DEPTHS[family], WIDTHS[family]))
+    depth, width = np.array(grid).T
+    for classes in CLASSES:
+        counted = Family(family, input_shape, classes)
+        prunable, unprunable = counted.counts(depth, width)
+        built = [build_counts(family, d, w, input_shape, classes) for d, w in grid]
+        assert list(zip(prunable, unprunable, strict=True)) == built
+        assert list(counted.parameters(depth, width)) == [sum(both) for both in built]
+
+
+@pytest.mark.parametrize(("family", "depth", "width"), [("cifar_resnet", 98, 64), ("mlp", 12, 2000)])
+def test_counts_are_exact_for_large_networks(family: str, depth: int, width: int) -> None:
+    prunable, unprunable = Family(family, (3, 32, 32), 100).counts(depth, width)
+    assert (prunable, unprunable) == build_counts(family, depth, width, (3, 32, 32), 100)
+
+
+def test_every_family_that_can_be_built_has_exact_counts() -> None:
+    assert all(Family(name, (3, 32, 32), 10).is_exact for name in MODELS)
+
+
+def test_counts_broadcast_over_starts() -> None:
+    prunable, unprunable = Family("cifar_resnet", (1, 8, 8), 10).counts(np.array([[8], [14]]), [1, 2, 4])
+    assert prunable.shape == unprunable.shape == (2, 3)
+    assert (prunable[0, 0], unprunable[0, 0]) == (347, 52)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [Family("vgg", (3, 32, 32), 10), Family("cifar_resnet", None, 10), Family("mlp", (1, 8, 8), None)],
+    ids=["unknown family", "no input shape", "no classes"],
+)
+def test_unknown_counts_say_what_is_known_and_what_to_do(family: Family) -> None:
+    with pytest.raises(BayeslawError, match=rf"'{family.name}'.*known for cifar_resnet, mlp.*pass parameters="):
+        family.counts(8, 4)
+    assert not family.is_exact
+
+
+def test_without_exact_counts_parameters_grow_like_depth_and_squared_width() -> None:
+    assert list(Family("vgg").parameters([10, 20], 4)) == [160, 320]
