@@ -298,7 +298,7 @@ class _Table:
     frame: Frame
     configurations: pd.DataFrame
     configuration: NDArray[np.intp]
-    trajectory: NDArray[np.intp]
+    trajectory: NDArray[np.integer]
 
     @cached_property
     def covariates(self) -> dict[str, NDArray[np.float64]]:

@@ -73,7 +73,7 @@ def table(
     opened = Store(store)
     rows = make_table(opened)
     if finished:
-        rows = rows[rows["trajectory"].map(opened.is_done)].reset_index(drop=True)
+        rows = rows[rows["trajectory"].map(opened.is_done).astype(bool)].reset_index(drop=True)
     write_table(rows, output)
     typer.echo(f"{output}: {len(rows)} rows, {rows['trajectory'].nunique()} trajectories")
 

@@ -216,8 +216,8 @@ class Store:
         summary = _read_json(summaries[-1])
         path = summaries[-1].with_suffix(".safetensors")
         content = path.read_bytes() if path.exists() else b""
-        written = {"level": int(path.stem.split("-")[1]), "bytes": len(content)}
-        written["sha256"] = hashlib.sha256(content).hexdigest()
+        checksum = hashlib.sha256(content).hexdigest()
+        written = {"level": int(path.stem.split("-")[1]), "bytes": len(content), "sha256": checksum}
         differing = [f"{k} {v}, not {summary.get(k)}" for k, v in written.items() if summary.get(k) != v]
         if differing:
             raise ImpRunsError(

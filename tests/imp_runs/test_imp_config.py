@@ -1,0 +1,268 @@
+"""Protocols, trajectories and sweep files: hashes, counts, expansion, and every fault named at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from importlib import resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imp_runs.config import PROTOCOLS, Protocol, Trajectory, load_sweep, protocol_hash, sweep_from_dict
+from imp_runs.errors import ImpRunsError
+
+GRID = {"family": "mlp", "dataset": "digits", "depth": [2], "width": [8], "dataset_size": [100], "replicates": 1}
+OTHER = {str: "mlp2", int: 7, float: 0.3125, tuple: (0.25,)}
+
+
+def trajectory(**changes) -> Trajectory:
+    protocol = Protocol(name="digits_resnet", epochs=20, batch_size=25, levels=30)
+    start = Trajectory("cifar_resnet", "digits", 8, 1, 1000, 0, 1, protocol)
+    return dataclasses.replace(start, **changes)
+
+
+@given(st.integers(0, 10**9))
+def test_one_round_leaves_kept_minus_a_fifth_of_it_in_integer_arithmetic(kept):
+    assert Protocol().kept_after(kept) == kept - kept // 5
+
+
+@given(st.integers(0, 10**9), st.integers(1, 99))
+def test_other_fractions_are_exact_too(kept, hundredths):
+    # In floating point int(0.29 * 100) is 28.
+    protocol = Protocol(prune_fraction=hundredths / 100)
+    assert protocol.kept_after(kept) == kept - kept * hundredths // 100
+
+
+@given(st.integers(1, 5000), st.integers(1, 300), st.integers(1, 50))
+def test_steps_count_the_batches_that_are_cut(dataset_size, batch_size, epochs):
+    protocol = Protocol(epochs=epochs, batch_size=batch_size)
+    batches = len(list(itertools.batched(range(dataset_size), batch_size)))
+    assert protocol.steps_per_epoch(dataset_size) == batches
+    assert protocol.steps(dataset_size) == epochs * batches
+
+
+def test_hashes_are_those_of_the_recorded_sweeps():
+    # Literal values: were they to change, stores and recorded tables would no longer match what is run.
+    start = trajectory()
+    assert start.key == "3d64065d9a053ad7"
+    assert protocol_hash(start.protocol) == "102a998925f096b1"
+    assert start.subset_id == "7e10fae6"
+    assert start.seed("initialisation") == 823722878776199437
+    assert start.seed("order", 3, 2) == 1050971222020935647
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Trajectory) if f.name != "protocol"])
+def test_every_field_of_a_trajectory_changes_its_key(field):
+    assert trajectory(**{field: OTHER[type(getattr(trajectory(), field))]}).key != trajectory().key
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Protocol)])
+def test_every_field_of_a_protocol_changes_key_and_protocol_hash(field):
+    start = trajectory().protocol
+    other = dataclasses.replace(start, **{field: OTHER[type(getattr(start, field))]})
+    assert protocol_hash(other) != protocol_hash(start)
+    assert trajectory(protocol=other).key != trajectory().key
+
+
+def test_the_seed_of_the_subset_depends_on_dataset_and_replicate_alone():
+    start = trajectory().seed("subset")
+    same = {"family": "mlp", "depth": 20, "width": 4, "dataset_size": 250, "pool": 2, "protocol": Protocol()}
+    for field, value in same.items():
+        assert trajectory(**{field: value}).seed("subset") == start, field
+    assert trajectory(dataset="mnist").seed("subset") != start
+    assert trajectory(replicate=1).seed("subset") != start
+
+
+def test_other_seeds_depend_on_the_network_but_not_on_the_protocol():
+    start = trajectory().seed("order", 2, 1)
+    assert trajectory(protocol=Protocol()).seed("order", 2, 1) == start
+    others = {"family": "mlp", "dataset": "mnist", "depth": 20, "width": 4, "dataset_size": 250, "replicate": 1}
+    for field, value in others.items():
+        assert trajectory(**{field: value}).seed("order", 2, 1) != start, field
+
+
+def test_no_two_uses_of_randomness_share_a_seed():
+    seeds = [
+        trajectory(replicate=replicate).seed(purpose, level, epoch)
+        for replicate in range(3)
+        for purpose in ("order", "augmentation")
+        for level in range(31)
+        for epoch in range(30)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)  # what a torch.Generator takes
+
+
+def test_a_sweep_file_expands_to_its_grid_in_the_order_of_cost(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        """
+        name = "small"
+        [grid]
+        family = "cifar_resnet"
+        dataset = "fashion_mnist"
+        pool = 2
+        depth = [14, 8]
+        width = [4, 2, 4]
+        dataset_size = [1000, 250]
+        replicates = 2
+        [protocol]
+        name = "short"
+        epochs = 3
+        learning_rate = 1
+        milestones = [0.5]
+        """
+    )
+    sweep = load_sweep(file)
+    expected = set(itertools.product([8, 14], [2, 4], [250, 1000], range(2)))
+    assert {(t.depth, t.width, t.dataset_size, t.replicate) for t in sweep.trajectories} == expected
+    assert len(sweep.trajectories) == len(expected)  # the second 4 of `width` adds nothing
+    assert {(t.family, t.dataset, t.pool, t.protocol) for t in sweep.trajectories} == {
+        ("cifar_resnet", "fashion_mnist", 2, sweep.protocol)
+    }
+    costs = [(t.replicate, t.dataset_size * t.depth * t.width) for t in sweep.trajectories]
+    assert costs == sorted(costs)
+    assert sweep.name == "small"
+    assert sweep.protocol == Protocol(name="short", epochs=3, learning_rate=1.0, milestones=(0.5,))
+
+
+def test_a_named_protocol_is_taken_and_overridden():
+    named = sweep_from_dict({"name": "x", "grid": GRID, "protocol": {"name": "paper_cifar", "levels": 2}})
+    assert named.protocol == dataclasses.replace(PROTOCOLS["paper_cifar"], levels=2)
+    assert (named.protocol.epochs, named.protocol.batch_size) == (160, 128)
+    assert named.protocol.augmentation == "flip_crop"
+    assert sweep_from_dict({"name": "x", "grid": GRID}).protocol == Protocol()
+
+
+def test_every_recorded_sweep_has_a_file_that_loads():
+    files = [f for f in (resources.files("imp_runs") / "recorded").iterdir() if f.name.endswith(".toml")]
+    assert files
+    for file in files:
+        with resources.as_file(file) as path:
+            sweep = load_sweep(path)
+        assert sweep.name == sweep.protocol.name == file.name.removesuffix(".toml")
+        assert len({t.key for t in sweep.trajectories}) == len(sweep.trajectories) > 0
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"family": "vgg"}, "grid.family = 'vgg' must be one of cifar_resnet, mlp"),
+        ({"dataset": "imagenet"}, "grid.dataset = 'imagenet' must be one of digits, fashion_mnist"),
+        ({"dataset": ["digits"]}, "grid.dataset = ['digits'] must be one of digits"),
+        ({"family": "cifar_resnet", "depth": [8, 9]}, "grid.depth 9 must be 6D+2"),
+        ({"family": "cifar_resnet", "depth": [2]}, "grid.depth 2 must be 6D+2"),
+        ({"depth": [1]}, "grid.depth 1 must be hidden layers + 1, so at least 2, for mlp"),
+        ({"width": []}, "grid.width = [] must be a list of integers >= 1"),
+        ({"width": [0]}, "grid.width = [0] must be a list of integers >= 1"),
+        ({"width": 8}, "grid.width = 8 must be a list of integers >= 1"),
+        ({"dataset_size": [10.5]}, "grid.dataset_size = [10.5] must be a list of integers >= 1"),
+        ({"dataset_size": [True]}, "grid.dataset_size = [True] must be a list of integers >= 1"),
+        ({"replicates": 0}, "grid.replicates = 0 must be an integer >= 1"),
+        ({"replicates": [1]}, "grid.replicates = [1] must be an integer >= 1"),
+        ({"pool": 0}, "grid.pool = 0 must be an integer >= 1"),
+        ({"seed": 1}, "unknown entry grid.seed; allowed: dataset, dataset_size, depth"),
+    ],
+)
+def test_a_fault_of_the_grid_is_named(grid, message):
+    with pytest.raises(ImpRunsError) as caught:
+        sweep_from_dict({"name": "x", "grid": {**GRID, **grid}})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("epochs", 0, "must be >= 1"),
+        ("epochs", 2.0, "must be of type int"),
+        ("epochs", True, "must be of type int"),
+        ("batch_size", 0, "must be >= 1"),
+        ("learning_rate", 0, "must be > 0"),
+        ("learning_rate", float("nan"), "must be > 0"),
+        ("learning_rate", "fast", "must be of type float"),
+        ("momentum", 1.0, "must be in [0, 1)"),
+        ("weight_decay", -1e-4, "must be >= 0"),
+        ("milestones", [0.5, 1.0], "must be fractions in (0, 1)"),
+        ("milestones", ["half"], "must be of type tuple"),
+        ("decay", 0.0, "must be in (0, 1]"),
+        ("rewind", 1.0, "must be in [0, 1)"),
+        ("prune_fraction", 1.0, "must be in (0, 1)"),
+        ("prune_fraction", 0.0, "must be in (0, 1)"),
+        ("levels", -1, "must be >= 0"),
+        ("augmentation", "mixup", "must be one of none, flip_crop"),
+        ("name", ["a"], "must be of type str"),
+        ("warmup", 5, "unknown entry protocol.warmup; allowed: name, epochs"),
+    ],
+)
+def test_a_fault_of_the_protocol_is_named(entry, value, message):
+    with pytest.raises(ImpRunsError) as caught:
+        sweep_from_dict({"name": "x", "grid": GRID, "protocol": {entry: value}})
+    assert f"protocol.{entry}" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_all_faults_of_a_file_are_named_at_once(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        """
+        title = "no such entry"
+        [grid]
+        family = "cifar_resnet"
+        dataset = "imagenet"
+        depth = [9]
+        width = [-1]
+        color = "red"
+        [protocol]
+        epochs = "many"
+        momentum = 2.0
+        """
+    )
+    with pytest.raises(ImpRunsError) as caught:
+        load_sweep(file)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ")
+    for part in (
+        "unknown entry 'title'",
+        "missing entry 'name'",
+        "missing entry grid.dataset_size",
+        "missing entry grid.replicates",
+        "unknown entry grid.color",
+        "grid.dataset = 'imagenet'",
+        "grid.depth 9",
+        "grid.width = [-1]",
+        "protocol.epochs = 'many'",
+        "protocol.momentum = 2.0",
+    ):
+        assert part in message
+
+
+def test_a_grid_or_protocol_that_is_no_table_is_named():
+    with pytest.raises(ImpRunsError) as caught:
+        sweep_from_dict({"name": "x", "grid": 3, "protocol": "desktop"})
+    assert "grid = 3 must be a table, [grid]" in str(caught.value)
+    assert "protocol = 'desktop' must be a table, [protocol]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'name = "x"\n[grid\n', "not a TOML file"),
+        (b"name = \xff\xfe\n", "not a TOML file"),
+        (b"", "missing entry 'name'; missing entry 'grid'"),
+    ],
+)
+def test_what_is_no_sweep_file_is_refused(tmp_path, content, message):
+    file = tmp_path / "sweep.toml"
+    file.write_bytes(content)
+    with pytest.raises(ImpRunsError, match=message) as caught:
+        load_sweep(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ImpRunsError, match="there is no such sweep file"):
+        load_sweep(tmp_path / "none.toml")
+    with pytest.raises(ImpRunsError, match="give the path of a TOML file"):
+        load_sweep(tmp_path)

@@ -1,0 +1,394 @@
+"""The store: immutable records, checksummed checkpoints, one protocol, locks, and damage that loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from imp_runs.errors import ImpRunsError
+from imp_runs.imp import run_trajectory
+from imp_runs.store import Checkpoint, Store, write_durably
+from imp_runs.table import make_table
+
+KEY = "0123456789abcdef"
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process between two levels."""
+
+
+def without_seconds(store, key):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in store.records(key)]
+
+
+@pytest.fixture(scope="module")
+def whole(toy, digits, tmp_path_factory):
+    """Give the records of the toy trajectory, run without interruption."""
+    trajectory = toy()
+    store = Store(tmp_path_factory.mktemp("whole"), trajectory.protocol)
+    run_trajectory(trajectory, digits, store)
+    return without_seconds(store, trajectory.key)
+
+
+@pytest.fixture
+def begun(toy, digits, tmp_path):
+    """Give the toy trajectory, interrupted after level 1 (of 0, 1, 2), its store and its folder."""
+    trajectory, finished = toy(), []
+
+    def interrupt(levels):
+        finished.append(levels)
+        if len(finished) == 2:
+            raise Interrupted
+
+    store = Store(tmp_path / "store", trajectory.protocol)
+    with pytest.raises(Interrupted):
+        run_trajectory(trajectory, digits, store, progress=interrupt)
+    return trajectory, store, store.folder(trajectory.key)
+
+
+@pytest.fixture
+def finished(toy, digits, tmp_path):
+    trajectory = toy()
+    store = Store(tmp_path / "store", trajectory.protocol)
+    run_trajectory(trajectory, digits, store)
+    return trajectory, store, store.folder(trajectory.key)
+
+
+# --- what lies where --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_trajectory_leaves_its_records_and_nothing_else(finished):
+    _, _, folder = finished
+    names = {path.name for path in folder.iterdir()} - {"lock"}
+    assert names == {"config.json", "level-000.json", "level-001.json", "level-002.json", "done.json"}
+
+
+def test_a_trajectory_under_way_has_one_checkpoint(begun):
+    trajectory, store, folder = begun
+    names = {path.name for path in folder.iterdir()} - {"lock"}
+    checkpoint = {"checkpoint-002.json", "checkpoint-002.safetensors"}
+    assert names == {"config.json", "level-000.json", "level-001.json"} | checkpoint
+    assert not store.is_done(trajectory.key)
+    assert store.keys() == [trajectory.key]
+
+
+def test_config_and_store_say_what_is_run(begun):
+    trajectory, store, folder = begun
+    written = json.loads((folder / "config.json").read_text())
+    assert written == json.loads(json.dumps(dataclasses.asdict(trajectory)))
+    marker = json.loads((store.path / "store.json").read_text())
+    assert marker["protocol"] == written["protocol"]
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, toy):
+    store = Store(tmp_path, toy().protocol)
+    store.folder(KEY).mkdir()
+    state = {
+        "values": torch.tensor([0.1, -0.0, float("inf"), 1e-45]),
+        "bn.running_mean": torch.randn(3, generator=torch.Generator().manual_seed(0)),
+        "bn.num_batches_tracked": torch.tensor(7),
+    }
+    mask = torch.tensor([1.0, 0.0, 1.0])
+    store.write_checkpoint(KEY, Checkpoint(3, state, mask))
+    read = store.read_checkpoint(KEY)
+    assert read is not None
+    assert (read.level, read.state.keys()) == (3, state.keys())
+    assert torch.equal(read.mask, mask)
+    for name, tensor in state.items():
+        assert read.state[name].dtype == tensor.dtype
+        assert read.state[name].numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_the_newest_checkpoint_is_read_and_older_ones_go(tmp_path, toy):
+    store = Store(tmp_path, toy().protocol)
+    store.folder(KEY).mkdir()
+    assert store.read_checkpoint(KEY) is None
+    for level in (9, 10, 100):
+        store.write_checkpoint(KEY, Checkpoint(level, {"values": torch.zeros(2)}, torch.ones(1)))
+        assert store.read_checkpoint(KEY).level == level
+        assert sorted(p.suffix for p in store.folder(KEY).glob("checkpoint-*")) == [".json", ".safetensors"]
+
+
+def test_a_file_is_written_whole_and_leaves_no_temporary(tmp_path):
+    write_durably(tmp_path / "file", b"one")
+    write_durably(tmp_path / "file", b"two")
+    assert (tmp_path / "file").read_bytes() == b"two"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# --- records are immutable --------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_never_overwritten(finished):
+    trajectory, store, folder = finished
+    before = (folder / "level-001.json").read_bytes()
+    record = store.records(trajectory.key)[1]
+    store.write_record(trajectory.key, 1, record | {"seconds": 99.0})
+    assert (folder / "level-001.json").read_bytes() == before
+    with pytest.raises(ImpRunsError, match=r"another error, n_wrong .*Records are immutable") as caught:
+        store.write_record(trajectory.key, 1, record | {"n_wrong": -1, "error": 0.5})
+    assert "level-001.json" in str(caught.value)
+    with pytest.raises(ImpRunsError, match="another status"):
+        store.write_record(trajectory.key, 1, {k: v for k, v in record.items() if k != "status"})
+    assert (folder / "level-001.json").read_bytes() == before
+
+
+def test_a_level_recomputed_with_another_result_is_refused(begun, digits):
+    trajectory, _, folder = begun
+    record = json.loads((folder / "level-001.json").read_text())
+    (folder / "level-001.json").write_text(json.dumps(record | {"n_wrong": record["n_wrong"] + 1}))
+    for path in folder.glob("checkpoint-*"):
+        path.unlink()
+    with pytest.raises(ImpRunsError, match="recomputing this level gave another n_wrong"):
+        run_trajectory(trajectory, digits, Store(folder.parents[1], trajectory.protocol))
+
+
+def test_a_finished_trajectory_is_not_run_again(finished, digits):
+    trajectory, store, folder = finished
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    run_trajectory(trajectory, digits, store)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+# --- corrupt checkpoints ----------------------------------------------------------------------------------------------
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, empty, lambda path: path.unlink()])
+def test_a_corrupt_checkpoint_is_named_and_the_way_out_works(begun, digits, whole, damage):
+    trajectory, store, folder = begun
+    damage(folder / "checkpoint-002.safetensors")
+    records = {path.name: path.read_bytes() for path in folder.glob("level-*.json")}
+    with pytest.raises(ImpRunsError, match="corrupt checkpoint") as caught:
+        run_trajectory(trajectory, digits, store)
+    for part in ("checkpoint-002.safetensors", "checkpoint-002.json", "Delete it", "no record is lost"):
+        assert part in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.glob("level-*.json")} == records
+
+    for path in folder.glob("checkpoint-*"):
+        path.unlink()
+    run_trajectory(trajectory, digits, store)
+    assert without_seconds(store, trajectory.key) == whole
+    assert {name: (folder / name).read_bytes() for name in records} == records
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"level": 1},
+        {"level": 12},
+        {"sha256": "0" * 64},
+        {"bytes": 3},
+    ],
+)
+def test_a_summary_that_does_not_fit_its_checkpoint_is_refused(begun, digits, content):
+    trajectory, store, folder = begun
+    summary = json.loads((folder / "checkpoint-002.json").read_text())
+    (folder / "checkpoint-002.json").write_text(json.dumps(summary | content))
+    with pytest.raises(ImpRunsError, match="corrupt checkpoint"):
+        run_trajectory(trajectory, digits, store)
+    assert len(store.records(trajectory.key)) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b'{"level": 2', b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_summary_is_refused(begun, digits, content):
+    trajectory, store, folder = begun
+    (folder / "checkpoint-002.json").write_bytes(content)
+    with pytest.raises(ImpRunsError, match=r"checkpoint-002.*(damaged|corrupt)"):
+        run_trajectory(trajectory, digits, store)
+    assert len(store.records(trajectory.key)) == 2
+
+
+def test_a_checkpoint_without_its_summary_does_not_count(begun, digits, whole):
+    trajectory, store, folder = begun
+    (folder / "checkpoint-002.json").unlink()
+    assert store.read_checkpoint(trajectory.key) is None
+    run_trajectory(trajectory, digits, store)
+    assert without_seconds(store, trajectory.key) == whole
+
+
+# --- damaged records --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b'{"level": 1, "err', b"[1, 2]", b"null", b"\xff\xfe"])
+def test_a_damaged_record_is_named_and_recomputed_once_moved_away(finished, digits, whole, content):
+    trajectory, store, folder = finished
+    path = folder / "level-001.json"
+    others = {p.name: p.read_bytes() for p in folder.glob("level-*.json") if p != path}
+    path.write_bytes(content)
+    with pytest.raises(ImpRunsError, match=r"level-001\.json: damaged .*move the file away"):
+        make_table(store)
+    path.rename(folder.parent / "moved-away")
+    assert not store.is_done(trajectory.key)
+    run_trajectory(trajectory, digits, store)
+    assert without_seconds(store, trajectory.key) == whole
+    assert {name: (folder / name).read_bytes() for name in others} == others
+    assert store.is_done(trajectory.key)
+
+
+def test_a_lost_record_below_the_checkpoint_is_recomputed(begun, digits, whole):
+    trajectory, store, folder = begun
+    (folder / "level-000.json").unlink()
+    run_trajectory(trajectory, digits, store)
+    assert without_seconds(store, trajectory.key) == whole
+
+
+def test_a_record_that_lacks_columns_is_named(finished):
+    trajectory, store, folder = finished
+    record = store.records(trajectory.key)[2]
+    (folder / "level-002.json").write_text(json.dumps({k: v for k, v in record.items() if k not in ("error", "kept")}))
+    with pytest.raises(ImpRunsError, match="record of level 2 lacks kept, error") as caught:
+        make_table(store)
+    assert trajectory.key in str(caught.value)
+
+
+def test_a_damaged_end_mark_is_named(finished):
+    trajectory, store, folder = finished
+    (folder / "done.json").write_bytes(b"{")
+    with pytest.raises(ImpRunsError, match=r"done\.json: damaged"):
+        store.is_done(trajectory.key)
+    assert len(make_table(store)) == 3
+
+
+# --- stores of others -------------------------------------------------------------------------------------------------
+
+
+def test_a_store_of_another_protocol_is_refused_and_left_alone(finished):
+    trajectory, store, _ = finished
+    before = {path: path.read_bytes() for path in store.path.rglob("*.json")}
+    other = dataclasses.replace(trajectory.protocol, epochs=9, milestones=(0.25,))
+    with pytest.raises(ImpRunsError, match="another protocol") as caught:
+        Store(store.path, other)
+    for part in ("epochs = 2, not 9", "milestones = [0.5, 0.75], not [0.25]", "--store"):
+        assert part in str(caught.value)
+    assert "batch_size" not in str(caught.value)
+    assert {path: path.read_bytes() for path in store.path.rglob("*.json")} == before
+
+
+def test_a_store_of_older_arithmetic_is_refused(finished):
+    trajectory, store, _ = finished
+    marker = store.path / "store.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"protocol_hash": "0" * 16}))
+    with pytest.raises(ImpRunsError, match="older arithmetic"):
+        Store(store.path, trajectory.protocol)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1', b'{"format": 2}', b"{}"])
+def test_a_damaged_or_foreign_store_is_refused(finished, content):
+    trajectory, store, _ = finished
+    (store.path / "store.json").write_bytes(content)
+    with pytest.raises(ImpRunsError, match=r"store\.json: (damaged|format)"):
+        Store(store.path, trajectory.protocol)
+    with pytest.raises(ImpRunsError, match=r"store\.json: (damaged|format)"):
+        Store(store.path)
+
+
+def test_a_store_without_its_protocol_is_another_one(finished):
+    trajectory, store, _ = finished
+    (store.path / "store.json").write_text('{"format": 1}')
+    with pytest.raises(ImpRunsError, match="another protocol"):
+        Store(store.path, trajectory.protocol)
+
+
+def test_what_is_no_store_is_not_read(tmp_path):
+    with pytest.raises(ImpRunsError, match=r"no store here \(no store.json\); run `imp-runs sweep`"):
+        Store(tmp_path)
+    with pytest.raises(ImpRunsError, match="no store here"):
+        Store(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_store_is_left_alone(tmp_path, toy):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    for path in (file, file / "store"):
+        with pytest.raises(ImpRunsError, match="a file is in the way; give --store a folder"):
+            Store(path, toy().protocol)
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        ".",
+        "..",
+        "../../etc/passwd",
+        "/etc/passwd",
+        f"../{KEY}",
+        KEY[:-1],
+        f"{KEY}0",
+        KEY.upper(),
+        f"{KEY}\n",
+        "é" * 16,
+    ],
+)
+def test_no_key_leaves_the_store(tmp_path, toy, key):
+    store = Store(tmp_path, toy().protocol)
+    for use in (store.folder, store.is_done, store.records, store.read_checkpoint):
+        with pytest.raises(ImpRunsError, match="must be 16 hexadecimal digits"):
+            use(key)
+    with pytest.raises(ImpRunsError, match="must be 16 hexadecimal digits"):
+        store.write_record(key, 0, {})
+    assert store.folder(KEY).parent == tmp_path / "trajectories"
+
+
+def test_foreign_files_among_the_trajectories_are_ignored(finished):
+    trajectory, store, _ = finished
+    (store.path / "trajectories" / "notes.txt").write_text("mine")
+    (store.path / "trajectories" / "..hidden").mkdir()
+    assert store.keys() == [trajectory.key]
+    assert len(make_table(store)) == 3
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trajectory_that_runs_elsewhere_is_left_to_it(toy, digits, tmp_path, whole):
+    trajectory, other = toy(), toy(replicate=1)
+    store = Store(tmp_path, trajectory.protocol)
+    with store.locked(trajectory):
+        with pytest.raises(ImpRunsError, match="another process is running this trajectory") as caught:
+            run_trajectory(trajectory, digits, Store(tmp_path, trajectory.protocol))
+        assert str(trajectory) in str(caught.value)
+        assert store.records(trajectory.key) == []
+        run_trajectory(other, digits, store)
+        assert store.is_done(other.key)
+    run_trajectory(trajectory, digits, store)
+    assert without_seconds(store, trajectory.key) == whole
+
+
+def test_the_lock_falls_when_a_run_fails(toy, digits, tmp_path):
+    def fail(_levels):
+        raise Interrupted
+
+    trajectory = toy()
+    store = Store(tmp_path, trajectory.protocol)
+    with pytest.raises(Interrupted):
+        run_trajectory(trajectory, digits, store, progress=fail)
+    with store.locked(trajectory):
+        assert not store.is_done(trajectory.key)
+
+
+def test_more_examples_than_there_are_is_refused_before_anything_is_written(toy, digits, tmp_path):
+    trajectory = toy(dataset_size=1001)
+    store = Store(tmp_path, trajectory.protocol)
+    with pytest.raises(ImpRunsError, match="dataset_size 1001 is more than the 1000 training examples of digits"):
+        run_trajectory(trajectory, digits, store)
+    assert store.keys() == []

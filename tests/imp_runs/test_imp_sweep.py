@@ -1,0 +1,105 @@
+"""Sweeps: the same table whatever the workers, only what is missing is run, failures are named, costs estimated."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+
+from imp_runs.config import Sweep, load_sweep
+from imp_runs.errors import ImpRunsError
+from imp_runs.imp import run_trajectory
+from imp_runs.store import Store
+from imp_runs.sweep import KERNELS, Estimate, _costs, estimate, run_sweep
+
+
+def changed(sweep: Sweep, **changes) -> Sweep:
+    """Give a sweep whose last trajectory differs."""
+    *others, last = sweep.trajectories
+    return dataclasses.replace(sweep, trajectories=(*others, dataclasses.replace(last, **changes)))
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_sweep_runs_all_its_trajectories_to_the_end(whole):
+    sweep, store = load_sweep(whole.file), Store(whole.store)
+    assert store.keys() == sorted(t.key for t in sweep.trajectories)
+    assert all(store.is_done(key) for key in store.keys())
+    assert whole.table.groupby("trajectory")["level"].agg(list).tolist() == [[0, 1, 2]] * 24
+    assert (whole.table["status"] == "trained").all()
+
+
+def test_one_worker_gives_the_table_of_two_and_a_trajectory_that_runs_elsewhere_is_left_to_it(whole, tmp_path):
+    sweep, environment = load_sweep(whole.file), dict(os.environ)
+    store = Store(tmp_path, sweep.protocol)
+    elsewhere = sweep.trajectories[3]
+    with store.locked(elsewhere):
+        with pytest.raises(ImpRunsError) as caught:
+            run_sweep(sweep, tmp_path, workers=1, device="cpu")
+        assert "1 of 24 trajectories failed, the others are done" in str(caught.value)
+        assert f"{elsewhere}: " in str(caught.value)
+        assert "another process is running this trajectory" in str(caught.value)
+        assert [t for t in sweep.trajectories if not store.is_done(t.key)] == [elsewhere]
+    before = {path: stamp for path, stamp in files(tmp_path).items() if elsewhere.key not in str(path)}
+    run_sweep(sweep, tmp_path, workers=1, device="cpu")
+    whole.assert_same(tmp_path)
+    assert before.items() <= files(tmp_path).items()  # what was done is not touched again
+    assert dict(os.environ) == environment
+
+
+def test_workers_are_pinned_to_kernels_that_the_machine_does_not_choose(whole):
+    # The pin caps the vector width: a wider one would show here.
+    assert KERNELS["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert set(whole.table["kernels"]) <= {"AVX2 onednn", "DEFAULT onednn", "NO AVX onednn"}
+
+
+def test_a_finished_sweep_costs_nothing(whole):
+    sweep, before = load_sweep(whole.file), files(whole.store)
+    run_sweep(sweep, whole.store)
+    assert estimate(sweep, whole.store) == Estimate(24, 0, 0, 0.0)
+    assert files(whole.store) == before
+
+
+def test_the_estimate_counts_the_steps_that_are_then_run_and_ends_where_nothing_can_be_pruned(toy, digits, tmp_path):
+    # What a worker would compute, here without one; test_imp_cli lets a worker compute it for a whole sweep.
+    trajectories = [toy(width=1, levels=30, rewind=0.5), toy(dataset_size=60, levels=30, rewind=0.5, replicate=1)]
+    store = Store(tmp_path, trajectories[0].protocol)
+    for trajectory, (steps, seconds) in zip(trajectories, _costs(trajectories, None, "cpu"), strict=True):
+        run_trajectory(trajectory, digits, store)
+        records = store.records(trajectory.key)
+        assert records[-1]["status"] == "exhausted"
+        assert steps == sum(record["steps"] for record in records)
+        assert seconds > 0
+
+
+def test_another_protocol_is_refused_by_run_and_estimate(whole):
+    sweep = load_sweep(whole.file)
+    protocol = dataclasses.replace(sweep.protocol, epochs=2)
+    trajectories = tuple(dataclasses.replace(t, protocol=protocol) for t in sweep.trajectories)
+    before = files(whole.store)
+    for use in (run_sweep, estimate):
+        with pytest.raises(ImpRunsError, match=r"another protocol \(epochs = 1, not 2\)"):
+            use(Sweep("other", trajectories, protocol), whole.store)
+    assert files(whole.store) == before
+
+
+@pytest.mark.parametrize("use", [run_sweep, estimate])
+def test_what_cannot_run_is_refused_before_anything_runs(whole, tmp_path, use):
+    sweep = load_sweep(whole.file)
+    for changes, message in (
+        ({"dataset_size": 1001}, "dataset_size 1001 is more than the 1000 training examples of digits"),
+        ({"dataset_size": 5000}, "dataset_size 5000 is more than"),
+    ):
+        with pytest.raises(ImpRunsError, match=message):
+            use(changed(sweep, **changes), tmp_path / "store", device="cpu")
+    missing = dataclasses.replace(
+        sweep, trajectories=tuple(dataclasses.replace(t, dataset="mnist") for t in sweep.trajectories)
+    )
+    with pytest.raises(ImpRunsError, match="--data-dir"):
+        use(missing, tmp_path / "store", data_dir=tmp_path, device="cpu")
+    with pytest.raises(ImpRunsError, match="device 'tpu' must be cpu or cuda"):
+        use(sweep, tmp_path / "store", device="tpu")
+    assert not (tmp_path / "store").exists() or Store(tmp_path / "store").keys() == []
