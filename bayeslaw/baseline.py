@@ -194,7 +194,8 @@ def bootstrap(
     starts: int = 20,
     seed: int = 0,
     progress: bool = False,
-) -> pd.DataFrame:
+    return_draws: bool = False,
+) -> pd.DataFrame | NDArray[np.float64]:
     """Predict errors by least squares with intervals from the bootstrap over trajectories (`resample`).
 
     A refit that cannot predict a design (its configuration dropped out, and too few are left for the dense law) is
@@ -211,6 +212,7 @@ def bootstrap(
         starts: Starting points of the fit to the whole table.
         seed: Seed of starting points, resampling and residuals.
         progress: Whether to show a progress bar.
+        return_draws: Return the draws, `[draws, designs]`, instead of their summary.
 
     Returns:
         The designs' four columns with `mean`, `median`, `lower` and `upper` of the bootstrap distribution, under the
@@ -242,6 +244,8 @@ def bootstrap(
         draws = np.repeat(draws, _RESIDUALS, axis=0)
         residuals = np.random.default_rng([seed, 1]).choice(best.deviations, draws.shape)
         draws = np.minimum(draws / (1 + residuals), 1.0)
+    if return_draws:
+        return draws
     lower, median, upper = np.quantile(draws, [(1 - interval) / 2, 0.5, (1 + interval) / 2], axis=0)
     return designs.filter(_DESIGN).assign(mean=draws.mean(0), median=median, lower=lower, upper=upper)
 

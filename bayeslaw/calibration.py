@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from bayeslaw.baseline import bootstrap, least_squares, seed_spread
 from bayeslaw.errors import BayeslawError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Resamples of configurations behind the interval of a coverage.
 RESAMPLES = 2000
+#: Probabilities of the intervals looked at, in per cent.
+LEVELS = (50, 90)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Evaluation:
 
 
 def evaluate(
-    runs: pd.DataFrame, *, folds: int = 5, seed: int = 0, repetitions: int = 100, draws: int = 1000
+    runs: pd.DataFrame, *, folds: int = 5, seed: int = 0, repetitions: int = 50, draws: int = 1000
 ) -> Evaluation:
     """Fit a table by posterior and by least squares, and predict networks left out of both.
 
@@ -85,17 +88,16 @@ def evaluate(
         posterior = fit(inside, seed=seed, draws=draws, progress=False)
         passed.append(posterior.diagnose().passed)
         rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
-        for level in (50, 90):
-            ours = posterior.predict(outside, interval=level / 100, kind="run", seed=seed)
-            assert isinstance(ours, pd.DataFrame)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # rows that least squares leaves out, said once below
-                theirs = bootstrap(
-                    inside, outside, repetitions=repetitions, interval=level / 100, kind="run", seed=seed
-                )
-            for name, table in (("posterior", ours), ("least_squares", theirs)):
-                rows[f"{name}_lower_{level}"] = table["lower"].to_numpy()
-                rows[f"{name}_upper_{level}"] = table["upper"].to_numpy()
+        ours = posterior.predict(outside, kind="run", seed=seed, return_draws=True)
+        assert isinstance(ours, xr.DataArray)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # rows that least squares leaves out
+            theirs = bootstrap(inside, outside, repetitions=repetitions, kind="run", seed=seed, return_draws=True)
+        both = (("posterior", ours.to_numpy().reshape(-1, len(outside))), ("least_squares", np.asarray(theirs)))
+        for name, samples in both:
+            for level in LEVELS:
+                tail = (1 - level / 100) / 2
+                rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(samples, [tail, 1 - tail], 0)
         left_out.append(rows)
     rows = pd.concat(left_out)
     whole = fit(runs, seed=seed, draws=draws, progress=False)
@@ -121,7 +123,7 @@ def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame
 def _coverage(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     table = []
     for name in ("posterior", "least_squares"):
-        for level in (50, 90):
+        for level in LEVELS:
             lower, upper = rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"]
             inside = rows["error"].between(lower, upper)
             low, high = bootstrap_share(inside.to_numpy(), rows.groupby(CONFIGURATION).ngroup().to_numpy(), seed)

@@ -240,7 +240,7 @@ def fit(
     draws: int = 1000,
     n_test: int | None = None,
     chance_error: float | None = None,
-    target_acceptance: float = 0.8,
+    target_acceptance: float = 0.9,
     progress: bool = True,
 ) -> Fit:
     """Infer the joint law from a run table with NUTS.

@@ -47,7 +47,7 @@ def sample(
     warmup: int,
     draws: int,
     adapt_metric: bool = False,
-    target_acceptance: float = 0.8,
+    target_acceptance: float = 0.9,
     progress: bool = True,
 ) -> Sampled:
     """Sample a density with NUTS in the coordinates q of x = centre + factor q.

@@ -20,7 +20,7 @@ _WHERE = {
     "make_table": "table",
     "recorded_sweeps": "table",
 }
-__all__ = [  # noqa: F822
+__all__ = [
     "ImpRunsError",
     "Protocol",
     "Store",

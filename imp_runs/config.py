@@ -256,8 +256,9 @@ def _protocol(entries: Mapping[str, Any]) -> tuple[Protocol, list[str]]:
             faults.append(f"unknown entry protocol.{key}; allowed: {', '.join(fields)}")
             continue
         default = fields[key]
-        if isinstance(default, tuple) and isinstance(value, list) and all(_is_number(v) for v in value):
-            values[key] = tuple(float(v) for v in value)
+        numbers: list[Any] = value if isinstance(value, list) else []
+        if isinstance(default, tuple) and isinstance(value, list) and all(_is_number(v) for v in numbers):
+            values[key] = tuple(float(v) for v in numbers)
         elif isinstance(default, float) and _is_number(value):
             values[key] = float(value)
         elif type(value) is type(default):

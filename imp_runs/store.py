@@ -1,11 +1,13 @@
 """Where records and checkpoints live: durable, immutable, nothing executable.
 
-    STORE/store.json                                    format and protocol, one per store
-    STORE/trajectories/KEY/config.json                  what is run
-    STORE/trajectories/KEY/level-000.json               one immutable record per level
-    STORE/trajectories/KEY/checkpoint-001.safetensors   rewinding state and mask of the level to run next
-    STORE/trajectories/KEY/checkpoint-001.json          its checksum; the checkpoint counts once this is there
-    STORE/trajectories/KEY/done.json                    written after the last record
+```text
+STORE/store.json                                    format and protocol, one per store
+STORE/trajectories/KEY/config.json                  what is run
+STORE/trajectories/KEY/level-000.json               one immutable record per level
+STORE/trajectories/KEY/checkpoint-001.safetensors   rewinding state and mask of the level to run next
+STORE/trajectories/KEY/checkpoint-001.json          its checksum; the checkpoint counts once this is there
+STORE/trajectories/KEY/done.json                    written after the last record
+```
 """
 
 from __future__ import annotations

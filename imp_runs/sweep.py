@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,18 +145,16 @@ def _checked(device: str | None) -> str:
     return device
 
 
-class _pinned:
+@contextlib.contextmanager
+def _pinned(device: str) -> Iterator[None]:
     """Set the environment that workers inherit, and restore it."""
-
-    def __init__(self, device: str) -> None:
-        self.wanted = KERNELS if device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in self.wanted}
-        os.environ.update(self.wanted)
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
+    wanted = KERNELS if device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -188,18 +188,17 @@ def _follow(futures: dict[Any, Trajectory], finished: Any, levels: int, name: st
         waiting = set(futures)
         while waiting:
             _, waiting = concurrent.futures.wait(waiting, timeout=0.5)
-            with _until_empty():
-                while True:
-                    bar.update(min(finished.get_nowait(), levels - bar.n))
+            bar.update(min(_drain(finished), levels - bar.n))
 
 
-class _until_empty:
-    """End a block when its queue is empty."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is queue.Empty
+def _drain(finished: Any) -> int:
+    """Add up what workers have reported so far."""
+    total = 0
+    while True:
+        try:
+            total += finished.get_nowait()
+        except queue.Empty:
+            return total
 
 
 _FINISHED: Any = None

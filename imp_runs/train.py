@@ -120,9 +120,7 @@ def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4
 def count_wrong(network: Network, dataset: Dataset) -> int:
     """Count the test images that the network gets wrong (top-1), with its running batch-norm statistics."""
     network.model.eval()
-    batches = zip(
-        dataset.test_images.split(EVALUATION_BATCH), dataset.test_labels.split(EVALUATION_BATCH), strict=True
-    )
+    batches = zip(dataset.test_images.split(EVALUATION_BATCH), dataset.test_labels.split(EVALUATION_BATCH), strict=True)
     wrong = sum(int((network.model(images).argmax(1) != labels).sum()) for images, labels in batches)
     network.model.train()
     return wrong

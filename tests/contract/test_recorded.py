@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bayeslaw.families import Family
-from bayeslaw.runs import load_recorded, recorded_folder, recorded_names
+from bayeslaw.runs import recorded_folder, recorded_names
 from imp_runs.config import load_sweep, protocol_hash
 from imp_runs.datasets import load_dataset
 from imp_runs.errors import ImpRunsError

@@ -1,25 +1,28 @@
-"""The joint law's probability model in plain NumPy: it makes run tables, and the log density that the model must have.
+"""The joint law's probability model in plain NumPy: it makes run tables, and gives their log density.
 
-Written from the docstring of `bayeslaw.model` and the design's formulas, in the paper's units and with the law in its
-direct form; nothing here comes from `bayeslaw`.
+Written from the docstrings of `bayeslaw.model` and the design's formulas, in the paper's units, with the law in its
+direct form and the slope by a complex step. Nothing here comes from `bayeslaw`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.special
 import scipy.stats
 from numpy.typing import NDArray
 
+CONFIGURATION = ["depth", "width", "dataset_size"]
 WIDTH_REFERENCE = 16.0
 
 
 def count_parameters(depth: int, width: int, channels: int = 1, classes: int = 10) -> tuple[int, int]:
-    """Count prunable and other parameters of a CIFAR ResNet, layer by layer."""
+    """Count the prunable and the other parameters of a CIFAR ResNet, layer by layer."""
     blocks = (depth - 2) // 6
     prunable, norms, inputs = 9 * channels * width, [width], width
     for stage, block in itertools.product(range(3), range(blocks)):
@@ -33,30 +36,46 @@ def count_parameters(depth: int, width: int, channels: int = 1, classes: int = 1
     return prunable + inputs * classes, 2 * sum(norms) + classes
 
 
-def error_of(eps_np, eps_up, gamma, p, m):
+def kept_by_round(prunable: int, rounds: int) -> list[int]:
+    """List the weights kept after every round that removes a fifth, rounded down."""
+    kept = [prunable]
+    for _ in range(rounds):
+        kept.append(kept[-1] - kept[-1] // 5)
+    return kept
+
+
+def error_of(eps_np: Any, eps_up: Any, gamma: Any, p: Any, m: Any) -> Any:
     """Compute the law in its direct form, fine in float64 for slopes of about one."""
     return eps_np * ((m**2 + p**2 * (eps_up / eps_np) ** (2 / gamma)) / (m**2 + p**2)) ** (gamma / 2)
 
 
-def slope_of_logit(eps_np, eps_up, gamma, p, m):
-    """Differentiate the logit of the error by log m, by central differences."""
-    step = 1e-5
-
-    def logit(m):
-        error = error_of(eps_np, eps_up, gamma, p, m)
-        return np.log(error / (1 - error))
-
-    return (logit(m * np.exp(step)) - logit(m * np.exp(-step))) / (2 * step)
+def slope_of_logit(eps_np: Any, eps_up: Any, gamma: Any, p: Any, m: Any) -> Any:
+    """Differentiate the logit of the error by log m, exactly, by a complex step."""
+    step = 1e-20
+    error = error_of(eps_np, eps_up, gamma, p, m * np.exp(1j * step))
+    return np.imag(np.log(error / (1 - error))) / step
 
 
-def observation_of(error, slope, n_test, sigma, kappa, floor):
+def saturated(e: Any, eps_up: Any) -> Any:
+    """Bend the dense law towards the high plateau."""
+    return eps_up * e / np.sqrt(e**2 + 1)
+
+
+def observation_of(error: Any, slope: Any, n_test: Any, value: Mapping[str, Any]) -> tuple[Any, Any]:
     """Give location and scale of log((wrong + 1/2) / (right + 1/2)), or of the plain logit where n_test is infinite."""
-    location, binomial = np.log(error / (1 - error)), np.zeros_like(error)
     known = np.isfinite(n_test)
-    wrong, right = (n_test * error + 0.5)[known], (n_test * (1 - error) + 0.5)[known]
-    location[known] = np.log(wrong / right)
-    binomial[known] = 1 / wrong + 1 / right
-    return location, np.sqrt(floor**2 * binomial + sigma**2 + (kappa * slope) ** 2)
+    count, half = np.where(known, n_test, 1.0), np.where(known, 0.5, 0.0)
+    wrong, right = count * error + half, count * (1 - error) + half
+    binomial = np.where(known, 1 / wrong + 1 / right, 0.0)
+    floor = value.get("floor", 0.0)
+    return np.log(wrong / right), np.sqrt(floor**2 * binomial + value["sigma"] ** 2 + (value["kappa"] * slope) ** 2)
+
+
+def log_student_t(x: Any, nu: Any, location: Any, scale: Any) -> Any:
+    """Compute the log density of Student's t."""
+    z = (x - location) / scale
+    constant = scipy.special.gammaln((nu + 1) / 2) - scipy.special.gammaln(nu / 2) - np.log(np.pi * nu) / 2
+    return constant - np.log(scale) - (nu + 1) / 2 * np.log1p(z**2 / nu)
 
 
 @dataclass(frozen=True)
@@ -84,30 +103,25 @@ class Truth:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Hold a run table and the latent truth behind it."""
+    """Hold a run table with the truth behind it: `eps_np` by (depth, width, dataset_size)."""
 
     runs: pd.DataFrame
     truth: Truth
     eps_np: dict[tuple[int, int, int], float] = field(repr=False)
 
-    def mean_error(self, depth: int, width: int, dataset_size: int, density: NDArray) -> NDArray:
-        """Compute the configuration's curve with all run effects zero."""
-        t, m = self.truth, depth**self.truth.phi * (width / WIDTH_REFERENCE) ** self.truth.psi * density
-        return error_of(self.eps_np[depth, width, dataset_size], t.eps_up, t.gamma, t.p_prime, m)
-
 
 def simulate(
     truth: Truth,
     *,
-    depths=(8, 14),
-    widths=(2, 4, 8),
-    dataset_sizes=(1000, 500),
+    depths: Sequence[int] = (8, 14),
+    widths: Sequence[int] = (2, 4, 8),
+    dataset_sizes: Sequence[int] = (1000, 500),
     replicates: int = 2,
-    levels=tuple(range(0, 30, 2)),
+    levels: Sequence[int] = tuple(range(0, 30, 2)),
     n_test: int = 797,
     seed: int = 0,
 ) -> Simulated:
-    """Draw a run table from the model."""
+    """Draw a run table from the model, errors rounded to counts."""
     rng = np.random.default_rng(seed)
     grid = list(itertools.product(depths, widths, dataset_sizes))
     log_m = {(d, w, n): np.log(sum(count_parameters(d, w))) for d, w, n in grid}
@@ -115,27 +129,78 @@ def simulate(
     t, rows, plateaus = truth, [], {}
     for d, w, n in grid:
         dense = t.a * np.exp(-t.alpha * (np.log(n) - n_0)) + t.b * np.exp(-t.beta * (log_m[d, w, n] - m_0)) + t.c
-        of_configuration = dense * np.exp(t.sigma_np * rng.standard_normal())
-        plateaus[d, w, n] = t.eps_up * of_configuration / np.hypot(of_configuration, 1)
+        own = dense * np.exp(t.sigma_np * rng.standard_normal())
+        plateaus[d, w, n] = float(saturated(own, t.eps_up))
         prunable, other = count_parameters(d, w)
+        kept = np.array(kept_by_round(prunable, max(levels)))[list(levels)]
         for replicate in range(replicates):
-            e = of_configuration * np.exp(t.tau_np * rng.standard_normal())
-            eps_np, p = t.eps_up * e / np.hypot(e, 1), t.p_prime * np.exp(t.tau_p * rng.standard_normal())
-            kept = np.maximum(1, np.round(prunable * 0.8 ** np.asarray(levels)))
-            m = d**t.phi * (w / WIDTH_REFERENCE) ** t.psi * kept / prunable
-            curve = (eps_np, t.eps_up, t.gamma, p, m)
-            tests = np.full(len(m), float(n_test))
-            location, scale = observation_of(
-                error_of(*curve), slope_of_logit(*curve), tests, t.sigma, t.kappa, t.floor
-            )
-            share = 1 / (1 + np.exp(-(location + scale * rng.standard_t(t.nu, len(m)))))
+            eps_np = saturated(own * np.exp(t.tau_np * rng.standard_normal()), t.eps_up)
+            p = t.p_prime * np.exp(t.tau_p * rng.standard_normal())
+            curve = (eps_np, t.eps_up, t.gamma, p, d**t.phi * (w / WIDTH_REFERENCE) ** t.psi * kept / prunable)
+            location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), n_test, vars(t))
+            share = 1 / (1 + np.exp(-(location + scale * rng.standard_t(t.nu, len(kept)))))
             wrong = np.clip(np.round(share * (n_test + 1) - 0.5), 0, n_test).astype(int)
             rows.append(
                 pd.DataFrame({
                     "family": "cifar_resnet", "dataset": "digits", "classes": 10, "input_shape": "1,8,8",
                     "depth": d, "width": w, "dataset_size": n, "replicate": replicate, "level": levels,
-                    "density": kept / prunable, "kept": kept.astype(int), "prunable": prunable,
-                    "parameters": prunable + other, "n_wrong": wrong, "n_test": n_test, "error": wrong / n_test,
-                })  # fmt: skip
-            )
+                    "density": kept / prunable, "kept": kept, "prunable": prunable, "parameters": prunable + other,
+                    "n_wrong": wrong, "n_test": n_test, "error": wrong / n_test,
+                })
+            )  # fmt: skip
     return Simulated(pd.concat(rows, ignore_index=True), truth, plateaus)
+
+
+class Reference:
+    """Compute the model's log density for a run table, its pieces broadcast over leading axes of parameter values.
+
+    `configurations` are in ascending order, `trajectories` in ascending order of (configuration, key).
+    """
+
+    def __init__(self, runs: pd.DataFrame, chance_error: float = 0.9) -> None:
+        self.runs, self.chance_error = runs, chance_error
+        self.configurations = sorted(set(runs[CONFIGURATION].itertuples(index=False, name=None)))
+        keys = runs["trajectory"] if "trajectory" in runs else ["all"] * len(runs)
+        of_row = [(*row, key) for row, key in zip(runs[CONFIGURATION].itertuples(index=False), keys, strict=True)]
+        self.trajectories = sorted(set(of_row))
+        self.trajectory = np.array([self.trajectories.index(name) for name in of_row])
+        self.configuration = np.array([self.configurations.index(name[:3]) for name in self.trajectories])
+        self.log_depth, self.log_width, self.log_size = np.log(np.array(self.configurations, float)).T
+        self.log_width = self.log_width - np.log(WIDTH_REFERENCE)
+        self.log_parameters = np.log([sum(count_parameters(int(d), int(w))) for d, w, _ in self.configurations])
+        self.n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
+        known = np.isfinite(self.n_test)
+        count, half = np.where(known, self.n_test, 1.0), np.where(known, 0.5, 0.0)
+        error = runs["error"].to_numpy(float)
+        self.response = np.log((count * error + half) / (count * (1 - error) + half))
+
+    def p_prime(self, value: Mapping[str, Any]) -> Any:
+        """Turn the knee of the central network into the paper's unit."""
+        return value["knee"] * np.exp(value["phi"] * self.log_depth.mean() + value["psi"] * self.log_width.mean())
+
+    def log_dense(self, value: Mapping[str, Any]) -> Any:
+        """Compute the log of the dense law about the centre, `[..., configurations]`."""
+        size, parameters = self.log_size - self.log_size.mean(), self.log_parameters - self.log_parameters.mean()
+        by_size, by_parameters = np.exp(-value["alpha"] * size), np.exp(-value["beta"] * parameters)
+        return np.log(value["a"] * by_size + value["b"] * by_parameters + value["c"])
+
+    def log_likelihood_of_rows(self, value: Mapping[str, Any], log_e: Any, effect_p: Any) -> Any:
+        """Compute the log density of every response, given those of trajectories; values are `[..., 1]`."""
+        of_row = self.configuration[self.trajectory]
+        depth, width = np.exp(self.log_depth[of_row]), np.exp(self.log_width[of_row])
+        eps_up = self.chance_error * value["plateau"]
+        eps_np = saturated(np.exp(log_e[..., self.trajectory]), eps_up)
+        p = self.p_prime(value) * np.exp(effect_p[..., self.trajectory])
+        m = depth ** value["phi"] * width ** value["psi"] * self.runs["density"].to_numpy(float)
+        curve = (eps_np, eps_up, value["gamma"], p, m)
+        location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), self.n_test, value)
+        return log_student_t(self.response, value["nu"], location, scale)
+
+    def log_density_of_groups(self, log_e: NDArray, centre: NDArray, sigma_np: float, tau_np: float) -> float:
+        """Compute the log density of the trajectories' log e, jointly normal within a configuration."""
+        total = 0.0
+        for i in range(len(self.configurations)):
+            own = log_e[self.configuration == i]
+            covariance = sigma_np**2 * np.ones((len(own), len(own))) + tau_np**2 * np.eye(len(own))
+            total += scipy.stats.multivariate_normal.logpdf(own, np.full(len(own), centre[i]), covariance)
+        return float(total)

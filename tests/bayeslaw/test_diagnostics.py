@@ -1,0 +1,151 @@
+"""The gate: one failure planted for every rule trips that rule and no other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from bayeslaw.diagnostics import diagnose
+
+CHAINS, DRAWS = 4, 500
+RULES = ["r_hat", "ess_bulk", "ess_tail", "divergences", "bfmi"]
+
+
+def sound() -> dict[str, np.ndarray]:
+    """Give independent draws of two parameters and of a vector, no divergences, and energies that mix."""
+    rng = np.random.default_rng(0)
+    return {
+        "gamma": rng.normal(size=(CHAINS, DRAWS)),
+        "phi": rng.normal(size=(CHAINS, DRAWS)),
+        "effect_p": rng.normal(size=(CHAINS, DRAWS, 3)),
+        "diverging": np.zeros((CHAINS, DRAWS), bool),
+        "energy": rng.normal(size=(CHAINS, DRAWS)),
+    }
+
+
+def tree_of(values: dict[str, np.ndarray]) -> xr.DataTree:
+    groups = {"posterior": ("gamma", "phi", "effect_p"), "sample_stats": ("diverging", "energy")}
+    dims = ("chain", "draw", "trajectory")
+    return xr.DataTree.from_dict({
+        group: xr.Dataset({name: (dims[: values[name].ndim], values[name]) for name in names})
+        for group, names in groups.items()
+    })
+
+
+def autocorrelated(coefficient: float, size: tuple[int, int], seed: int) -> np.ndarray:
+    """Draw stationary chains of first-order autoregression with unit variance."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=size)
+    for i in range(1, size[1]):
+        values[:, i] = coefficient * values[:, i - 1] + np.sqrt(1 - coefficient**2) * values[:, i]
+    return values
+
+
+def failed(values: dict[str, np.ndarray]) -> list[str]:
+    """Name the rules that are not met, and check that verdict, sentences and text agree with the table."""
+    diagnosis = diagnose(tree_of(values))
+    assert diagnosis.table.index.tolist() == RULES
+    names = [str(rule) for rule in diagnosis.table.index[~diagnosis.table["passed"]]]
+    assert diagnosis.passed == (not names)
+    assert [sentence.split(" = ")[0] for sentence in diagnosis.failures] == names
+    assert all(sentence.split(": ")[-1] == diagnosis.table.loc[n, "remedy"] for n, sentence in zip(
+        names, diagnosis.failures, strict=True))  # fmt: skip
+    assert str(diagnosis).endswith("gate: passed") == diagnosis.passed
+    assert all(sentence in str(diagnosis) for sentence in diagnosis.failures)
+    return names
+
+
+def test_sound_draws_pass() -> None:
+    assert failed(sound()) == []
+
+
+def test_one_chain_elsewhere_trips_r_hat() -> None:
+    """A shift of 0.35 standard deviations of one of four chains: R-hat about 1.02, ESS still above 400.
+
+    Four chains of 5,000 draws keep the effective sample sizes out of it.
+    """
+    rng = np.random.default_rng(1)
+    values = {name: np.tile(value, (1, 10, *[1] * (value.ndim - 2))) for name, value in sound().items()}
+    values |= {name: rng.normal(size=values[name].shape) for name in ("gamma", "phi", "effect_p", "energy")}
+    values["phi"][2] += 0.5
+    names = failed(values)
+    assert names[0] == "r_hat"
+    table = diagnose(tree_of(values)).table
+    assert table.loc["r_hat", "parameter"] == "phi"
+    assert 1.01 < table.loc["r_hat", "value"] < 1.1
+    # Chains that disagree have by definition few effective draws of their mean; the other rules hold.
+    assert set(names) <= {"r_hat", "ess_bulk", "ess_tail"}
+
+
+def test_sticky_draws_trip_bulk_ess() -> None:
+    """Autocorrelation .85 leaves some 160 of 2,000 draws for the mean, yet R-hat is left alone by antithetic chains."""
+    values = sound()
+    # Two halves that mirror each other, and chains that mirror each other: all have the same mean, whatever sticks.
+    half = autocorrelated(0.85, (1, DRAWS // 2), 2)[0]
+    chain = np.concatenate([half, -half])
+    values["phi"] = np.stack([chain, -chain, chain[::-1], -chain[::-1]])
+    names = failed(values)
+    assert "ess_bulk" in names
+    assert not {"divergences", "bfmi"} & set(names)
+    assert diagnose(tree_of(values)).table.loc["ess_bulk", "parameter"] == "phi"
+
+
+def test_sticky_tails_trip_tail_ess_alone() -> None:
+    """Signs are independent from draw to draw while the size of a draw persists: the mean mixes, the tails do not."""
+    rng = np.random.default_rng(3)
+    values = sound()
+    size = np.exp(1.0 * autocorrelated(0.97, (CHAINS, DRAWS), 4))
+    values["effect_p"][..., 1] = size * rng.choice([-1.0, 1.0], (CHAINS, DRAWS))
+    table = diagnose(tree_of(values)).table
+    assert "ess_tail" in failed(values)
+    assert table.loc["ess_tail", "parameter"] == "effect_p[1]"
+    assert table.loc["ess_bulk", "passed"]
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_any_divergence_trips_its_rule_alone(count: int) -> None:
+    values = sound()
+    values["diverging"][1, :count] = True
+    assert failed(values) == ["divergences"]
+    assert diagnose(tree_of(values)).table.loc["divergences", "value"] == count
+
+
+def test_slow_energy_trips_bfmi_alone_and_names_the_chain() -> None:
+    """BFMI of a first-order autoregression is 2 (1 - coefficient): 0.2 at 0.9."""
+    values = sound()
+    values["energy"][2] = autocorrelated(0.9, (1, DRAWS), 5)
+    assert failed(values) == ["bfmi"]
+    row = diagnose(tree_of(values)).table.loc["bfmi"]
+    assert row["parameter"] == "chain 2"
+    # The estimate's standard deviation over 500 draws is about 0.04.
+    assert row["value"] == pytest.approx(0.2, abs=0.12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
+def test_a_draw_that_is_not_finite_fails(bad: float) -> None:
+    values = sound()
+    values["effect_p"][0, 10, 2] = bad
+    assert {"r_hat", "ess_bulk", "ess_tail"} <= set(failed(values))
+    assert diagnose(tree_of(values)).table.loc["r_hat", "parameter"] == "effect_p[2]"
+
+
+def test_a_parameter_that_never_moves_fails() -> None:
+    values = sound()
+    values["phi"][:] = 0.5
+    assert "r_hat" in failed(values)
+    assert diagnose(tree_of(values)).table.loc["r_hat", "parameter"] == "phi"
+
+
+@pytest.mark.parametrize("energy", [1.0, np.nan], ids=["constant", "not a number"])
+def test_an_energy_without_variance_fails(energy: float) -> None:
+    values = sound()
+    values["energy"][3] = energy
+    assert failed(values) == ["bfmi"]
+    assert diagnose(tree_of(values)).table.loc["bfmi", "parameter"] == "chain 3"
+
+
+def test_the_gate_passes_the_real_fit(fitted) -> None:
+    diagnosis = fitted.diagnose()
+    assert diagnosis.passed, str(diagnosis)
+    assert diagnosis.failures == []

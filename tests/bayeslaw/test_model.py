@@ -1,0 +1,309 @@
+"""The model's log density against a plain NumPy one, its closed forms, and its gradient on awkward tables."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pandas as pd
+import pytest
+import scipy.stats
+from numpyro.infer.util import potential_energy
+from simulate import Reference, Truth, simulate
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.fitting import _starts as starts_of
+from bayeslaw.model import (
+    SPREADS,
+    Data,
+    Structure,
+    _log_density_of_groups,
+    check_one_family,
+    draw_configurations,
+    empirical_logit,
+    estimate_spreads,
+    make_data,
+    make_frame,
+    make_model,
+    structure_of,
+)
+from bayeslaw.priors import default_priors
+from bayeslaw.runs import load_runs
+
+#: How far a Monte Carlo estimate may lie from the truth, in its standard errors; fixed before any seed was drawn.
+STANDARD_ERRORS = 5.0
+with jax.enable_x64(True):
+    PRIORS = default_priors()
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def small_table(kind: str) -> pd.DataFrame:
+    """Make a table of six configurations, two trajectories each, or the same with something awkward about it."""
+    replicates = 1 if kind == "one replicate" else 2
+    runs = simulate(Truth(), widths=(2, 4, 8), dataset_sizes=(1000,), replicates=replicates, levels=(0, 8, 20)).runs
+    if kind == "no n_test":
+        runs = runs.drop(columns=["n_test", "n_wrong"])
+    if kind == "no trajectory":
+        runs = runs.drop_duplicates(["depth", "width", "level"]).drop(columns="replicate")
+    if kind == "errors of 0":
+        runs = runs.assign(error=0.0, n_wrong=0)
+    if kind == "errors of 1":
+        runs = runs.assign(error=1.0, n_wrong=runs["n_test"])
+    return load_runs(runs, chance_error=0.9)
+
+
+KINDS = ["full", "no n_test", "no trajectory", "one replicate"]
+
+
+def parts_of(table: pd.DataFrame) -> tuple[Structure, Data]:
+    structure, frame = structure_of(table), make_frame(table, 0.9)
+    data, _, _ = make_data(table, frame)
+    return structure, Data(*(jnp.asarray(part) for part in data))
+
+
+@functools.cache
+def log_density_of(structure: Structure, centred: bool) -> Callable[[dict[str, Any], Data], Any]:
+    """Compile the log density of unconstrained values, with its gradient."""
+    model = make_model(PRIORS, structure, centred=centred)
+    compiled = jax.jit(jax.value_and_grad(lambda values, data: -potential_energy(model, (data,), {}, values)))
+    # Arrays of one kind, so that a structure is compiled once.
+    return lambda values, data: compiled({k: jnp.asarray(np.asarray(v)) for k, v in values.items()}, data)
+
+
+def random_values(rng: np.random.Generator, reference: Reference, structure: Structure) -> dict[str, float]:
+    """Draw parameters about where small runs have them."""
+    middle = {
+        "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "a": 0.07, "alpha": 0.6, "b": 0.06,
+        "beta": 0.5, "c": 0.02, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06, "kappa": 0.15,
+        "floor": 1.0, "nu": 9.0,
+    }  # fmt: skip
+    values = {}
+    for name, value in middle.items():
+        if name in ("plateau", "share_np"):
+            values[name] = 1 / (1 + np.exp(-(np.log(value / (1 - value)) + 0.7 * rng.standard_normal())))
+        else:
+            values[name] = value * np.exp(0.4 * rng.standard_normal())
+    return {name: value for name, value in values.items() if name not in structure.without()}
+
+
+def prior_log_density(name: str, value: float) -> float:
+    """Compute a prior's log density with SciPy."""
+    prior = PRIORS[name].distribution
+    match prior:
+        case dist.LogNormal():
+            frozen = scipy.stats.lognorm(s=float(prior.scale), scale=np.exp(float(prior.loc)))
+        case dist.HalfNormal():
+            frozen = scipy.stats.halfnorm(scale=float(prior.scale))
+        case dist.Normal():
+            frozen = scipy.stats.norm(float(prior.loc), float(prior.scale))
+        case dist.Beta():
+            frozen = scipy.stats.beta(float(prior.concentration1), float(prior.concentration0))
+        case dist.Uniform():
+            frozen = scipy.stats.uniform(float(prior.low), float(prior.high - prior.low))
+        case dist.Gamma():
+            frozen = scipy.stats.gamma(float(prior.concentration), scale=1 / float(prior.rate))
+        case _:
+            raise AssertionError(f"no reference for the prior of {name}")
+    return float(frozen.logpdf(value))
+
+
+def unconstrained(values: dict[str, float]) -> tuple[dict[str, float], float]:
+    """Map parameters to the whole line, with the log Jacobian of the way back."""
+    flat, jacobian = {}, 0.0
+    for name, value in values.items():
+        if name in ("phi", "psi"):
+            flat[name] = value
+        elif name in ("plateau", "share_np"):
+            flat[name] = np.log(value / (1 - value))
+            jacobian += np.log(value * (1 - value))
+        else:
+            flat[name] = np.log(value)
+            jacobian += np.log(value)
+    return flat, jacobian
+
+
+def spreads_of(values: dict[str, float]) -> tuple[float, float]:
+    share = values.get("share_np", 1.0)
+    return values["spread_np"] * np.sqrt(share), values["spread_np"] * np.sqrt(1 - share)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("centred", [True, False], ids=["centred", "standardised"])
+def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
+    table = small_table(kind)
+    structure, data = parts_of(table)
+    reference, rng = Reference(table), np.random.default_rng(7)
+    effects = structure.has_trajectories
+    configurations, trajectories = len(reference.configurations), len(reference.trajectories)
+    for _ in range(10):
+        values = random_values(rng, reference, structure)
+        sigma_np, tau_np = spreads_of(values)
+        flat: dict[str, Any]
+        flat, expected = unconstrained(values)
+        expected += sum(prior_log_density(name, value) for name, value in values.items())
+        centre = reference.log_dense(values)
+        own, up, sideways = (rng.standard_normal(n) for n in (configurations, trajectories, trajectories))
+        log_e = (centre + sigma_np * own)[reference.configuration] + tau_np * up * effects
+        effect_p = values.get("tau_p", 0.0) * sideways
+        if centred:
+            flat["log_e_run"] = log_e
+            # The model leaves out the constant of the integrated normals.
+            constant = 0.5 * trajectories * np.log(2 * np.pi)
+            expected += reference.log_density_of_groups(log_e, centre, sigma_np, tau_np * effects) + constant
+            if effects:
+                flat["effect_p"] = effect_p
+                expected += scipy.stats.norm.logpdf(effect_p, 0, values["tau_p"]).sum()
+        else:
+            flat["discrepancy"] = own
+            expected += scipy.stats.norm.logpdf(own).sum()
+            if effects:
+                flat |= {"standard_np": up, "standard_p": sideways}
+                expected += scipy.stats.norm.logpdf([up, sideways]).sum()
+        expected += reference.log_likelihood_of_rows(values, log_e, effect_p).sum()
+        computed, gradient = log_density_of(structure, centred)(flat, data)
+        # 36 rows and some 30 further terms of size 1 to 100, each good to some 1e-14.
+        assert float(computed) == pytest.approx(expected, rel=1e-10, abs=1e-9)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "errors of 0", "errors of 1"])
+@pytest.mark.parametrize("centred", [True, False], ids=["centred", "standardised"])
+def test_density_and_gradient_are_finite_at_every_start(kind: str, centred: bool) -> None:
+    structure, data = parts_of(small_table(kind))
+    for start in starts_of(data, structure, PRIORS, few=not centred):
+        value, gradient = log_density_of(structure, centred)(start, data)
+        assert np.isfinite(value)
+        assert sorted(gradient) == sorted(start)
+        for name, slope in gradient.items():
+            assert np.isfinite(slope).all(), name
+
+
+def test_starting_values_of_the_centred_model_lie_at_the_measured_plateaus() -> None:
+    table = small_table("full")
+    structure, data = parts_of(table)
+    start = starts_of(data, structure, PRIORS, few=False)[0]
+    share = table[table["density"] == 1].groupby(["depth", "width"])["error"].mean().to_numpy() / 0.9
+    e = np.exp(np.asarray(start["log_e_run"]).reshape(6, 2)[:, 0])
+    # The start averages empirical logits, half a count in and the seeds' spread apart from the mean.
+    assert e / np.sqrt(1 + e**2) == pytest.approx(share, rel=0.05)
+
+
+def test_group_term_is_a_multivariate_normal() -> None:
+    """Groups of one to four trajectories, random spreads: the closed form against SciPy's."""
+    rng = np.random.default_rng(3)
+    configuration = np.repeat(np.arange(6), [1, 2, 3, 4, 1, 2])
+    rng.shuffle(configuration)
+    nothing = np.zeros(0)
+    data = Data(nothing, nothing, nothing, configuration, nothing, np.zeros(6), nothing, nothing, nothing, 0.0)
+    for _ in range(20):
+        centre, log_e = rng.normal(-2, 1, 6), rng.normal(-2, 1, len(configuration))
+        sigma, tau = np.exp(rng.normal(-2, 1, 2))
+        expected = sum(
+            scipy.stats.multivariate_normal.logpdf(
+                own := log_e[configuration == i],
+                np.full(len(own), centre[i]),
+                sigma**2 + tau**2 * np.eye(len(own)),
+            )
+            for i in range(6)
+        )
+        spread = {"sigma_np": sigma, "tau_np": tau}
+        computed = _log_density_of_groups(jnp.asarray(log_e), data, jnp.asarray(centre), spread)
+        assert float(computed) - 0.5 * len(configuration) * np.log(2 * np.pi) == pytest.approx(expected, rel=1e-11)
+
+
+def test_configurations_are_drawn_from_their_exact_conditional() -> None:
+    """Condition the joint normal of (log e_i, its trajectories) by linear algebra and compare with 20,000 draws."""
+    rng, draws = np.random.default_rng(11), 20_000
+    runs = simulate(Truth(), widths=(2, 4), dataset_sizes=(1000,), levels=(0,)).runs
+    runs = runs.drop(index=runs.index[0])  # one configuration with a single trajectory
+    table = load_runs(runs)
+    _, data = parts_of(table)
+    reference = Reference(table)
+    dense = {"a": 0.06, "alpha": 0.6, "b": 0.05, "beta": 0.5, "c": 0.01}
+    value = dense | {"sigma_np": 0.3, "tau_np": 0.2, "log_e_run": rng.normal(-2.0, 0.4, len(reference.trajectories))}
+    keys = jax.random.split(jax.random.PRNGKey(0), draws)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: draw_configurations(key, value, data)))(keys))
+    centre = reference.log_dense(dense)
+    for i in range(len(reference.configurations)):
+        own = value["log_e_run"][reference.configuration == i]
+        joint = 0.3**2 * np.ones((len(own) + 1, len(own) + 1)) + np.diag([0.0] + [0.2**2] * len(own))
+        weights = np.linalg.solve(joint[1:, 1:], joint[1:, 0])
+        mean, variance = centre[i] + weights @ (own - centre[i]), joint[0, 0] - weights @ joint[1:, 0]
+        assert abs(drawn[:, i].mean() - mean) < STANDARD_ERRORS * np.sqrt(variance / draws)
+        assert abs(drawn[:, i].var() - variance) < STANDARD_ERRORS * variance * np.sqrt(2 / draws)
+    correlation = np.corrcoef(drawn.T) - np.eye(drawn.shape[1])
+    assert np.abs(correlation).max() < STANDARD_ERRORS / np.sqrt(draws)
+
+
+def test_without_trajectory_effects_a_configuration_is_its_only_trajectory() -> None:
+    table = small_table("no trajectory")
+    _, data = parts_of(table)
+    log_e = jnp.asarray(np.random.default_rng(0).normal(size=6))
+    drawn = draw_configurations(jax.random.PRNGKey(0), {"log_e_run": log_e}, data)
+    assert drawn[np.asarray(data.configuration)].tolist() == log_e.tolist()
+
+
+def test_moment_estimates_find_the_spreads() -> None:
+    """With 400 configurations of 4 trajectories the estimates are good to a tenth (about 3 standard errors)."""
+    rng = np.random.default_rng(5)
+    configuration = np.repeat(np.arange(400), 4)
+    nothing, zeros = np.zeros(0), np.zeros(400)
+    data = Data(nothing, nothing, nothing, configuration, nothing, zeros, zeros, zeros, zeros, 0.0)
+    constants = {"a": 0.1, "alpha": 0.5, "b": 0.1, "beta": 0.5, "c": 0.01}
+    log_e = np.log(0.21) + 0.3 * rng.standard_normal(400)[configuration] + 0.2 * rng.standard_normal(1600)
+    value = constants | {"log_e_run": log_e, "effect_p": 0.15 * rng.standard_normal(1600)}
+    estimated = estimate_spreads(jax.tree.map(jnp.asarray, value), data)
+    assert float(estimated["spread_np"]) == pytest.approx(np.hypot(0.3, 0.2), rel=0.1)
+    assert float(estimated["share_np"]) == pytest.approx(0.09 / 0.13, rel=0.1)
+    assert float(estimated["tau_p"]) == pytest.approx(0.15, rel=0.1)
+
+
+def test_empirical_logit_is_finite_at_both_ends_and_plain_where_n_test_is_unknown() -> None:
+    n_test = np.array([100.0, 100.0, 100.0, np.inf])
+    logit = empirical_logit(np.array([0.0, 1.0, 0.5, 0.2]), n_test)
+    assert logit.tolist() == pytest.approx([np.log(0.5 / 100.5), np.log(100.5 / 0.5), 0.0, np.log(0.25)])
+
+
+def test_rows_trajectories_and_configurations_stay_together_in_any_order() -> None:
+    table = small_table("full").sample(frac=1, random_state=2)
+    data, configurations, trajectories = make_data(table, make_frame(table, 0.9))
+    own = configurations.iloc[data.configuration[data.trajectory]].reset_index(drop=True)
+    expected = table[["depth", "width", "dataset_size"]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, expected, check_dtype=False)
+    assert trajectories[data.trajectory].tolist() == table["trajectory"].tolist()
+    assert data.response == pytest.approx(empirical_logit(table["error"].to_numpy(), table["n_test"].to_numpy(float)))
+
+
+def test_covariates_are_centred_on_configurations_not_on_rows() -> None:
+    table = small_table("full")
+    lopsided = pd.concat([table, table[table["depth"] == 14].assign(trajectory="another")], ignore_index=True)
+    for runs in (table, lopsided):
+        data, _, _ = make_data(runs, make_frame(runs, 0.9))
+        for name in ("depth", "width", "parameters", "dataset_size"):
+            assert getattr(data, name).mean() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_structure_says_what_the_table_can_speak_about() -> None:
+    assert structure_of(small_table("full")) == Structure(True, True, True, True)
+    shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
+    assert structure_of(shallow) == Structure(False, True, False, False)
+    assert structure_of(shallow).without() == {"share_np", "tau_p", "floor"}
+    assert set(SPREADS) <= set(PRIORS)
+
+
+def test_several_families_are_refused_by_name() -> None:
+    table = small_table("full")
+    both = pd.concat([table, table.assign(dataset="mnist")])
+    with pytest.raises(BayeslawError, match=r"2 families \(cifar_resnet on digits, cifar_resnet on mnist\).*one at a"):
+        check_one_family(both)
+    check_one_family(table)
