@@ -256,9 +256,8 @@ def _protocol(entries: Mapping[str, Any]) -> tuple[Protocol, list[str]]:
             faults.append(f"unknown entry protocol.{key}; allowed: {', '.join(fields)}")
             continue
         default = fields[key]
-        numbers: list[Any] = value if isinstance(value, list) else []
-        if isinstance(default, tuple) and isinstance(value, list) and all(_is_number(v) for v in numbers):
-            values[key] = tuple(float(v) for v in numbers)
+        if isinstance(default, tuple) and _are_numbers(value):
+            values[key] = tuple(float(v) for v in value)
         elif isinstance(default, float) and _is_number(value):
             values[key] = float(value)
         elif type(value) is type(default):
@@ -298,6 +297,10 @@ def depth_fault(family: str, depth: int) -> str | None:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_number(v) for v in value)
 
 
 def _is_number(value: Any) -> bool:

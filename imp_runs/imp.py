@@ -70,9 +70,9 @@ def run_trajectory(
         checkpoint = store.read_checkpoint(key)
         if checkpoint is None or not store.has_records(key, below=checkpoint.level):
             checkpoint = Checkpoint(0, network.state(), torch.ones_like(network.mask))
-        level, state, mask, status = checkpoint.level, checkpoint.state, checkpoint.mask, "trained"
+        state, mask, status, level = checkpoint.state, checkpoint.mask, "trained", 0
         rewind_step = int(protocol.rewind * protocol.steps(trajectory.dataset_size))
-        for level in range(level, protocol.levels + 1):
+        for level in range(checkpoint.level, protocol.levels + 1):
             began = time.perf_counter()
             network.rewind(state, mask)
             rewind_state = train(network, examples, trajectory, level, start=rewind_step if level else 0)
