@@ -72,13 +72,16 @@ def diagnose(tree: xr.DataTree) -> Diagnosis:
     import arviz as az
 
     posterior = tree["posterior"].to_dataset()
+    posterior = posterior.where(np.isfinite(posterior))  # ranks would take an infinite draw for an ordinary large one
     statistics = tree["sample_stats"].to_dataset()
     divergences = int(statistics["diverging"].sum())
     bfmi = np.asarray(_bfmi(statistics["energy"]))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of draws that never move; what is not finite fails below
+        r_hat, bulk, tail = az.rhat(posterior), az.ess(posterior, method="bulk"), az.ess(posterior, method="tail")
     rows = [
-        _row("r_hat", *_worst(az.rhat(posterior), np.nanargmax), MAX_R_HAT, at_most=True),
-        _row("ess_bulk", *_worst(az.ess(posterior, method="bulk"), np.nanargmin), MIN_ESS, at_most=False),
-        _row("ess_tail", *_worst(az.ess(posterior, method="tail"), np.nanargmin), MIN_ESS, at_most=False),
+        _row("r_hat", *_worst(r_hat, np.nanargmax), MAX_R_HAT, at_most=True),
+        _row("ess_bulk", *_worst(bulk, np.nanargmin), MIN_ESS, at_most=False),
+        _row("ess_tail", *_worst(tail, np.nanargmin), MIN_ESS, at_most=False),
         _row("divergences", float(divergences), "all chains", 0.0, at_most=True),
         _row("bfmi", float(bfmi.min()), f"chain {int(bfmi.argmin())}", MIN_BFMI, at_most=False),
     ]
@@ -108,4 +111,5 @@ def _worst(values: xr.Dataset, choose: Any) -> tuple[float, str]:
 
 def _bfmi(energy: xr.DataArray) -> np.ndarray:
     values = energy.transpose("chain", "draw").to_numpy()
-    return np.square(np.diff(values, axis=1)).mean(1) / values.var(1)
+    with np.errstate(invalid="ignore"):  # a chain that never moved has none: not a number, which fails the gate
+        return np.square(np.diff(values, axis=1)).mean(1) / values.var(1)

@@ -51,7 +51,7 @@ class Family:
             Prunable (convolution and linear weights) and unprunable (biases, batch-norm) parameters, broadcast.
 
         Raises:
-            BayeslawError: The counts of the family are not known.
+            BayeslawError: The counts of the family are not known, or it has no network of such a depth.
 
         Example:
             >>> prunable, unprunable = Family("cifar_resnet", (3, 32, 32), 10).counts(20, 16)
@@ -65,6 +65,9 @@ class Family:
                 "table; pass parameters=, a function (depth, width) -> (prunable, unprunable)."
             )
         shape = np.broadcast_arrays(np.asarray(depth, float), np.asarray(width, float))
+        rule, possible = _DEPTHS[self.name]
+        if (wrong := np.unique(shape[0][~possible(shape[0])])).size:
+            raise BayeslawError(f"{self.name} has no depth {', '.join(f'{v:g}' for v in wrong)}; depth must be {rule}.")
         return _COUNTS[self.name](shape[0], shape[1], self.input_shape, self.classes)
 
     def parameters(self, depth: ArrayLike, width: ArrayLike) -> NDArray[np.float64]:
@@ -94,4 +97,8 @@ def _mlp(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: 
 _COUNTS: dict[str, Callable[[NDArray, NDArray, tuple[int, ...], int], Counts]] = {
     "cifar_resnet": _cifar_resnet,
     "mlp": _mlp,
+}
+_DEPTHS: dict[str, tuple[str, Callable[[NDArray], NDArray]]] = {
+    "cifar_resnet": ("6D+2 with D >= 1: 8, 14, 20, ...", lambda depth: (depth >= 8) & ((depth - 2) % 6 == 0)),
+    "mlp": ("hidden layers + 1, so a whole number >= 2", lambda depth: (depth >= 2) & (depth % 1 == 0)),
 }

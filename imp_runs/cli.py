@@ -1,4 +1,4 @@
-"""The command `imp-runs`: sweep, status, table."""
+"""The command `imp-runs`: sweep, settle, status, table."""
 
 from __future__ import annotations
 
@@ -44,6 +44,22 @@ def sweep(
         return
     run_sweep(described, store, **options)
     typer.echo(f"{described.name}: {len(described.trajectories)} trajectories are in {store}")
+
+
+@app.command()
+def settle(
+    file: Annotated[Path, typer.Argument(help="TOML file of the sweep.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the dataset's files.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")] = None,
+) -> None:
+    """Check that the training is long enough: half as many epochs again, at the smallest dataset size."""
+    from imp_runs.config import load_sweep
+    from imp_runs.settle import settle as run
+
+    table = run(load_sweep(file), data_dir=data_dir, download=download, workers=workers, device=device)
+    typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
 
 
 @app.command()

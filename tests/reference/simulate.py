@@ -115,7 +115,7 @@ def simulate(
     *,
     depths: Sequence[int] = (8, 14),
     widths: Sequence[int] = (2, 4, 8),
-    dataset_sizes: Sequence[int] = (1000, 500),
+    dataset_sizes: Sequence[int] = (2000, 250),
     replicates: int = 2,
     levels: Sequence[int] = tuple(range(0, 30, 2)),
     n_test: int = 797,

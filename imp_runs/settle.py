@@ -1,0 +1,72 @@
+"""Is the training long enough? Half as many epochs again must move the unpruned error by less than seeds spread."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imp_runs.config import Protocol, Sweep, Trajectory
+from imp_runs.sweep import run_sweep
+from imp_runs.table import make_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Replicates trained, whatever the sweep has: a spread needs some.
+REPLICATES = 3
+
+
+def settle(
+    sweep: Sweep,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Train the corners of a sweep at its smallest dataset size, unpruned, for its epochs and for half as many again.
+
+    Undertrained networks first gain from pruning, which is not what the law is about.
+
+    Args:
+        sweep: The sweep; its smallest and largest depth and width are trained, with three replicates.
+        data_dir: Where the dataset lies.
+        download: Fetch missing dataset files.
+        workers: Number of processes.
+        device: `"cpu"` or `"cuda"`.
+
+    Returns:
+        One row per corner: `depth`, `width`, `dataset_size`, mean unpruned `error` and `error_longer`, `moved` (their
+        difference), `seed_sd` (of single seeds, the mean of both trainings' variances) and `settled`.
+    """
+    protocol = dataclasses.replace(sweep.protocol, levels=0)
+    longer = dataclasses.replace(protocol, epochs=-(-3 * protocol.epochs // 2))
+    errors = []
+    for training in (protocol, longer):
+        trajectories = _corners(sweep, training)
+        described = Sweep(f"{sweep.name}, {training.epochs} epochs", trajectories, training)
+        with tempfile.TemporaryDirectory() as store:
+            run_sweep(described, store, data_dir=data_dir, download=download, workers=workers, device=device)
+            errors.append(make_table(store).groupby(["depth", "width", "dataset_size"])["error"])
+    short, long = errors
+    table = short.mean().to_frame("error")
+    table["error_longer"] = long.mean()
+    table["moved"] = table["error_longer"] - table["error"]
+    table["seed_sd"] = ((short.var() + long.var()) / 2) ** 0.5
+    table["settled"] = table["moved"].abs() <= table["seed_sd"]
+    return table.reset_index()
+
+
+def _corners(sweep: Sweep, protocol: Protocol) -> tuple[Trajectory, ...]:
+    size = min(t.dataset_size for t in sweep.trajectories)
+    depths, widths = ([getattr(t, axis) for t in sweep.trajectories] for axis in ("depth", "width"))
+    corners = itertools.product({min(depths), max(depths)}, {min(widths), max(widths)}, range(REPLICATES))
+    return tuple(
+        dataclasses.replace(
+            sweep.trajectories[0], depth=depth, width=width, dataset_size=size, replicate=replicate, protocol=protocol
+        )
+        for depth, width, replicate in sorted(corners)
+    )
