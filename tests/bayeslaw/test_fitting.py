@@ -62,11 +62,11 @@ CONSTANTS = {
 
 
 def test_posterior_of_the_law_is_that_of_quadrature() -> None:
-    """Few configurations (standardised effects, adapted metric): gamma, psi and the knee are free, all else pinned."""
+    """Few configurations (standardised effects, adapted metric): gamma, phi and psi are free, all else pinned."""
     truth, sizes = Truth(sigma_np=1e-9, tau_np=1e-9, tau_p=1e-9), (1000,)
     runs = simulate(truth, widths=(2, 8), dataset_sizes=sizes, replicates=1, levels=range(30), seed=3).runs
     table = runs.drop(columns="replicate")
-    constants = {name: value for name, value in CONSTANTS.items() if name not in ("gamma", "psi", "knee")}
+    constants = {name: value for name, value in CONSTANTS.items() if name not in ("gamma", "phi", "psi")}
     priors = pinned(**constants, spread_np=1e-3)
     assert jnp.ones(1).dtype == jnp.float32
     with pytest.warns(UserWarning) as caught:
@@ -79,21 +79,21 @@ def test_posterior_of_the_law_is_that_of_quadrature() -> None:
     reference = Reference(load_runs(table))
 
     def log_density(free: np.ndarray) -> np.ndarray:
-        """Compute the log density of (log gamma, psi, log knee), `[..., 3]`."""
-        log_gamma, psi, log_knee = (free[..., i, None] for i in range(3))
-        value = constants | {"gamma": np.exp(log_gamma), "psi": psi, "knee": np.exp(log_knee)}
+        """Compute the log density of (log gamma, phi, psi), `[..., 3]`."""
+        log_gamma, phi, psi = (free[..., i, None] for i in range(3))
+        value = constants | {"gamma": np.exp(log_gamma), "phi": phi, "psi": psi}
         log_e = reference.log_dense(value)
         rows = reference.log_likelihood_of_rows(value, log_e, np.zeros(len(log_e)))
-        prior = scipy.stats.norm.logpdf(free, [0.0, 1.0, -3.5], [0.75, 1.0, 1.5])
+        prior = scipy.stats.norm.logpdf(free, [0.0, 1.0, 1.0], [0.75, 1.0, 1.0])
         return rows.sum(-1) + prior.sum(-1)
 
-    start = np.array([np.log(1.3), 1.2, np.log(0.016)])
+    start = np.array([np.log(1.3), 0.9, 1.2])
     best = scipy.optimize.minimize(lambda x: -log_density(x), start, method="BFGS")
-    axes = [x + 8 * np.sqrt(v) * np.linspace(-1, 1, 41) for x, v in zip(best.x, np.diag(best.hess_inv), strict=True)]
+    axes = [x + 6 * np.sqrt(v) * np.linspace(-1, 1, 33) for x, v in zip(best.x, np.diag(best.hess_inv), strict=True)]
     logs = np.stack([log_density(np.stack(np.meshgrid(x, *axes[1:], indexing="ij"), -1)[0]) for x in axes[0][:, None]])
     weight = np.exp(logs - logs.max())
     draws = fit.posterior
-    drawn = (np.log(draws["gamma"]), draws["psi"], np.log(draws["knee"]))
+    drawn = (np.log(draws["gamma"]), draws["phi"], draws["psi"])
     for i, values in enumerate(drawn):
         assert_moments(values.to_numpy(), *moments(weight.sum(tuple({0, 1, 2} - {i})), axes[i]))
     for name, value in constants.items():
