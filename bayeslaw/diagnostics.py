@@ -20,7 +20,7 @@ _REMEDY = {
     "r_hat": "chains disagree: double warmup and draws; if it stays, look at the named parameter's prior",
     "ess_bulk": "too few effective draws for means: raise draws",
     "ess_tail": "too few effective draws for interval ends: raise draws",
-    "divergences": "the sampler missed a narrow region: raise target_acceptance to 0.95, or tighten the spread priors",
+    "divergences": "the sampler missed a narrow region: raise target_acceptance to 0.99, or tighten the spread priors",
     "bfmi": "energy mixes slowly: raise warmup, or give the spreads more informative priors",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -240,7 +241,7 @@ def fit(
     draws: int = 1000,
     n_test: int | None = None,
     chance_error: float | None = None,
-    target_acceptance: float = 0.9,
+    target_acceptance: float = 0.95,
     progress: bool = True,
 ) -> Fit:
     """Infer the joint law from a run table with NUTS.
@@ -269,6 +270,7 @@ def fit(
         >>> runs = bayeslaw.load_recorded("digits_resnet")  # doctest: +SKIP
         >>> bayeslaw.fit(runs).summary()  # doctest: +SKIP
     """
+    _bind_submodules()
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     table = load_runs(runs, n_test=n_test, chance_error=chance_error)
     check_one_family(table)
@@ -298,6 +300,18 @@ def fit(
     names = ("bayeslaw", "jax", "numpyro", "arviz", "numpy", "xarray")
     versions = {name: importlib.metadata.version(name) for name in names}
     return Fit(tree, table, frame, structure, settings, versions)
+
+
+def _bind_submodules() -> None:
+    """Bind numpyro's submodules to their packages where that was lost.
+
+    ArviZ leaves numpyro to be loaded on first use. `import arviz` followed by `import numpyro.distributions` then runs
+    that package twice, and the second run, finding its parts imported already, does not bind them.
+    """
+    for name in [name for name in sys.modules if name.startswith("numpyro.")]:
+        package, _, part = name.rpartition(".")
+        if not hasattr(sys.modules[package], part):
+            setattr(sys.modules[package], part, sys.modules[name])
 
 
 def _check_settings(**settings: float) -> None:
@@ -368,7 +382,7 @@ def _sample(
         key, flat = inputs
         values = constrain_fn(model, (data,), {}, unravel(flat), return_deterministic=True)
         log_e = values["log_e"] if few else draw_configurations(key, values, data)
-        names = (*priors, "sigma_np", "tau_np", "log_eps_up", "log_e_run", "effect_p")
+        names = (*priors, "a", "b", "c", "sigma_np", "tau_np", "log_eps_up", "log_e_run", "effect_p")
         return {"log_e": log_e, **{name: values[name] for name in names if name in values}}
 
     constrain_all = jax.jit(lambda inputs: jax.lax.map(constrain_one, inputs, batch_size=64))

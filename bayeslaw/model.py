@@ -220,6 +220,8 @@ def make_model(priors: Mapping[str, Prior], structure: Structure, *, centred: bo
         value = {name: _site(name, priors[name].distribution) for name in globals_}
         spread = {name: _site(name, priors[name].distribution) for name in SPREADS if name not in absent}
         spread |= {k: numpyro.deterministic(k, v) for k, v in split_spread(spread).items()}
+        for name, term in split_dense(value).items():
+            numpyro.deterministic(name, term)
         log_eps_up = numpyro.deterministic("log_eps_up", data.log_chance + jnp.log(value["plateau"]))
         centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
         latent = _centred_effects if centred else _standardised_effects
@@ -359,9 +361,24 @@ def spread_variances(data: Data) -> dict[str, float]:
     return {"spread_np": 0.5 / groups + 0.02, "share_np": min(share, 2.0), "tau_p": 0.5 / count + 0.02}
 
 
+def split_dense(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Split e~ at the centre into its terms a, b and c.
+
+    Runs at one dataset size, or of one network, inform only sums of these terms; the sum and the shares are sampled
+    because they are nearly independent.
+    """
+    removable = value["dense"] * (1 - value["share_c"])
+    return {
+        "a": removable * value["share_n"],
+        "b": removable * (1 - value["share_n"]),
+        "c": value["dense"] * value["share_c"],
+    }
+
+
 def dense_of(value: Mapping[str, Any]) -> Dense:
     """Gather the constants of the dense law from parameter values."""
-    return Dense(jnp.log(value["a"]), value["alpha"], jnp.log(value["b"]), value["beta"], jnp.log(value["c"]))
+    terms = split_dense(value)
+    return Dense(jnp.log(terms["a"]), value["alpha"], jnp.log(terms["b"]), value["beta"], jnp.log(terms["c"]))
 
 
 def observation(curve: Curve, log_m: Any, n_test: Any, value: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:

@@ -38,10 +38,10 @@ def default_priors() -> dict[str, Prior]:
 
     Example:
         >>> sorted(default_priors())[:4]
-        ['a', 'alpha', 'b', 'beta']
+        ['alpha', 'beta', 'dense', 'floor']
     """
     law, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
-    small = "weak: half-normal, seeds of small runs spread by 5 to 25 %"
+    small = "seeds of small runs spread by 5 to 35 %; keeps off 0 (Chung et al. 2013)"
     return {
         "gamma": Prior(dist.LogNormal(0.0, 0.75), "slope of the power-law region", law),
         "phi": Prior(dist.Normal(1.0, 1.0), "exponent of depth in m*", f"{law}; negative values allowed"),
@@ -50,18 +50,18 @@ def default_priors() -> dict[str, Prior]:
             dist.LogNormal(-3.5, 1.5), "density at which the central network meets the high plateau", "weak: .002 to .6"
         ),
         "plateau": Prior(dist.Beta(8.0, 1.0), "eps_up as a share of the random-guess error", "near random guessing"),
-        "a": Prior(dist.LogNormal(-2.5, 1.25), "dataset-size term of the dense law at the central size", dense),
+        "dense": Prior(dist.LogNormal(-2.0, 1.0), "e~ of the dense law at the central network and size", dense),
+        "share_c": Prior(dist.Beta(1.0, 4.0), "share of it that neither data nor parameters remove (c)", "weak"),
+        "share_n": Prior(dist.Uniform(0.0, 1.0), "share of the rest that data remove (a), not parameters (b)", "flat"),
         "alpha": Prior(dist.LogNormal(-0.5, 0.5), "exponent of dataset size (.66 there)", dense),
-        "b": Prior(dist.LogNormal(-2.5, 1.25), "parameter-count term of the dense law at the central count", dense),
         "beta": Prior(dist.LogNormal(-0.6, 0.5), "exponent of parameter count (.53 there)", dense),
-        "c": Prior(dist.LogNormal(-4.0, 1.25), "what neither data nor parameters remove", dense),
-        "spread_np": Prior(dist.HalfNormal(0.4), "spread of eps_np around the dense law (log)", small),
+        "spread_np": Prior(dist.LogNormal(-1.6, 0.9), "spread of eps_np around the dense law (log)", small),
         "share_np": Prior(
             dist.Uniform(0.0, 1.0), "share of that variance that belongs to the configuration, not the seed", "flat"
         ),
-        "tau_p": Prior(dist.HalfNormal(0.3), "spread of trajectories in p' (log, sideways)", small),
-        "sigma": Prior(dist.HalfNormal(0.3), "jitter of single levels (logit)", small),
-        "kappa": Prior(dist.HalfNormal(0.3), "sideways jitter of single levels (log m*)", small),
+        "tau_p": Prior(dist.LogNormal(-1.6, 0.8), "spread of trajectories in p' (log, sideways)", small),
+        "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels (logit)", small),
+        "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels (log m*)", small),
         "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),
         "nu": Prior(dist.Gamma(2.0, 0.1), "degrees of freedom of the noise", "Juarez and Steel 2010"),
     }

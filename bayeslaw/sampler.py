@@ -47,7 +47,7 @@ def sample(
     warmup: int,
     draws: int,
     adapt_metric: bool = False,
-    target_acceptance: float = 0.9,
+    target_acceptance: float = 0.8,
     progress: bool = True,
 ) -> Sampled:
     """Sample a density with NUTS in the coordinates q of x = centre + factor q.
@@ -79,10 +79,10 @@ def sample(
         target_accept_prob=target_acceptance,
     )
     keys = jax.random.split(jax.random.PRNGKey(seed), 2 * chains)
-    initial = [
-        kernel.init(keys[2 * i], warmup, 1.2 * jax.random.normal(keys[2 * i + 1], (len(centre),)))
-        for i in range(chains)
-    ]
+    initialise = jax.jit(
+        lambda key, position: kernel.init(key, warmup, position)
+    )  # else compiled operation by operation
+    initial = [initialise(keys[2 * i], 1.2 * jax.random.normal(keys[2 * i + 1], (len(centre),))) for i in range(chains)]
 
     @functools.partial(jax.jit, static_argnums=1)
     def advance(state: Any, length: int) -> tuple[Any, dict[str, jax.Array]]:

@@ -7,7 +7,7 @@ import itertools
 from importlib import resources
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imp_runs.config import PROTOCOLS, Protocol, Trajectory, load_sweep, protocol_hash, sweep_from_dict
@@ -28,9 +28,9 @@ def test_one_round_leaves_kept_minus_a_fifth_of_it_in_integer_arithmetic(kept):
     assert Protocol().kept_after(kept) == kept - kept // 5
 
 
-@given(st.integers(0, 10**9), st.integers(1, 99))
+@given(st.one_of(st.integers(0, 10**9), st.integers(0, 10**7).map(lambda n: 100 * n)), st.integers(1, 99))
+@example(100, 29)  # in floating point int(0.29 * 100) is 28
 def test_other_fractions_are_exact_too(kept, hundredths):
-    # In floating point int(0.29 * 100) is 28.
     protocol = Protocol(prune_fraction=hundredths / 100)
     assert protocol.kept_after(kept) == kept - kept * hundredths // 100
 

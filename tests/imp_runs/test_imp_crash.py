@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -96,7 +97,8 @@ def killed_mid_run(sweep: Path, store: Path, kill) -> int:
         # The workers hold the other ends of both pipes: this returns only when the last of them is gone.
         process.communicate(timeout=60)
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # which is as it should be
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     return records(store)
 

@@ -106,10 +106,15 @@ def test_the_newest_checkpoint_is_read_and_older_ones_go(tmp_path, toy):
     store = Store(tmp_path, toy().protocol)
     store.folder(KEY).mkdir()
     assert store.read_checkpoint(KEY) is None
+    older: dict = {}
     for level in (9, 10, 100):
         store.write_checkpoint(KEY, Checkpoint(level, {"values": torch.zeros(2)}, torch.ones(1)))
+        left = sorted(store.folder(KEY).glob("checkpoint-*"))
+        assert [path.name for path in left] == [f"checkpoint-{level:03d}.json", f"checkpoint-{level:03d}.safetensors"]
+        older |= {path: path.read_bytes() for path in left}
+        for path, content in older.items():  # as if the process had died before it removed them
+            path.write_bytes(content)
         assert store.read_checkpoint(KEY).level == level
-        assert sorted(p.suffix for p in store.folder(KEY).glob("checkpoint-*")) == [".json", ".safetensors"]
 
 
 def test_a_file_is_written_whole_and_leaves_no_temporary(tmp_path):
