@@ -19,7 +19,7 @@ import pandas as pd
 import scipy.optimize
 from jax import Array
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.law import Curve, Dense, log_dense, log_error, log_m_star, saturate

@@ -331,7 +331,7 @@ def _chance_error(table: pd.DataFrame) -> float:
         warnings.warn(
             "The table has neither classes nor chance_error: eps_up is only bounded by 1. "
             "Pass chance_error=, for instance 0.9 for ten balanced classes.",
-            stacklevel=3,
+            stacklevel=4,
         )
         return 1.0
     return float(table["chance_error"].iloc[0])
@@ -348,12 +348,12 @@ def _warn_about(table: pd.DataFrame, structure: Structure) -> None:
         if not varies
     ]
     if fixed:
-        warnings.warn("; ".join(fixed) + ": predictions along it rest on the prior.", stacklevel=3)
+        warnings.warn("; ".join(fixed) + ": predictions along it rest on the prior.", stacklevel=4)
     if not structure.has_trajectories:
         warnings.warn(
             "The table has no trajectory (or replicate) column: there are no trajectory effects, and intervals take "
             "rows of one run as independent. Map it with load_runs(..., columns={'trajectory': ...}).",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -33,7 +33,7 @@ def pinned(**values: float) -> dict[str, dist.Distribution]:
     for name, value in values.items():
         if name in ("phi", "psi"):
             priors[name] = dist.Normal(value, PINNED)
-        elif name == "plateau":
+        elif name in ("plateau", "share_c", "share_n"):
             weight = value * (1 - value) / (value * (1 - value) * PINNED) ** 2
             priors[name] = dist.Beta(value * weight, (1 - value) * weight)
         else:
@@ -56,8 +56,8 @@ def moments(weight: np.ndarray, grid: np.ndarray) -> tuple[float, float]:
 
 
 CONSTANTS = {
-    "gamma": 1.3, "phi": 0.9, "psi": 1.2, "knee": 0.016, "plateau": 0.975, "a": 0.06, "alpha": 0.6, "b": 0.05,
-    "beta": 0.5, "c": 0.01, "sigma": 0.05, "kappa": 0.1, "floor": 1.0, "nu": 8.0,
+    "gamma": 1.3, "phi": 0.9, "psi": 1.2, "knee": 0.016, "plateau": 0.975, "dense": 0.12, "share_c": 0.08,
+    "share_n": 0.55, "alpha": 0.6, "beta": 0.5, "sigma": 0.05, "kappa": 0.1, "floor": 1.0, "nu": 8.0,
 }  # fmt: skip
 
 
@@ -162,11 +162,12 @@ def test_posterior_of_the_spreads_is_that_of_quadrature() -> None:
 
 def test_known_constants_are_recovered(simulated, fitted) -> None:
     """Every constant of the law, in the paper's units, every spread and every plateau lies in its central 99.9 %
-    interval; of the 25 comparisons one in 40 repetitions would fail by chance. Threshold and seeds were fixed before.
+    interval; of the 29 comparisons one in 40 repetitions would fail by chance. Threshold and seeds were fixed before.
     """
     truth = simulated.truth
-    expected = {name: getattr(truth, name) for name in ("gamma", "phi", "psi", "p_prime", "eps_up", "a", "b")}
-    expected |= {name: getattr(truth, name) for name in ("sigma_np", "tau_np", "tau_p", "sigma", "kappa", "nu")}
+    expected = {name: getattr(truth, name) for name in ("gamma", "phi", "psi", "p_prime", "eps_up", "a", "b", "c")}
+    names = ("alpha", "beta", "sigma_np", "tau_np", "tau_p", "sigma", "kappa", "floor", "nu")
+    expected |= {name: getattr(truth, name) for name in names}
     for name, value in expected.items():
         lower, upper = np.quantile(fitted.posterior[name], [0.0005, 0.9995])
         assert lower < value < upper, name
@@ -214,13 +215,13 @@ def test_summary_has_every_scalar_with_its_interval(fitted) -> None:
     # phi's prior is Normal(1, 1).
     assert row["contraction"] == pytest.approx(1 - float(draws["phi"].var()), rel=1e-3)
     assert (summary.loc[["gamma", "phi", "psi", "knee", "plateau"], "driven_by"] == "data").all()
-    # Given almost exactly, hence hardly informed by the data; derived quantities have no prior of their own.
-    assert summary.loc["alpha", "driven_by"] == "prior"
+    # Twelve configurations do not tell the share of c; derived quantities have no prior of their own.
+    assert summary.loc["share_c", "driven_by"] == "prior"
     assert (summary.loc[["p_prime", "eps_up", "sigma_np"], "driven_by"] == "").all()
 
 
 def test_settings_and_versions_tell_how_it_was_made(fitted) -> None:
-    assert fitted.settings["priors"]["alpha"] == "LogNormal(loc=-0.510826, scale=0.2)"
+    assert fitted.settings["priors"]["share_c"] == "Beta(concentration1=2, concentration0=20)"
     assert fitted.settings["priors"]["phi"] == "Normal(loc=1, scale=1)"
     assert {name: fitted.settings[name] for name in ("seed", "chains", "warmup", "draws", "metric")} == {
         "seed": 0, "chains": 2, "warmup": 300, "draws": 1500, "metric": "laplace",

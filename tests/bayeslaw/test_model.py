@@ -37,6 +37,8 @@ from bayeslaw.runs import load_runs
 
 #: How far a Monte Carlo estimate may lie from the truth, in its standard errors; fixed before any seed was drawn.
 STANDARD_ERRORS = 5.0
+#: Parameters between 0 and 1; all others but phi and psi are positive.
+SHARES = ("plateau", "share_c", "share_n", "share_np")
 with jax.enable_x64(True):
     PRIORS = default_priors()
 
@@ -83,13 +85,13 @@ def log_density_of(structure: Structure, centred: bool) -> Callable[[dict[str, A
 def random_values(rng: np.random.Generator, reference: Reference, structure: Structure) -> dict[str, float]:
     """Draw parameters about where small runs have them."""
     middle = {
-        "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "a": 0.07, "alpha": 0.6, "b": 0.06,
-        "beta": 0.5, "c": 0.02, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06, "kappa": 0.15,
+        "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
+        "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06, "kappa": 0.15,
         "floor": 1.0, "nu": 9.0,
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
-        if name in ("plateau", "share_np"):
+        if name in SHARES:
             values[name] = 1 / (1 + np.exp(-(np.log(value / (1 - value)) + 0.7 * rng.standard_normal())))
         else:
             values[name] = value * np.exp(0.4 * rng.standard_normal())
@@ -123,7 +125,7 @@ def unconstrained(values: dict[str, float]) -> tuple[dict[str, float], float]:
     for name, value in values.items():
         if name in ("phi", "psi"):
             flat[name] = value
-        elif name in ("plateau", "share_np"):
+        elif name in SHARES:
             flat[name] = np.log(value / (1 - value))
             jacobian += np.log(value * (1 - value))
         else:
@@ -229,7 +231,7 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
     table = load_runs(runs)
     _, data = parts_of(table)
     reference = Reference(table)
-    dense = {"a": 0.06, "alpha": 0.6, "b": 0.05, "beta": 0.5, "c": 0.01}
+    dense = {"dense": 0.12, "share_c": 0.08, "share_n": 0.55, "alpha": 0.6, "beta": 0.5}
     value = dense | {"sigma_np": 0.3, "tau_np": 0.2, "log_e_run": rng.normal(-2.0, 0.4, len(reference.trajectories))}
     keys = jax.random.split(jax.random.PRNGKey(0), draws)
     drawn = np.asarray(jax.jit(jax.vmap(lambda key: draw_configurations(key, value, data)))(keys))
@@ -259,7 +261,7 @@ def test_moment_estimates_find_the_spreads() -> None:
     configuration = np.repeat(np.arange(400), 4)
     nothing, zeros = np.zeros(0), np.zeros(400)
     data = Data(nothing, nothing, nothing, configuration, nothing, zeros, zeros, zeros, zeros, 0.0)
-    constants = {"a": 0.1, "alpha": 0.5, "b": 0.1, "beta": 0.5, "c": 0.01}
+    constants = {"dense": 0.21, "share_c": 0.05, "share_n": 0.5, "alpha": 0.5, "beta": 0.5}
     log_e = np.log(0.21) + 0.3 * rng.standard_normal(400)[configuration] + 0.2 * rng.standard_normal(1600)
     value = constants | {"log_e_run": log_e, "effect_p": 0.15 * rng.standard_normal(1600)}
     estimated = estimate_spreads(jax.tree.map(jnp.asarray, value), data)

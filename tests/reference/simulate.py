@@ -181,8 +181,10 @@ class Reference:
     def log_dense(self, value: Mapping[str, Any]) -> Any:
         """Compute the log of the dense law about the centre, `[..., configurations]`."""
         size, parameters = self.log_size - self.log_size.mean(), self.log_parameters - self.log_parameters.mean()
-        by_size, by_parameters = np.exp(-value["alpha"] * size), np.exp(-value["beta"] * parameters)
-        return np.log(value["a"] * by_size + value["b"] * by_parameters + value["c"])
+        c = value["dense"] * value["share_c"]
+        a = (value["dense"] - c) * value["share_n"]
+        b = value["dense"] - c - a
+        return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * parameters) + c)
 
     def log_likelihood_of_rows(self, value: Mapping[str, Any], log_e: Any, effect_p: Any) -> Any:
         """Compute the log density of every response, given those of trajectories; values are `[..., 1]`."""
