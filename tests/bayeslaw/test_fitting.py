@@ -122,7 +122,9 @@ def test_posterior_of_the_spreads_is_that_of_quadrature() -> None:
     every = np.ones(len(reference.trajectories))
     # Log likelihood of every trajectory, `[log_e, effect, trajectories]`; log_e counts from its configuration's centre.
     origin = centre[reference.configuration]
-    rows = np.stack([reference.log_likelihood_of_rows(value, origin + x * every, effect[:, None] * every) for x in log_e])
+    rows = np.stack(
+        [reference.log_likelihood_of_rows(value, origin + x * every, effect[:, None] * every) for x in log_e]
+    )
     by_trajectory = np.zeros((*rows.shape[:2], len(every)))
     np.add.at(by_trajectory, (slice(None), slice(None), reference.trajectory), rows)
     likelihood = np.exp(by_trajectory - by_trajectory.max((0, 1)))
@@ -134,7 +136,9 @@ def test_posterior_of_the_spreads_is_that_of_quadrature() -> None:
     sigma, tau = spread * np.sqrt(share), spread * np.sqrt(1 - share)
     mean, half = (log_e[:, None] + log_e) / 2, (log_e[:, None] - log_e) / 2
     # Two exchangeable trajectories: their mean and half their difference are independent normals.
-    pair = scipy.stats.norm.pdf(mean, 0, np.sqrt(sigma**2 + tau**2 / 2)) * scipy.stats.norm.pdf(half, 0, tau / np.sqrt(2))
+    pair = scipy.stats.norm.pdf(mean, 0, np.sqrt(sigma**2 + tau**2 / 2)) * scipy.stats.norm.pdf(
+        half, 0, tau / np.sqrt(2)
+    )
     slope = (sigma**2 / (sigma**2 + tau**2 / 2))[:, :, 0, 0]  # of log e_i's conditional mean in `mean`
     log_prior = (
         scipy.stats.norm.logpdf(log_spread, -1.2, 0.5)[:, None, None]

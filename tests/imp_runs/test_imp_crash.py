@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -74,9 +75,9 @@ def test_a_sweep_killed_at_any_durable_step_and_run_again_gives_the_same_table(d
         assert Store(folder / f"{target:03d}").is_done(trajectory.key), moment
 
 
-def start(sweep: Path, store: Path) -> subprocess.Popen:
+def start(sweep: Path, store: Path, workers: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "imp_runs.cli", "sweep", str(sweep), "--store", str(store)]
-    command += ["--device", "cpu", "--workers", "2"]
+    command += ["--device", "cpu", "--workers", str(workers)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, start_new_session=True, text=True, **pipes)
 
@@ -85,9 +86,9 @@ def records(store: Path) -> int:
     return len(list(store.glob("trajectories/*/level-*.json")))
 
 
-def killed_mid_run(sweep: Path, store: Path, kill) -> int:
+def killed_mid_run(sweep: Path, store: Path, workers: int, kill: Callable[[int, int], None]) -> int:
     """Start the command, kill it once it has written three records more, and count the records it leaves."""
-    before, process, end = records(store), start(sweep, store), time.monotonic() + 120
+    before, process, end = records(store), start(sweep, store, workers), time.monotonic() + 120
     try:
         while records(store) < before + 3:
             assert process.poll() is None, process.communicate()
@@ -105,13 +106,13 @@ def killed_mid_run(sweep: Path, store: Path, kill) -> int:
 
 def test_a_killed_command_leaves_no_worker_and_its_sweep_goes_on_to_the_same_table(whole, tmp_path):
     store = tmp_path / "store"
-    first = killed_mid_run(whole.file, store, os.kill)
-    second = killed_mid_run(whole.file, store, os.killpg)
+    first = killed_mid_run(whole.file, store, 2, os.kill)
+    second = killed_mid_run(whole.file, store, 1, os.killpg)
     assert 3 <= first < second < len(whole.table)
     time.sleep(0.5)
     assert records(store) == second  # nobody goes on writing
 
-    process = start(whole.file, store)
+    process = start(whole.file, store, 1)
     output = process.communicate(timeout=300)
     # Not a terminal: no progress bar, and nothing else on stderr.
     assert (process.returncode, *output) == (0, f"toys: 24 trajectories are in {store}\n", "")

@@ -53,7 +53,8 @@ def test_one_worker_gives_the_table_of_two_and_a_trajectory_that_runs_elsewhere_
 def test_workers_are_pinned_to_kernels_that_the_machine_does_not_choose(whole):
     # The pin caps the vector width: a wider one would show here.
     assert KERNELS["ATEN_CPU_CAPABILITY"] == "avx2"
-    assert set(whole.table["kernels"]) <= {"AVX2 onednn", "DEFAULT onednn", "NO AVX onednn"}
+    assert whole.table["kernels"].nunique() == 1
+    assert not whole.table["kernels"].str.contains("AVX512").any()
 
 
 def test_a_finished_sweep_costs_nothing(whole):
