@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import sys
@@ -179,7 +180,8 @@ class Fit:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tree = self.tree.copy()
-        tree["runs"] = xr.DataTree(xr.Dataset({"json": self.runs.to_json(orient="split", index=False)}))
+        columns = {str(name): column.tolist() for name, column in self.runs.items()}
+        tree["runs"] = xr.DataTree(xr.Dataset({"json": json.dumps(columns, default=np.ndarray.tolist)}))
         about = {
             "format": FORMAT,
             "frame": dataclasses.asdict(self.frame),
@@ -190,7 +192,18 @@ class Fit:
         tree.attrs["bayeslaw"] = json.dumps(about)
         temporary = path.with_name(f".{path.name}.tmp")
         tree.to_netcdf(temporary, engine="h5netcdf")
+        digest = _seal(temporary.read_bytes())
+        with temporary.open("ab") as file:
+            file.write(digest)
         temporary.replace(path)
+
+
+def _seal(content: bytes) -> bytes:
+    """Give the checksum that closes a file; NetCDF readers ignore what follows the data.
+
+    Without it a damaged file can keep the HDF5 library busy for ever.
+    """
+    return b"bayeslaw:" + hashlib.sha256(content).hexdigest().encode()
 
 
 def load(path: str | Path) -> Fit:
@@ -205,24 +218,25 @@ def load(path: str | Path) -> Fit:
     Raises:
         BayeslawError: The file is missing, damaged, or no fit.
     """
-    import io
-
     path = Path(path)
     try:
+        content = path.read_bytes()
+        if not content.endswith(_seal(content[: -len(_seal(b""))])):
+            raise BayeslawError(f"{path}: not a fit written by Fit.save, or damaged since; fit again.")
         tree = xr.open_datatree(path, engine="h5netcdf").load()
-        about = json.loads(tree.attrs["bayeslaw"])
+        about = json.loads(tree.attrs.pop("bayeslaw"))
+        if about["format"] != FORMAT:
+            raise BayeslawError(f"{path}: format {about['format']}, this version reads {FORMAT}; fit again.")
+        runs = pd.DataFrame(json.loads(str(tree["runs"]["json"].item())))
+        del tree["runs"]
+        frame = Frame(**about["frame"] | {"family": _family(about["frame"]["family"])})
+        return Fit(tree, runs, frame, Structure(**about["structure"]), about["settings"], about["versions"])
     except FileNotFoundError:
         raise BayeslawError(f"{path}: there is no such file; give the path of a fit written by Fit.save.") from None
+    except BayeslawError:
+        raise
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise BayeslawError(f"{path}: not a fit written by Fit.save ({error}); fit again.") from None
-    if about["format"] != FORMAT:
-        raise BayeslawError(f"{path}: format {about['format']}, this version reads {FORMAT}; fit again.")
-    runs = pd.read_json(io.StringIO(str(tree["runs"]["json"].item())), orient="split", dtype=False, precise_float=True)
-    about["frame"]["family"] = _family(about["frame"]["family"])
-    del tree["runs"]
-    tree.attrs.pop("bayeslaw")
-    structure = Structure(**about["structure"])
-    return Fit(tree, runs, Frame(**about["frame"]), structure, about["settings"], about["versions"])
+        raise BayeslawError(f"{path}: not a readable fit ({error}); fit again.") from None
 
 
 def _family(entries: dict[str, Any]) -> Family:

@@ -47,7 +47,7 @@ def predict(
         kind: `"mean"`: the configuration's curve, averaged over runs; its own posterior where it was trained, else
             the dense law with a fresh discrepancy. `"run"`: what a new replicate would measure: run effects, jitter of
             single levels and the noise of `n_test` test examples on top.
-        seed: Seed of fresh effects; they depend on seed and configuration alone, not on what else is asked for.
+        seed: Seed of fresh effects and noise; they depend on seed and design alone, not on what else is asked for.
         return_draws: Return the joint draws instead of their summary.
 
     Returns:
@@ -171,9 +171,9 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     n_test = _n_test(fit, designs)
     curve = _curve(value, log_e[:, index], log_p)
     location, scale = observation(curve, np.log(designs["density"].to_numpy(float)), n_test, value)
-    rng = np.random.default_rng([seed, 1])
-    logit = np.asarray(location) + np.asarray(scale) * rng.standard_t(value["nu"], location.shape)
-    return error_from_logit(logit, n_test)
+    rows = designs[[*CONFIGURATION, "density"]].itertuples(index=False, name=None)
+    noise = [generator(seed, row, "noise").standard_t(value["nu"][:, 0]) for row in rows]
+    return error_from_logit(np.asarray(location) + np.asarray(scale) * np.stack(noise, axis=1), n_test)
 
 
 def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray, NDArray]:
@@ -222,17 +222,22 @@ def extrapolation(fit: Fit, designs: pd.DataFrame) -> NDArray:
 
 
 def _check(designs: pd.DataFrame, interval: float, kind: str) -> None:
+    if not isinstance(designs, pd.DataFrame):
+        raise BayeslawError(f"designs are a pandas DataFrame, one row per network; got {type(designs).__name__}.")
     missing = [name for name in (*CONFIGURATION, "density") if name not in designs]
     if missing:
         raise BayeslawError(f"designs lack {', '.join(missing)}; give one row per network with these columns.")
+    if designs.empty:
+        raise BayeslawError("designs have no rows; give one row per network.")
     faults = []
-    for name in (*CONFIGURATION, "density"):
-        values = designs[name].to_numpy(float)
-        bad = ~(np.isfinite(values) & (values > 0) & ((values <= 1) | (name != "density")))
-        faults += [f"row {i}, {name} = {values[i]:g}" for i in np.flatnonzero(bad)]
+    for name in (*CONFIGURATION, "density", *(["n_test"] if "n_test" in designs else [])):
+        values = pd.to_numeric(designs[name], errors="coerce").to_numpy(float)
+        bad = ~((values > 0) & ((values <= 1) | (name != "density")) & (np.isfinite(values) | (name == "n_test")))
+        faults += [f"row {i}, {name} = {designs[name].iloc[i]}" for i in np.flatnonzero(bad)]
     if faults:
         raise BayeslawError(
-            f"designs: {'; '.join(faults[:20])}; depth, width and dataset_size must be above 0, density in (0, 1]."
+            f"designs: {'; '.join(faults[:20])}; depth, width, dataset_size and n_test must be above 0, density in "
+            "(0, 1]."
         )
     if not 0 < interval < 1:
         raise BayeslawError(f"interval = {interval} must be in (0, 1), for instance 0.9.")

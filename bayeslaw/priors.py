@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from bayeslaw.errors import BayeslawError
@@ -77,7 +78,8 @@ def resolve_priors(priors: Mapping[str, Distribution] | None) -> dict[str, Prior
         The priors by name.
 
     Raises:
-        BayeslawError: A name is unknown, or a value is no univariate distribution.
+        BayeslawError: A name is unknown, or a value is no continuous univariate distribution within the parameter's
+            range.
 
     Example:
         >>> resolve_priors({"phi": dist.Normal(0.7, 0.2)})["phi"].source
@@ -88,13 +90,26 @@ def resolve_priors(priors: Mapping[str, Distribution] | None) -> dict[str, Prior
     for name, given in (priors or {}).items():
         if name not in resolved:
             faults.append(f"unknown parameter {name!r}; allowed: {', '.join(resolved)}")
-        elif not isinstance(given, dist.Distribution) or given.batch_shape or given.event_shape:
-            faults.append(f"{name}: {type(given).__name__} is no univariate NumPyro distribution")
+        elif fault := _fault_of(given, resolved[name].distribution.support):
+            faults.append(f"{name}: {type(given).__name__} {fault}")
         else:
             resolved[name] = Prior(given, resolved[name].meaning, "given by the user")
     if faults:
         raise BayeslawError("priors: " + "; ".join(faults) + ".")
     return resolved
+
+
+def _fault_of(given: object, allowed: Any) -> str:
+    """Say why what was given is no prior for a parameter of this range; nothing where it is one."""
+    if not isinstance(given, dist.Distribution) or given.batch_shape or given.event_shape:
+        return "is no univariate NumPyro distribution"
+    if given.support.is_discrete or isinstance(given, dist.Delta):
+        return "has no density; hold a parameter by a narrow continuous distribution"
+    ends = dist.biject_to(given.support)(jnp.array([-30.0, 30.0]))
+    if bool(allowed(ends).all()):
+        return ""
+    bounds = "in [0, 1]" if hasattr(allowed, "upper_bound") else "above 0"
+    return f"reaches outside the parameter's range, which is {bounds}; truncate it, or take one of that range"
 
 
 def describe_prior(prior: Prior) -> str:

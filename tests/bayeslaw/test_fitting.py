@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import arviz as az
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ import xarray as xr
 from simulate import CONFIGURATION, Reference, Truth, simulate
 
 import bayeslaw
+from bayeslaw import fitting
 from bayeslaw.errors import BayeslawError
 from bayeslaw.runs import load_runs
 
@@ -256,27 +255,26 @@ def test_saved_and_loaded_is_the_same(fitted, tmp_path) -> None:
     xr.testing.assert_identical(bayeslaw.load(tmp_path / "new" / "fit.nc").tree, fitted.tree)
 
 
-def test_what_is_no_fit_is_refused(fitted, tmp_path) -> None:
+def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:
     fitted.save(tmp_path / "fit.nc")
     whole = (tmp_path / "fit.nc").read_bytes()
     (tmp_path / "truncated.nc").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "damaged.nc").write_bytes(whole[:5000] + bytes(2000) + whole[7000:])
     (tmp_path / "empty.nc").write_bytes(b"")
     (tmp_path / "text.nc").write_text("depth,width\n8,4\n")
-    foreign = xr.Dataset({"x": ("time", np.arange(3))})
-    foreign.to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
-    foreign.assign_attrs(bayeslaw="{}").to_netcdf(tmp_path / "hollow.nc", engine="h5netcdf")
-    foreign.assign_attrs(bayeslaw="[1]").to_netcdf(tmp_path / "listed.nc", engine="h5netcdf")
-    about = json.dumps({"format": 99})
-    foreign.assign_attrs(bayeslaw=about).to_netcdf(tmp_path / "future.nc", engine="h5netcdf")
-    for name in ("truncated", "damaged", "empty", "text", "foreign", "hollow", "listed"):
-        with pytest.raises(BayeslawError, match=rf"{name}\.nc: not a fit written by Fit\.save.*fit again"):
+    (tmp_path / "longer.nc").write_bytes(whole + b"0")
+    xr.Dataset({"x": ("time", np.arange(3))}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
+    for name in ("truncated", "damaged", "empty", "text", "longer", "foreign"):
+        with pytest.raises(BayeslawError, match=rf"{name}\.nc: not a fit written by Fit\.save, or damaged.*fit again"):
             bayeslaw.load(tmp_path / f"{name}.nc")
+    monkeypatch.setattr(fitting, "FORMAT", 99)
+    fitted.save(tmp_path / "future.nc")
+    monkeypatch.undo()
     with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 1; fit again"):
         bayeslaw.load(tmp_path / "future.nc")
     with pytest.raises(BayeslawError, match=r"nowhere\.nc: there is no such file; give the path"):
         bayeslaw.load(tmp_path / "nowhere.nc")
-    with pytest.raises(BayeslawError, match="not a fit"):
+    with pytest.raises(BayeslawError, match="not a readable fit"):
         bayeslaw.load(tmp_path)
 
 

@@ -86,8 +86,8 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
     """Draw parameters about where small runs have them."""
     middle = {
         "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
-        "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06, "kappa": 0.15,
-        "floor": 1.0, "nu": 9.0,
+        "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06,
+        "kappa": 0.15, "floor": 1.0, "nu": 9.0,
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
