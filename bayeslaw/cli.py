@@ -86,11 +86,15 @@ def predict(
 
     posterior = load(fit)
     if designs is not None:
-        table = pd.read_parquet(designs) if designs.suffix == ".parquet" else pd.read_csv(designs)
+        try:
+            table = pd.read_parquet(designs) if designs.suffix == ".parquet" else pd.read_csv(designs)
+        except (OSError, ValueError) as error:
+            raise BayeslawError(f"{designs}: not a readable table of designs ({error}).") from None
     else:
-        given = (("--depths", depths), ("--widths", widths), ("--dataset-sizes", dataset_sizes))
-        axes = [_numbers(text, option) for option, text in given] + [_floats(densities, "--densities")]
-        table = pd.DataFrame(itertools.product(*axes), columns=["depth", "width", "dataset_size", "density"])
+        given = {"depth": depths, "width": widths, "dataset_size": dataset_sizes, "density": densities}
+        options = ("--depths", "--widths", "--dataset-sizes", "--densities")
+        axes = [_floats(text, option) for option, text in zip(options, given.values(), strict=True)]
+        table = pd.DataFrame(itertools.product(*axes), columns=list(given))
     predicted = posterior.predict(table, interval=interval, kind=kind, seed=seed)
     assert isinstance(predicted, pd.DataFrame)
     typer.echo(predicted.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
@@ -118,8 +122,8 @@ def plan(
     runs = posterior.runs
     decision = posterior.plan(
         target_error,
-        depths=_numbers(depths, "--depths") if depths else sorted(runs["depth"].unique()),
-        widths=_numbers(widths, "--widths") if widths else sorted(runs["width"].unique()),
+        depths=_floats(depths, "--depths") if depths else sorted(runs["depth"].unique()),
+        widths=_floats(widths, "--widths") if widths else sorted(runs["width"].unique()),
         dataset_size=dataset_size or int(runs["dataset_size"].max()),
         confidence=confidence,
         allow_failed=allow_failed,
@@ -184,7 +188,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         app()
-    except BayeslawError as error:
+    except (BayeslawError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

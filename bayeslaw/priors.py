@@ -103,9 +103,10 @@ def _fault_of(given: object, allowed: Any) -> str:
     """Say why what was given is no prior for a parameter of this range; nothing where it is one."""
     if not isinstance(given, dist.Distribution) or given.batch_shape or given.event_shape:
         return "is no univariate NumPyro distribution"
-    if given.support.is_discrete or isinstance(given, dist.Delta):
+    support: Any = given.support
+    if support.is_discrete or isinstance(given, dist.Delta):
         return "has no density; hold a parameter by a narrow continuous distribution"
-    ends = dist.biject_to(given.support)(jnp.array([-30.0, 30.0]))
+    ends = dist.biject_to(support)(jnp.array([-30.0, 30.0]))
     if bool(allowed(ends).all()):
         return ""
     bounds = "in [0, 1]" if hasattr(allowed, "upper_bound") else "above 0"

@@ -2,13 +2,20 @@
 
 import dataclasses
 import itertools
+import re
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulate import count_parameters, error_of, kept_by_round, observation_of, saturated, slope_of_logit
 
 from bayeslaw import BayeslawError, frontier
-from bayeslaw.plan import rounds_of
+from bayeslaw.law import Curve, log_m_at
+from bayeslaw.plan import _sizes, rounds_of
+from bayeslaw.predict import configuration_draws
 
 GRID = {"depths": [8, 14], "widths": [2, 4, 8, 16], "dataset_size": 1000}
 
@@ -136,3 +143,147 @@ def test_the_plan_reads_as_advice(plan) -> None:
     text = str(plan)
     assert "Start from depth" in text
     assert f"{plan.recommended['size']:,.0f} non-zero parameters" in text
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    gamma=st.floats(0.3, 4.0),
+    eps_np=st.floats(0.01, 0.5),
+    rise=st.floats(1.1, 20.0),
+    log_p=st.floats(-9.0, 1.0),
+    where=st.floats(0.02, 0.98),
+    prunable=st.integers(50, 10**7),
+    unprunable=st.integers(0, 10**4),
+)
+def test_sizes_are_those_of_a_search_over_densities(gamma, eps_np, rise, log_p, where, prunable, unprunable) -> None:
+    """The smallest size whose error is at most the target, over 100,001 densities from 1e-9 to 1, for any curve."""
+    eps_up = min(rise * eps_np, 0.95)
+    target = eps_np * (eps_up / eps_np) ** where
+    densities = np.geomspace(1e-9, 1.0, 100_001)
+    reached = densities[error_of(eps_np, eps_up, gamma, np.exp(log_p), densities) <= target]
+    with jax.enable_x64(True):
+        curve = Curve(np.log(eps_np), np.log(eps_up), gamma, log_p)
+        log_density = np.asarray(log_m_at(curve, np.log(target)))
+    size, p_none = _sizes(log_density.reshape(1, 1), np.array([prunable]), np.array([unprunable]))
+    assert p_none == float(len(reached) == 0)
+    if not len(reached):
+        assert size == np.inf
+    elif reached[0] > densities[0]:
+        # Neighbouring densities differ by 2 in 10,000.
+        assert size.item() == pytest.approx(reached[0] * prunable + unprunable, rel=2.1e-4)
+
+
+def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) -> None:
+    """All trained starts at once, draw by draw and in the paper's units, by search over 2,000 densities: probability of
+    being best, of being feasible, and quantiles of the size. Run effects are averaged with 20 nodes each.
+    """
+    made, target = fitted.plan(0.15, depths=[8, 14], widths=[2, 4, 8], dataset_size=250), 0.15
+    draws = {name: v.to_numpy().reshape(-1, *v.shape[2:]) for name, v in fitted.posterior.data_vars.items()}
+    densities = np.geomspace(2e-3, 1.0, 2000)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    weights = weights / weights.sum()
+    sizes = np.full((len(draws["gamma"]), len(made.starts)), np.inf)
+    for i, (depth, width) in enumerate(made.starts[["depth", "width"]].itertuples(index=False)):
+        own = fitted.configurations.to_numpy().tolist().index([depth, width, 250])
+        e = np.exp(draws["log_e"][:, own])
+        scale = draws["p_prime"] / (depth ** draws["phi"] * (width / 16) ** draws["psi"])
+        curve = (saturated(e, draws["eps_up"]), draws["eps_up"], draws["gamma"], scale)
+        errors = error_of(*(values[:, None] for values in curve), densities)
+        first = (errors <= target).argmax(1)
+        feasible = errors[:, -1] <= target
+        prunable, other = count_parameters(int(depth), int(width))
+        sizes[feasible, i] = densities[first[feasible]] * prunable + other
+        up, sideways = (np.exp(draws[name] * nodes[:, None]) for name in ("tau_np", "tau_p"))
+        runs = (saturated(e * up, draws["eps_up"])[:, None], draws["eps_up"], draws["gamma"], scale * sideways)
+        mean = np.einsum("i,j,ijk->k", weights, weights, error_of(*runs, 1.0))
+        row = made.starts.iloc[i]
+        # Draws within 0.2 % of the target may fall on either side.
+        assert np.mean(mean <= target * 0.998) <= row["p_feasible"] <= np.mean(mean <= target * 1.002)
+        found = row[["size_median", "size_lower", "size_upper"]].astype(float).tolist()
+        if feasible.sum() > 100:  # else the quantiles are those of a few draws at the edge
+            assert found == pytest.approx(np.quantile(sizes[feasible, i], [0.5, 0.05, 0.95]).tolist(), rel=0.01)
+        assert row["parameters"] == prunable + other
+    none = np.isinf(sizes).all(1)
+    assert made.p_none == pytest.approx(none.mean(), abs=0.002)
+    best = np.bincount(sizes[~none].argmin(1), minlength=len(made.starts)) / len(sizes)
+    # Two starts may change places where their sizes agree to the 0.3 % between densities.
+    assert made.starts["p_best"].tolist() == pytest.approx(best.tolist(), abs=0.01)
+
+
+def test_the_recommended_round_is_the_deepest_that_is_sure_enough(fitted, plan, target) -> None:
+    """In plain NumPy: a new run's population error at the recommended round, and one round on. Both sides have 3,000
+    draws; five standard errors of their difference are 5 sqrt(2 x .9 x .1 / 3,000) = .04.
+    """
+    row, rng = plan.recommended, np.random.default_rng(5)
+    draws = {name: v.to_numpy().reshape(-1, *v.shape[2:]) for name, v in fitted.posterior.data_vars.items()}
+    depth, width = int(row["depth"]), int(row["width"])
+    design = pd.DataFrame({"depth": [depth], "width": [width], "dataset_size": [1000]})
+    with jax.enable_x64(True):
+        log_e = configuration_draws(fitted, design, seed=8)[:, 0]
+    normal = rng.standard_normal((2, len(log_e)))
+    eps_np = saturated(np.exp(log_e + draws["tau_np"] * normal[0]), draws["eps_up"])
+    p = draws["p_prime"] * np.exp(draws["tau_p"] * normal[1])
+    prunable, _ = count_parameters(depth, width)
+    kept, reached = kept_by_round(prunable, int(row["rounds"]) + 1), []
+    for count in kept[-2:]:
+        m = depth ** draws["phi"] * (width / 16) ** draws["psi"] * count / prunable
+        curve = (eps_np, draws["eps_up"], draws["gamma"], p, m)
+        location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), np.inf, draws)
+        reached.append(np.mean(location + scale * rng.standard_t(draws["nu"]) <= np.log(target / (1 - target))))
+    assert row["kept"] == kept[-2]
+    assert reached[0] == pytest.approx(row["p_reach"], abs=0.04)
+    assert reached[1] < plan.confidence + 0.04
+
+
+def test_more_confidence_prunes_less(fitted, target) -> None:
+    bold, careful = (fitted.plan(target, **GRID, confidence=level) for level in (0.5, 0.95))
+    sure = careful.starts["p_reach"] >= 0.95
+    assert sure.any()
+    assert (careful.starts["rounds"] <= bold.starts["rounds"])[sure].all()
+    assert careful.recommended["size"] >= bold.recommended["size"]
+
+
+def test_where_no_start_is_sure_enough_nothing_is_recommended(fitted) -> None:
+    """The target lies at the plateau of the smallest network, which reaches it about every other time."""
+    row = fitted.configurations.iloc[0]
+    target = float(fitted.posterior["eps_np"][..., 0].median()) * 1.1
+    made = fitted.plan(target, depths=[row["depth"]], widths=[row["width"]], dataset_size=row["dataset_size"])
+    assert made.recommended is None
+    assert 0 < made.starts["p_reach"][0] < 0.9
+    assert re.search(r"No start reaches error .* with probability 0\.9; the closest is depth 8, width 2", str(made))
+
+
+def test_the_frontier_is_the_plans_smallest_size(fitted, target) -> None:
+    """At one start the frontier's quantiles are those of the plan; with more starts it only gets smaller."""
+    one = {"depths": [14], "widths": [8], "dataset_size": 250}
+    front, made = frontier(fitted, np.array([target]), **one), fitted.plan(target, **one)
+    expected = made.starts.loc[0, ["size_median", "size_lower", "size_upper"]].tolist()
+    assert front.loc[0, ["median", "lower", "upper"]].tolist() == pytest.approx(expected)
+    assert front["p_feasible"][0] == 1 - made.p_none
+    assert frontier(fitted, np.array([target]), **GRID | {"dataset_size": 250})["median"][0] < front["median"][0]
+    nothing = frontier(fitted, np.array([1e-4]), **one)
+    assert nothing["p_feasible"][0] == 0
+    assert nothing["median"].isna().all()
+
+
+def test_same_seed_same_plan(fitted, target, plan) -> None:
+    pd.testing.assert_frame_equal(fitted.plan(target, **GRID).starts, plan.starts)
+    other = fitted.plan(target, **GRID, seed=1)
+    assert (other.starts["size_median"] != plan.starts["size_median"]).any()
+
+
+def test_counts_of_another_family_or_none(fitted, target, plan) -> None:
+    """More input channels cost more; where counts are unknown, they must be given."""
+    colour = dataclasses.replace(fitted.frame.family, input_shape=(3, 32, 32))
+    made = fitted.plan(target, **GRID, family=colour)
+    assert (made.starts["parameters"] - plan.starts["parameters"] == 18 * made.starts["width"]).all()
+    unknown = dataclasses.replace(fitted.frame.family, name="vgg")
+    with pytest.raises(BayeslawError, match="pass parameters="):
+        fitted.plan(target, **GRID, family=unknown)
+
+
+def test_parameters_driven_by_the_prior_are_noted(fitted, target) -> None:
+    settings_ = fitted.settings | {"contraction": fitted.settings["contraction"] | {"phi": 0.1}}
+    made = dataclasses.replace(fitted, settings=settings_).plan(target, **GRID)
+    assert made.notes == ("Note: phi driven by the prior, not by the data.",)
+    assert made.notes[0] in str(made)

@@ -46,6 +46,14 @@ def test_functions_stay_functions_whatever_was_loaded_first() -> None:
     assert run("import bayeslaw; bayeslaw.load; print(callable(bayeslaw.fit), callable(bayeslaw.load))") == "True True"
 
 
+def test_a_fit_works_whatever_was_imported_first() -> None:
+    """ArviZ leaves numpyro to be loaded on first use, and loaded by its parts it comes without some of them."""
+    first = "import arviz, numpyro.distributions, numpyro, bayeslaw.fitting as fitting; "
+    assert run(first + "fitting._bind_submodules(); print(numpyro.distributions.distribution.__name__)") == (
+        "numpyro.distributions.distribution"
+    )
+
+
 def test_jax_keeps_its_configuration() -> None:
     code = "import jax, bayeslaw; bayeslaw.fit, bayeslaw.frontier; print(jax.config.jax_enable_x64, "
     assert run(code + "jax.numpy.ones(1).dtype)") == "False float32"
