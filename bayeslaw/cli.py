@@ -97,9 +97,9 @@ def predict(
         table = pd.DataFrame(itertools.product(*axes), columns=list(given))
     predicted = posterior.predict(table, interval=interval, kind=kind, seed=seed)
     assert isinstance(predicted, pd.DataFrame)
-    typer.echo(predicted.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
     if output is not None:
         predicted.to_csv(output, index=False)
+    typer.echo(predicted.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
 
 
 @app.command()
@@ -129,13 +129,13 @@ def plan(
         allow_failed=allow_failed,
         seed=seed,
     )
-    typer.echo(str(decision))
     if output is not None:
         decision.starts.to_csv(output, index=False)
     if figure is not None:
         from bayeslaw.plots import plot_frontier, save_figure
 
         save_figure(plot_frontier(posterior, decision, seed=seed), figure)
+    typer.echo(str(decision))
 
 
 @app.command()
@@ -151,9 +151,9 @@ def evaluate(
 
     table = load_recorded(runs) if runs in recorded_names() else load_runs(runs)
     result = run(table, folds=folds, seed=seed)
-    typer.echo(str(result))
     if output is not None:
         result.rows.to_csv(output, index=False)
+    typer.echo(str(result))
 
 
 def _numbers(text: str, option: str) -> list[int]:

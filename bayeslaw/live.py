@@ -66,7 +66,7 @@ class LiveRun:
         """End the run; what it has recorded stays."""
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait()
+            self._process.communicate()
 
 
 def _toml(content: dict) -> str:

@@ -71,6 +71,7 @@ class Plan:
         formats = dict.fromkeys(("p_best", "p_feasible", "p_reach"), "{:.2f}".format)
         formats |= {name: "{:,.0f}".format for name in columns if name.startswith("size")}
         formats["density"] = "{:.4f}".format
+        formats |= dict.fromkeys(("depth", "width", "rounds"), "{:g}".format)
         table = shown.to_string(index=False, formatters=formats, na_rep="-")
         return "\n".join([table, "", self.advice, *self.notes])
 

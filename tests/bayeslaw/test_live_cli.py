@@ -1,0 +1,304 @@
+"""The command `bayeslaw` on a user's own table, its messages, and networks trained live in a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from simulate import Truth, simulate
+
+import bayeslaw
+from bayeslaw.cli import main
+from bayeslaw.live import LiveRun
+
+SHORT = {"chains": 2, "warmup": 50, "draws": 50}
+
+
+def command(*arguments: object) -> tuple[int, str, str]:
+    """Run `bayeslaw` in this process: exit code, standard output, standard error."""
+    output, error = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(error),
+    ):
+        warnings.simplefilter("default")
+        patch.setattr(warnings, "showwarning", warnings.showwarning)
+        patch.setattr(sys, "argv", ["bayeslaw", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()), error.getvalue()
+
+
+def refused(*arguments: object) -> str:
+    """Run a command that must fail with exit code 2 and one message, and give the message."""
+    code, output, error = command(*arguments)
+    assert (code, output) == (2, "")
+    assert error.startswith("error: ")
+    assert error.count("error: ") == 1
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.fixture(scope="module")
+def foreign() -> pd.DataFrame:
+    """Give eight networks of one depth as somebody else's runner writes them: other names, only what is needed."""
+    runs = simulate(Truth(), depths=(8,), widths=(2, 4, 8, 16), replicates=1, seed=9).runs
+    names = {"depth": "layers", "width": "channels", "dataset_size": "examples", "density": "keep", "error": "top1"}
+    return runs[list(names)].rename(columns=names)
+
+
+OURS = {"depth": "layers", "width": "channels", "dataset_size": "examples", "density": "keep", "error": "top1"}
+
+
+@pytest.fixture(scope="module")
+def fitted_by_command(foreign, tmp_path_factory) -> tuple[Path, str, str]:
+    """Fit the foreign table by the command: the file, and what was printed."""
+    folder = tmp_path_factory.mktemp("foreign")
+    foreign.to_csv(folder / "runs.csv", index=False)
+    mapping = [part for ours, theirs in OURS.items() for part in ("--column", f"{ours}={theirs}")]
+    settings = [part for name, value in SHORT.items() for part in (f"--{name}", value)]
+    code, output, error = command(
+        "fit", folder / "runs.csv", "-o", folder / "fit.nc", *mapping, "--n-test", 797, *settings, "--seed", 5
+    )
+    assert code == 0, error
+    return folder / "fit.nc", output, error
+
+
+def test_fit_prints_the_posterior_the_gate_and_what_rests_on_the_prior(fitted_by_command) -> None:
+    file, output, error = fitted_by_command
+    for part in ("gamma", "p_prime", "driven_by", "gate: FAILED", "ess_bulk", f"written to {file}"):
+        assert part in output
+    lines = error.splitlines()
+    assert all(line.startswith("warning: ") for line in lines)
+    assert [line.split()[1:4] for line in lines] == [
+        ["The", "table", "has"], ["depth", "never", "varies,"], ["The", "table", "has"],
+    ]  # fmt: skip
+    assert "eps_up is only bounded by 1" in lines[0]
+    assert "phi is driven by its prior alone" in lines[1]
+    assert "there are no trajectory effects" in lines[2]
+
+
+def test_a_foreign_table_is_fitted_with_what_is_known(fitted_by_command) -> None:
+    fit = bayeslaw.load(fitted_by_command[0])
+    assert (fit.runs["n_test"] == 797).all()
+    assert fit.frame.chance_error == 1.0
+    assert fit.structure.has_trajectories is False
+    assert not {"tau_p", "tau_np", "share_np", "effect_p"} & set(fit.posterior)
+    assert "floor" in fit.posterior
+    summary = fit.summary()
+    assert summary.loc["phi", "driven_by"] == "prior"
+    assert (summary.loc[["gamma", "psi", "knee"], "driven_by"] == "data").all()
+    # Nothing is known of other depths but the prior, Normal(1, 1): 100 draws of its sd are good to 0.07, here doubled.
+    assert float(fit.posterior["phi"].std()) == pytest.approx(1.0, abs=0.3)
+    run, mean = (
+        fit.predict(pd.DataFrame({"depth": [8], "width": [3], "dataset_size": [500], "density": [0.1]}), kind=kind)
+        for kind in ("run", "mean")
+    )
+    assert run["upper"][0] - run["lower"][0] > mean["upper"][0] - mean["lower"][0]
+
+
+def test_the_same_seed_gives_the_same_draws_and_jax_is_left_as_it_was(foreign, fitted_by_command) -> None:
+    """What the command fitted, saved and loaded is bit for bit what is fitted here."""
+    table = foreign.rename(columns={theirs: ours for ours, theirs in OURS.items()})
+    with pytest.warns(UserWarning) as caught:
+        fit = bayeslaw.fit(table, n_test=797, seed=5, **SHORT)
+    assert len(caught) == 3
+    assert not jax.config.jax_enable_x64
+    assert jnp.ones(1).dtype == jnp.float32
+    loaded = bayeslaw.load(fitted_by_command[0])
+    xr.testing.assert_identical(fit.tree, loaded.tree)
+    pd.testing.assert_frame_equal(fit.runs, loaded.runs, check_exact=True)
+    assert fit.settings == loaded.settings
+    designs = pd.DataFrame({"depth": [8, 20], "width": [4, 5], "dataset_size": [250, 700], "density": [0.05, 1.0]})
+    for kind in ("mean", "run"):
+        pd.testing.assert_frame_equal(
+            fit.predict(designs, kind=kind), loaded.predict(designs, kind=kind), check_exact=True
+        )
+
+
+def test_a_fit_that_failed_its_gate_is_no_plan_unless_asked_for(fitted_by_command, tmp_path) -> None:
+    """Parameters are counted for families that are known, and this table names none."""
+    message = refused("plan", fitted_by_command[0], "--target-error", 0.3)
+    assert "failed its gate" in message
+    message = refused("plan", fitted_by_command[0], "--target-error", 0.3, "--allow-failed")
+    assert "family 'unknown': parameter counts are known for cifar_resnet, mlp" in message
+
+
+@pytest.fixture(scope="module")
+def fit_file(fitted, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("command") / "fit.nc"
+    fitted.save(path)
+    return path
+
+
+def test_predict_writes_what_fit_predict_gives(fitted, fit_file, tmp_path) -> None:
+    grid = ["--depths", "8,14", "--widths", "2.5,8", "--dataset-sizes", "500", "--densities", "1,0.1,0.01"]
+    code, output, error = command(
+        "predict", fit_file, *grid, "--kind", "run", "--interval", 0.5, "--seed", 2, "-o", tmp_path / "out.csv"
+    )
+    assert (code, error) == (0, "")
+    written = pd.read_csv(tmp_path / "out.csv")
+    assert len(written) == 12
+    assert len(output.splitlines()) == 13
+    designs = written[["depth", "width", "dataset_size", "density"]]
+    expected = fitted.predict(designs, kind="run", interval=0.5, seed=2)
+    pd.testing.assert_frame_equal(written, expected, check_dtype=False, rtol=1e-12)
+    for name in ("designs.csv", "designs.parquet"):
+        writer = designs.to_csv if name.endswith("csv") else designs.to_parquet
+        writer(tmp_path / name, index=False)
+        code, again, _ = command(
+            "predict", fit_file, "--designs", tmp_path / name, "--kind", "run", "--interval", 0.5, "--seed", 2
+        )
+        assert (code, again) == (0, output)
+
+
+def test_plan_writes_table_and_figure(fitted, fit_file, tmp_path) -> None:
+    code, output, error = command(
+        "plan", fit_file, "--target-error", 0.15, "--depths", "8,14", "--widths", "4,8", "--dataset-size", 2000,
+        "-o", tmp_path / "plan.csv", "--figure", tmp_path / "plan.png",
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    plan = fitted.plan(0.15, depths=[8, 14], widths=[4, 8], dataset_size=2000)
+    assert output == f"{plan}\n"
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "plan.csv"), plan.starts, check_dtype=False, rtol=1e-12)
+    assert (tmp_path / "plan.png").stat().st_size > 5000
+    # Without lists all fitted starts are offered, at the largest fitted size.
+    code, everything, _ = command("plan", fit_file, "--target-error", 0.15)
+    own = fitted.plan(0.15, depths=[8, 14], widths=[2, 4, 8], dataset_size=2000)
+    assert (code, everything) == (0, f"{own}\n")
+
+
+def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
+    table = tmp_path / "runs.csv"
+    foreign.to_csv(table, index=False)
+    (tmp_path / "designs.csv").write_text("depth,width\n8,4\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    grid = ["--depths", "8", "--widths", "4", "--dataset-sizes", "500"]
+    for arguments, words in (
+        (["fit", tmp_path / "none.csv"], "no such file"),
+        (["fit", "digits"], "run table is read from .parquet or .csv"),
+        (["fit", table], "depth"),
+        (["fit", table, "--column", "depth"], "--column 'depth' must be ours=yours"),
+        (["fit", table, "--column", "depth=layer"], "layer"),
+        (["predict", tmp_path / "none.nc", *grid], "there is no such file"),
+        (["predict", table, *grid], "not a fit written by Fit.save"),
+        (["predict", fit_file, *grid, "--densities", "1,x"], "--densities '1,x' must be numbers"),
+        (["predict", fit_file, "--depths", "8"], "--widths '' must be numbers"),
+        (["predict", fit_file, *grid, "--densities", "2"], "density = 2"),
+        (["predict", fit_file, *grid, "--kind", "curve"], "kind = 'curve'"),
+        (["predict", fit_file, *grid, "--interval", "90"], "interval = 90.0"),
+        (["predict", fit_file, "--designs", tmp_path / "none.csv"], "not a readable table of designs"),
+        (["predict", fit_file, "--designs", tmp_path / "broken.parquet"], "not a readable table of designs"),
+        (["predict", fit_file, "--designs", tmp_path / "designs.csv"], "designs lack dataset_size, density"),
+        (["predict", fit_file, *grid, "-o", table / "out.csv"], "runs.csv"),
+        (["plan", fit_file, "--target-error", "15"], "fraction in (0, 1)"),
+        (["plan", fit_file, "--target-error", "0.0001"], "out of reach"),
+        (["plan", fit_file, "--target-error", "0.1", "--confidence", "1"], "confidence = 1.0"),
+        (["quickstart", "--network", "8,4"], "must be depth,width,dataset_size"),
+        (["quickstart", "-o", tmp_path, "--network", "8,4,777"], "(8, 4, 777) is not in digits_resnet; choose one of"),
+    ):
+        assert words in refused(*arguments), arguments
+
+
+def test_help_of_every_command_names_its_options() -> None:
+    for arguments, parts in (
+        ([], ["quickstart", "fit", "predict", "plan", "evaluate"]),
+        (["fit"], ["RUNS", "--column", "--n-test", "--chance-error", "--chains", "--warmup", "--draws", "--seed"]),
+        (["predict"], ["FIT", "--depths", "--designs", "--kind", "--interval", "--output"]),
+        (["plan"], ["FIT", "--target-error", "--confidence", "--allow-failed", "--figure"]),
+        (["quickstart"], ["--network", "--target-error", "--output"]),
+    ):
+        code, output, error = command(*arguments, "--help")
+        assert (code, error) == (0, "")
+        assert all(part in output for part in parts)
+
+
+SWEEP = """
+name = "tiny"
+[grid]
+family = "mlp"
+dataset = "digits"
+depth = [2, 3]
+width = [2, 4]
+dataset_size = [40, 80]
+replicates = 3
+[protocol]
+name = "tiny"
+epochs = {epochs}
+batch_size = 20
+levels = {levels}
+"""
+
+
+def live(folder: Path, *, epochs: int = 1, levels: int = 2, **row: object) -> LiveRun:
+    """Start the network of a row under a protocol that takes well under a second."""
+    (folder / "sweep.toml").write_text(SWEEP.format(epochs=epochs, levels=levels))
+    network = {"depth": 3, "width": 4, "dataset_size": 40, "replicate": 0} | row
+    return LiveRun(pd.Series(network), folder / "sweep.toml", folder / "live" / "store")
+
+
+def test_a_live_run_gives_the_run_table_of_its_network_alone(tmp_path) -> None:
+    table = live(tmp_path).wait()
+    assert table["level"].tolist() == [0, 1, 2]
+    network = table[["family", "dataset", "depth", "width", "dataset_size", "replicate"]].drop_duplicates()
+    assert network.to_numpy().tolist() == [["mlp", "digits", 3, 4, 40, 0]]
+    assert table["n_test"].nunique() == 1
+    np.testing.assert_allclose(table["error"], table["n_wrong"] / table["n_test"])
+    pd.testing.assert_frame_equal(bayeslaw.load_runs(table)[["density", "error"]], table[["density", "error"]])
+
+
+def test_a_live_run_that_fails_says_why(tmp_path) -> None:
+    run = live(tmp_path, dataset_size=10**6)
+    with pytest.raises(bayeslaw.BayeslawError, match=r"the live run failed: .*1000000"):
+        run.wait()
+
+
+def test_a_stopped_live_run_leaves_no_process(tmp_path) -> None:
+    """Its workers go with it; stopping again, or after the end, does nothing."""
+    run = live(tmp_path, epochs=5000, levels=30, dataset_size=80)
+    process = run._process.pid
+    deadline = time.monotonic() + 60
+    while not (family := descendants(process)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert family
+    run.stop()
+    run.stop()
+    while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in (process, *family) if Path(f"/proc/{pid}").exists()]
+
+
+def descendants(process: int) -> list[int]:
+    """List the processes that a process has started, and theirs."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    own = [pid for pid, parent in parents.items() if parent == process]
+    return own + [pid for child in own for pid in descendants(child)]
+
+
+def test_live_runs_need_pytorch(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(bayeslaw.BayeslawError, match=r"pip install 'bayeslaw\[imp\]'"):
+        live(tmp_path)
+    assert not (tmp_path / "live").exists()
+    assert os.listdir(tmp_path) == ["sweep.toml"]
