@@ -4,11 +4,11 @@ from bayeslaw.diagnostics import Diagnosis as Diagnosis
 from bayeslaw.errors import BayeslawError as BayeslawError
 from bayeslaw.errors import RunTableError as RunTableError
 from bayeslaw.families import Family as Family
-from bayeslaw.fitting import Fit as Fit
 from bayeslaw.fitting import fit as fit
-from bayeslaw.fitting import load as load
 from bayeslaw.plan import Plan as Plan
 from bayeslaw.plan import frontier as frontier
+from bayeslaw.posterior import Fit as Fit
+from bayeslaw.posterior import load as load
 from bayeslaw.priors import default_priors as default_priors
 from bayeslaw.priors import prior_table as prior_table
 from bayeslaw.runs import load_recorded as load_recorded

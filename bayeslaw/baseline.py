@@ -1,13 +1,13 @@
-"""The paper's way: the joint law by least squares, its bootstrap, and the seeds' own spread to judge both by.
+"""The paper's way: the joint law by least squares.
 
 Every user will compare the posterior with this. It takes the measured unpruned error for eps_np, where the posterior
-keeps eps_np latent, and knows no noise model; its only uncertainty is that of the bootstrap.
+keeps eps_np latent, and knows no noise model; its only uncertainty is that of the bootstrap (`bootstrapping`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -19,14 +19,13 @@ import pandas as pd
 import scipy.optimize
 from jax import Array
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.law import Curve, Dense, log_dense, log_error, log_m_star, saturate
 from bayeslaw.model import CONFIGURATION, Frame, check_one_family, make_frame
 from bayeslaw.precision import in_float64
 
-_DESIGN = [*CONFIGURATION, "density"]
+DESIGN = [*CONFIGURATION, "density"]
 #: Logarithms of the smallest and largest slope searched.
 _LOG_GAMMA = (float(np.log(1e-2)), float(np.log(1e2)))
 #: Logarithm that stands for a term which is not there.
@@ -35,10 +34,8 @@ _NOTHING = -700.0
 _EDGE = 1e-4
 #: Starts agree whose root mean square deviation differs by less than this, however good the best is.
 _NOISELESS = 1e-7
-#: How many names of left-out configurations a warning lists, and how often a resample without a fit is drawn again.
-_SHOWN, _REDRAWS = 5, 100
-#: Residuals drawn for each refit where new runs are predicted.
-_RESIDUALS = 20
+#: How many names of left-out configurations a warning lists.
+_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +111,7 @@ class LeastSquares:
             Rosenfeld et al., ICML 2021, section 5; ICLR 2020, equations (4) and (5), for what was not trained.
         """
         _check_designs(designs)
-        return _predict(self, designs)
+        return predict_errors(self, designs)
 
 
 def least_squares(runs: pd.DataFrame, *, starts: int = 20, seed: int = 0) -> LeastSquares:
@@ -152,150 +149,14 @@ def least_squares(runs: pd.DataFrame, *, starts: int = 20, seed: int = 0) -> Lea
         >>> [round(value, 3) for value in (fit.eps_up, fit.gamma, fit.p_prime)]
         [0.9, 1.0, 0.001]
     """
-    return _fit_all(_tabulate(runs), starts, seed)
-
-
-def resample(
-    runs: pd.DataFrame, *, repetitions: int = 100, starts: int = 20, seed: int = 0, progress: bool = False
-) -> Iterator[LeastSquares]:
-    """Refit the joint law to resampled trajectories: the bootstrap distribution of everything a fit says.
-
-    As many trajectories as the table has are drawn from it with replacement, each with all its rows. The mean unpruned
-    error of those drawn is a configuration's eps_np; a configuration of which none is drawn drops out. Each refit
-    starts from the fit to the whole table. Where the table has no trajectories a configuration counts as one.
-
-    Args:
-        runs: Validated run table (`load_runs`) of one family and dataset.
-        repetitions: Number of refits.
-        starts: Starting points of the fit to the whole table.
-        seed: Seed of starting points and resampling.
-        progress: Whether to show a progress bar.
-
-    Yields:
-        One fit per repetition; its `rows` and `deviations` repeat with the trajectories.
-
-    Raises:
-        BayeslawError: As `least_squares` does.
-
-    Source:
-        Efron 1979; whole trajectories because rows of a trajectory are not independent.
-    """
-    table = _tabulate(runs)
-    return _refits(table, _fit_all(table, starts, seed), repetitions, seed, progress)
-
-
-def bootstrap(
-    runs: pd.DataFrame,
-    designs: pd.DataFrame,
-    *,
-    repetitions: int = 100,
-    interval: float = 0.9,
-    kind: Literal["mean", "run"] = "mean",
-    starts: int = 20,
-    seed: int = 0,
-    progress: bool = False,
-    return_draws: bool = False,
-) -> pd.DataFrame | NDArray[np.float64]:
-    """Predict errors by least squares with intervals from the bootstrap over trajectories (`resample`).
-
-    A refit that cannot predict a design (its configuration dropped out, and too few are left for the dense law) is
-    drawn again.
-
-    Args:
-        runs: Validated run table (`load_runs`) of one family and dataset.
-        designs: Columns depth, width, dataset_size and density, one row per prediction.
-        repetitions: Number of refits.
-        interval: Probability between `lower` and `upper`, equal-tailed, in (0, 1).
-        kind: `"mean"`, the uncertainty of the fitted curve; `"run"`, that of a newly measured error: each predicted
-            error is divided by 1 + a relative deviation drawn from those of the fit to the whole table, and is at most
-            1. The deviations are drawn independently, wherever on the curve they came from.
-        starts: Starting points of the fit to the whole table.
-        seed: Seed of starting points, resampling and residuals.
-        progress: Whether to show a progress bar.
-        return_draws: Return the draws, `[draws, designs]`, instead of their summary.
-
-    Returns:
-        The designs' four columns with `mean`, `median`, `lower` and `upper` of the bootstrap distribution, under the
-        designs' index.
-
-    Raises:
-        BayeslawError: As `least_squares` and `LeastSquares.predict` do, or an argument is out of its range.
-
-    Source:
-        Efron 1979; the interval is the percentile one.
-    """
-    if not 0 < interval < 1:
-        raise BayeslawError(f"interval= is the probability of the interval, in (0, 1); got {interval!r}.")
-    if kind not in ("mean", "run"):
-        raise BayeslawError(f'kind= is "mean" or "run"; got {kind!r}.')
-    if repetitions < 1:
-        raise BayeslawError(f"repetitions= is the number of refits, 1 or more; got {repetitions!r}.")
-    table = _tabulate(runs)
-    best = _fit_all(table, starts, seed)
-    best.predict(designs)
-    refits = _refits(table, best, None, seed, progress=False)
-    draws = np.array(
-        [
-            _predict_with_next(refits, best, designs)
-            for _ in tqdm(range(repetitions), desc="bootstrap", unit="fit", disable=not progress)
-        ]
-    )
-    if kind == "run":
-        draws = np.repeat(draws, _RESIDUALS, axis=0)
-        residuals = np.random.default_rng([seed, 1]).choice(best.deviations, draws.shape)
-        draws = np.minimum(draws / (1 + residuals), 1.0)
-    if return_draws:
-        return draws
-    lower, median, upper = np.quantile(draws, [(1 - interval) / 2, 0.5, (1 + interval) / 2], axis=0)
-    return designs.filter(_DESIGN).assign(mean=draws.mean(0), median=median, lower=lower, upper=upper)
-
-
-def seed_spread(runs: pd.DataFrame) -> float:
-    r"""Measure how much seeds alone spread: the standard deviation that no fit of mean curves can go below.
-
-    Rows are grouped by configuration (family and dataset where the table has them, depth, width, dataset_size) and
-    level, or density to six digits where there is no level; rows with an error of 0 are left out, then groups of one
-    row. With the relative deviation r = error / (mean of its group) - 1 and n rows in the group, it is the root mean
-    square over all rows of
-
-    $$r \sqrt{n / (n - 1)},$$
-
-    the factor undoing what the group's own mean takes away. Configurations thus count by the rows they have. It
-    contains the seeds' luck and the test set's binomial noise, not what is common to all seeds, such as a draw of test
-    examples or a bend of the curve that the law does not have.
-
-    Args:
-        runs: Validated run table (`load_runs`).
-
-    Returns:
-        The standard deviation of the relative deviation, a fraction; nan where no configuration has two replicates.
-
-    Source:
-        Rosenfeld et al., ICML 2021, section 4 (3.4 % there).
-
-    Example:
-        >>> runs = pd.DataFrame({"depth": 8, "width": 4, "dataset_size": 1000, "density": 1.0, "error": [0.09, 0.11]})
-        >>> round(seed_spread(runs), 4)
-        0.1414
-    """
-    runs = runs.loc[runs["error"] > 0]
-    labels = [name for name in ("family", "dataset") if name in runs]
-    level = runs["level"] if "level" in runs else runs["density"].map("{:.6g}".format)
-    groups = runs["error"].groupby([*(runs[name] for name in [*labels, *CONFIGURATION]), level])
-    count = groups.transform("size").to_numpy(float)
-    repeated = count > 1
-    if not repeated.any():
-        return float("nan")
-    deviation = (runs["error"] / groups.transform("mean") - 1).to_numpy(float)[repeated]
-    count = count[repeated]
-    return float(np.sqrt(np.mean(deviation**2 * count / (count - 1))))
+    return fit_all(tabulate(runs), starts, seed)
 
 
 # The table as arrays
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class RowTable:
     """A run table as arrays: rows of configurations that have an unpruned run."""
 
     rows: pd.DataFrame
@@ -322,8 +183,9 @@ def _is_unpruned(rows: pd.DataFrame) -> NDArray[np.bool_]:
     return np.isclose(rows["density"].to_numpy(float), 1.0, rtol=0, atol=1e-9)
 
 
-def _tabulate(runs: pd.DataFrame) -> _Table:
-    if absent := [name for name in ("family", "dataset", *_DESIGN, "error") if name not in runs]:
+def tabulate(runs: pd.DataFrame) -> RowTable:
+    """Turn a run table into arrays, without configurations that have no unpruned error above 0."""
+    if absent := [name for name in ("family", "dataset", *DESIGN, "error") if name not in runs]:
         raise BayeslawError(f"the run table has no column {', '.join(absent)}; pass it through load_runs first.")
     if runs.empty:
         raise BayeslawError("the run table has no rows; there is nothing to fit.")
@@ -344,7 +206,7 @@ def _tabulate(runs: pd.DataFrame) -> _Table:
     of_row = _find(configurations, used)
     keys = used["trajectory"].to_numpy() if "trajectory" in used else np.zeros(len(used))
     trajectory = pd.Series(0, np.arange(len(used))).groupby([of_row, keys]).ngroup().to_numpy()
-    return _Table(used.filter([*_DESIGN, "error"]), make_frame(used, 1.0), configurations, of_row, trajectory)
+    return RowTable(used.filter([*DESIGN, "error"]), make_frame(used, 1.0), configurations, of_row, trajectory)
 
 
 def _find(configurations: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
@@ -371,15 +233,15 @@ def _warn_of(configurations: pd.DataFrame, what: str) -> None:
 
 
 def _check_designs(designs: pd.DataFrame) -> None:
-    if absent := [name for name in _DESIGN if name not in designs]:
-        raise BayeslawError(f"designs: column {', '.join(absent)} missing; needed are {', '.join(_DESIGN)}.")
-    values = designs[_DESIGN].to_numpy(float)
+    if absent := [name for name in DESIGN if name not in designs]:
+        raise BayeslawError(f"designs: column {', '.join(absent)} missing; needed are {', '.join(DESIGN)}.")
+    values = designs[DESIGN].to_numpy(float)
     wrong = ~(np.isfinite(values) & (values > 0)) | (values > [np.inf, np.inf, np.inf, 1.0])
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        allowed = "in (0, 1]" if _DESIGN[column] == "density" else "above 0"
+        allowed = "in (0, 1]" if DESIGN[column] == "density" else "above 0"
         raise BayeslawError(
-            f"designs, row {row}: {_DESIGN[column]} must be {allowed}, not {values[row, column]:g}; "
+            f"designs, row {row}: {DESIGN[column]} must be {allowed}, not {values[row, column]:g}; "
             f"{int(wrong.sum())} values are out of range."
         )
 
@@ -479,20 +341,20 @@ def _minimise_from(
 # The joint law
 
 
-def _fixed(table: _Table) -> tuple[str, ...]:
+def _fixed(table: RowTable) -> tuple[str, ...]:
     axes = (("phi", "depth"), ("psi", "width"))
     return tuple(name for name, axis in axes if len(np.unique(table.configurations[axis])) < 2)
 
 
-def _fit_all(table: _Table, starts: int, seed: int) -> LeastSquares:
+def fit_all(table: RowTable, starts: int, seed: int) -> LeastSquares:
     """Fit all trajectories, each counted once, from many starts."""
     if starts < 1:
         raise BayeslawError(f"starts= is the number of starting points, 1 or more; got {starts!r}.")
     points = _draw_starts(table, starts, np.random.default_rng(seed))
-    return _fit(table, np.ones(table.trajectory.max() + 1, int), points)
+    return fit_counted(table, np.ones(table.trajectory.max() + 1, int), points)
 
 
-def _fit(table: _Table, counts: NDArray, starts: Sequence[NDArray]) -> LeastSquares:
+def fit_counted(table: RowTable, counts: NDArray, starts: Sequence[NDArray]) -> LeastSquares:
     """Fit the rows of the trajectories, each counted as often as it was drawn."""
     plateaus, runs = table.plateaus(counts)
     log_eps_np = np.log(plateaus)
@@ -537,7 +399,7 @@ def _fit(table: _Table, counts: NDArray, starts: Sequence[NDArray]) -> LeastSqua
     )
 
 
-def _draw_starts(table: _Table, starts: int, rng: np.random.Generator) -> list[NDArray]:
+def _draw_starts(table: RowTable, starts: int, rng: np.random.Generator) -> list[NDArray]:
     """Draw starting points all over the plausible range: knees wherever densities are, exponents about 1."""
     density = table.rows["density"].to_numpy(float)
     low = np.array([np.log(0.5), np.log(0.2), np.log(density.min()), -0.5, -0.5])
@@ -546,12 +408,13 @@ def _draw_starts(table: _Table, starts: int, rng: np.random.Generator) -> list[N
     return [np.where(free, low + (high - low) * rng.random(5), 0.0) for _ in range(starts)]
 
 
-def _theta_of(fit: LeastSquares) -> NDArray[np.float64]:
+def theta_of(fit: LeastSquares) -> NDArray[np.float64]:
+    """Give the constants of a fit as they are searched."""
     log_p = np.log(fit.p_prime) - fit.phi * fit.frame.log_depth - fit.psi * fit.frame.log_width
     return np.array([np.log(fit.eps_up), np.log(fit.gamma), log_p, fit.phi, fit.psi])
 
 
-def _predict(fit: LeastSquares, designs: pd.DataFrame, near: LeastSquares | None = None) -> NDArray[np.float64]:
+def predict_errors(fit: LeastSquares, designs: pd.DataFrame, near: LeastSquares | None = None) -> NDArray[np.float64]:
     """Predict; a dense law that is needed is fitted from many starts, or from that of a fit that is `near`."""
     configuration = _find(fit.eps_np, designs)
     known = configuration >= 0
@@ -564,7 +427,7 @@ def _predict(fit: LeastSquares, designs: pd.DataFrame, near: LeastSquares | None
         untrained = _evaluate(_DENSE, np.array(dense), log_eps_up, covariates["parameters"], covariates["dataset_size"])
         log_eps_np = np.where(known, log_eps_np, untrained)
     log_density = np.log(designs["density"].to_numpy(float))
-    return np.exp(_evaluate(_JOINT, _theta_of(fit), log_eps_np, covariates["depth"], covariates["width"], log_density))
+    return np.exp(_evaluate(_JOINT, theta_of(fit), log_eps_np, covariates["depth"], covariates["width"], log_density))
 
 
 # The dense law
@@ -621,43 +484,3 @@ def _check_axes(fit: LeastSquares, designs: pd.DataFrame) -> None:
                 f"designs: the {what} never varies in the table, so nothing is known of eps_np at another; "
                 "predict at the one that was trained, or add runs."
             )
-
-
-# The bootstrap
-
-
-def _refits(
-    table: _Table, best: LeastSquares, repetitions: int | None, seed: int, progress: bool
-) -> Iterator[LeastSquares]:
-    """Refit to resampled trajectories from the best fit, without end where no number is given."""
-    rng = np.random.default_rng([seed, 0])
-    number = int(table.trajectory.max()) + 1
-    start = _theta_of(best)
-    with tqdm(total=repetitions, desc="bootstrap", unit="fit", disable=not progress) as bar:
-        done, failed = 0, 0
-        while repetitions is None or done < repetitions:
-            counts = np.bincount(rng.integers(number, size=number), minlength=number)
-            try:
-                fit = _fit(table, counts, [start])
-            except BayeslawError:
-                failed += 1
-                if failed > _REDRAWS:
-                    raise
-                continue
-            yield fit
-            done, failed = done + 1, 0
-            bar.update()
-
-
-def _predict_with_next(
-    refits: Iterator[LeastSquares], best: LeastSquares, designs: pd.DataFrame
-) -> NDArray[np.float64]:
-    """Predict with the next refit that can."""
-    for attempt in range(_REDRAWS):
-        fit = next(refits)
-        try:
-            return _predict(fit, designs, best)
-        except BayeslawError:
-            if attempt == _REDRAWS - 1:
-                raise
-    raise AssertionError

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayeslaw.baseline import bootstrap, least_squares, seed_spread
+from bayeslaw.baseline import least_squares
+from bayeslaw.bootstrapping import bootstrap
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
 from bayeslaw.model import CONFIGURATION
@@ -104,6 +105,47 @@ def evaluate(
     passed.append(whole.diagnose().passed)
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
     return Evaluation(deviation, _coverage(rows, seed), rows, float(np.mean(passed)))
+
+
+def seed_spread(runs: pd.DataFrame) -> float:
+    r"""Measure how much seeds alone spread: the standard deviation that no fit of mean curves can go below.
+
+    Rows are grouped by configuration (family and dataset where the table has them, depth, width, dataset_size) and
+    level, or density to six digits where there is no level; rows with an error of 0 are left out, then groups of one
+    row. With the relative deviation r = error / (mean of its group) - 1 and n rows in the group, it is the root mean
+    square over all rows of
+
+    $$r \sqrt{n / (n - 1)},$$
+
+    the factor undoing what the group's own mean takes away. Configurations thus count by the rows they have. It
+    contains the seeds' luck and the test set's binomial noise, not what is common to all seeds, such as a draw of test
+    examples or a bend of the curve that the law does not have.
+
+    Args:
+        runs: Validated run table (`load_runs`).
+
+    Returns:
+        The standard deviation of the relative deviation, a fraction; nan where no configuration has two replicates.
+
+    Source:
+        Rosenfeld et al., ICML 2021, section 4 (3.4 % there).
+
+    Example:
+        >>> runs = pd.DataFrame({"depth": 8, "width": 4, "dataset_size": 1000, "density": 1.0, "error": [0.09, 0.11]})
+        >>> round(seed_spread(runs), 4)
+        0.1414
+    """
+    runs = runs.loc[runs["error"] > 0]
+    labels = [name for name in ("family", "dataset") if name in runs]
+    level = runs["level"] if "level" in runs else runs["density"].map("{:.6g}".format)
+    groups = runs["error"].groupby([*(runs[name] for name in [*labels, *CONFIGURATION]), level])
+    count = groups.transform("size").to_numpy(float)
+    repeated = count > 1
+    if not repeated.any():
+        return float("nan")
+    deviation = (runs["error"] / groups.transform("mean") - 1).to_numpy(float)[repeated]
+    count = count[repeated]
+    return float(np.sqrt(np.mean(deviation**2 * count / (count - 1))))
 
 
 def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from bayeslaw.predict import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bayeslaw.fitting import Fit
+    from bayeslaw.posterior import Fit
 
 #: Below this probability that any start reaches the target, there is nothing to plan.
 OUT_OF_REACH = 0.05

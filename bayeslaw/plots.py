@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bayeslaw.fitting import Fit
+    from bayeslaw.posterior import Fit
 
 _BAND, _LINE, _POINT = "#9ecae1", "#08519c", "#d94801"
 

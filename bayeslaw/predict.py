@@ -19,7 +19,7 @@ from bayeslaw.precision import in_float64
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bayeslaw.fitting import Fit
+    from bayeslaw.posterior import Fit
 
 #: Gauss-Hermite nodes per run effect.
 NODES = 7

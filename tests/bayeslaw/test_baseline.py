@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import scipy.optimize
 
-from bayeslaw.baseline import LeastSquares, bootstrap, least_squares, resample, seed_spread
+from bayeslaw.baseline import LeastSquares, least_squares
+from bayeslaw.bootstrapping import bootstrap, resample
+from bayeslaw.calibration import seed_spread
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.runs import load_runs

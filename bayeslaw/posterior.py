@@ -1,0 +1,210 @@
+"""The posterior of a fit: its summary, diagnostics, predictions and plan, and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayeslaw.diagnostics import Diagnosis, diagnose
+from bayeslaw.errors import BayeslawError
+from bayeslaw.families import Family
+from bayeslaw.model import CONFIGURATION, Frame, Structure
+
+if TYPE_CHECKING:
+    from bayeslaw.plan import Plan
+
+#: A parameter whose posterior variance is more than this share of its prior variance is called prior-driven.
+PRIOR_DRIVEN = 0.7
+#: Version of the file that holds a fit.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Hold the posterior of the joint law for one family, with the data and all that made it.
+
+    Attributes:
+        tree: ArviZ DataTree with groups `posterior`, `sample_stats`, `observed_data` and `constant_data`; dimensions
+            `chain`, `draw`, `configuration`, `trajectory` and `row`.
+        runs: The validated run table that was fitted.
+        frame: Family, centres and random-guess error.
+        structure: Which parts the model has.
+        settings: Seed, chains, warm-up, draws, metric and priors.
+        versions: Versions of the libraries that computed it.
+    """
+
+    tree: xr.DataTree
+    runs: pd.DataFrame
+    frame: Frame
+    structure: Structure
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def posterior(self) -> xr.Dataset:
+        """The posterior draws as a Dataset with dimensions `chain` and `draw`."""
+        return self.tree["posterior"].to_dataset()
+
+    @property
+    def configurations(self) -> pd.DataFrame:
+        """The trained (depth, width, dataset_size), in the order of the posterior's `configuration` dimension."""
+        coords = self.tree["posterior"].coords
+        return pd.DataFrame({name: coords[name].to_numpy() for name in CONFIGURATION})
+
+    def summary(self, *, interval: float = 0.9) -> pd.DataFrame:
+        """Summarise the parameters of the law, the dense law and the noise.
+
+        Args:
+            interval: Probability of the equal-tailed interval, in (0, 1).
+
+        Returns:
+            One row per parameter: `mean`, `sd`, `lower`, `upper`, `ess_bulk`, `ess_tail`, `r_hat`, `contraction`
+            (1 - posterior variance / prior variance, on the unconstrained scale) and `driven_by`, which is `prior`
+            where the data reduced the variance by less than 30 %.
+        """
+        import arviz as az
+
+        posterior = self.posterior
+        scalars = [name for name in posterior.data_vars if posterior[name].ndim == 2]
+        values = posterior[scalars]
+        tail = (1 - interval) / 2
+        quantiles = values.quantile([tail, 1 - tail], dim=("chain", "draw"))
+        columns = {
+            "mean": values.mean(("chain", "draw")),
+            "sd": values.std(("chain", "draw"), ddof=1),
+            "lower": quantiles.isel(quantile=0),
+            "upper": quantiles.isel(quantile=1),
+            "ess_bulk": az.ess(values, method="bulk"),
+            "ess_tail": az.ess(values, method="tail"),
+            "r_hat": az.rhat(values),
+        }
+        table = pd.DataFrame({name: {k: float(v[k]) for k in scalars} for name, v in columns.items()})
+        contraction = pd.Series(self.settings["contraction"], dtype=float)
+        table["contraction"] = contraction.reindex(table.index)
+        driven = np.where(table["contraction"] < 1 - PRIOR_DRIVEN, "prior", "data")
+        table["driven_by"] = np.where(table["contraction"].isna(), "", driven)
+        return table.rename_axis("parameter")
+
+    def diagnose(self) -> Diagnosis:
+        """Judge the draws by R-hat, effective sample sizes, divergences and BFMI; see `bayeslaw.diagnostics`."""
+        return diagnose(self.tree)
+
+    def predict(
+        self,
+        designs: pd.DataFrame,
+        *,
+        interval: float = 0.9,
+        kind: str = "mean",
+        seed: int = 0,
+        return_draws: bool = False,
+    ) -> pd.DataFrame | xr.DataArray:
+        """Predict the error of networks, trained or not; see `bayeslaw.predict.predict`."""
+        from bayeslaw.predict import predict
+
+        return predict(self, designs, interval=interval, kind=kind, seed=seed, return_draws=return_draws)
+
+    def plan(
+        self,
+        target_error: float,
+        *,
+        depths: Any,
+        widths: Any,
+        dataset_size: int,
+        family: Family | None = None,
+        parameters: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+        confidence: float = 0.9,
+        allow_failed: bool = False,
+        seed: int = 0,
+    ) -> Plan:
+        """Choose the network to start from and the density to prune to; see `bayeslaw.plan.plan`."""
+        from bayeslaw.plan import plan
+
+        return plan(
+            self,
+            target_error,
+            depths=depths,
+            widths=widths,
+            dataset_size=dataset_size,
+            family=family,
+            parameters=parameters,
+            confidence=confidence,
+            allow_failed=allow_failed,
+            seed=seed,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to one NetCDF file, whole or not at all; `bayeslaw.load` gives it back."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree = self.tree.copy()
+        columns = {str(name): column.tolist() for name, column in self.runs.items()}
+        tree["runs"] = xr.DataTree(xr.Dataset({"json": json.dumps(columns, default=np.ndarray.tolist)}))
+        about = {
+            "format": FORMAT,
+            "frame": dataclasses.asdict(self.frame),
+            "structure": dataclasses.asdict(self.structure),
+            "settings": self.settings,
+            "versions": self.versions,
+        }
+        tree.attrs["bayeslaw"] = json.dumps(about)
+        temporary = path.with_name(f".{path.name}.tmp")
+        tree.to_netcdf(temporary, engine="h5netcdf")
+        digest = _seal(temporary.read_bytes())
+        with temporary.open("ab") as file:
+            file.write(digest)
+        temporary.replace(path)
+
+
+def _seal(content: bytes) -> bytes:
+    """Give the checksum that closes a file; NetCDF readers ignore what follows the data.
+
+    Without it a damaged file can keep the HDF5 library busy for ever.
+    """
+    return b"bayeslaw:" + hashlib.sha256(content).hexdigest().encode()
+
+
+def load(path: str | Path) -> Fit:
+    """Read a fit that `Fit.save` wrote.
+
+    Args:
+        path: The NetCDF file.
+
+    Returns:
+        The fit; its predictions are those of the fit that was saved.
+
+    Raises:
+        BayeslawError: The file is missing, damaged, or no fit.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        if not content.endswith(_seal(content[: -len(_seal(b""))])):
+            raise BayeslawError(f"{path}: not a fit written by Fit.save, or damaged since; fit again.")
+        tree = xr.open_datatree(path, engine="h5netcdf").load()
+        about = json.loads(tree.attrs.pop("bayeslaw"))
+        if about["format"] != FORMAT:
+            raise BayeslawError(f"{path}: format {about['format']}, this version reads {FORMAT}; fit again.")
+        runs = pd.DataFrame(json.loads(str(tree["runs"]["json"].item())))
+        del tree["runs"]
+        frame = Frame(**about["frame"] | {"family": _family(about["frame"]["family"])})
+        return Fit(tree, runs, frame, Structure(**about["structure"]), about["settings"], about["versions"])
+    except FileNotFoundError:
+        raise BayeslawError(f"{path}: there is no such file; give the path of a fit written by Fit.save.") from None
+    except BayeslawError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise BayeslawError(f"{path}: not a readable fit ({error}); fit again.") from None
+
+
+def _family(entries: dict[str, Any]) -> Family:
+    shape = entries["input_shape"]
+    return Family(entries["name"], None if shape is None else tuple(shape), entries["classes"])
