@@ -21,8 +21,8 @@ from jax import Array
 from numpy.typing import NDArray
 
 from bayeslaw.errors import BayeslawError
+from bayeslaw.frame import CONFIGURATION, Frame, check_one_family, make_frame
 from bayeslaw.law import Curve, Dense, log_dense, log_error, log_m_star, saturate
-from bayeslaw.model import CONFIGURATION, Frame, check_one_family, make_frame
 from bayeslaw.precision import in_float64
 
 DESIGN = [*CONFIGURATION, "density"]

@@ -15,7 +15,7 @@ from bayeslaw.baseline import least_squares
 from bayeslaw.bootstrapping import bootstrap
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
-from bayeslaw.model import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

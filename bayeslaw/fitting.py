@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,29 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
-from numpyro.infer.util import constrain_fn, potential_energy
 
+from bayeslaw.density import Context, constrain, flat_potential, named_potential, shapes_of
 from bayeslaw.errors import BayeslawError
+from bayeslaw.frame import CONFIGURATION, Data, Frame, check_one_family, make_data, make_frame, varies
+from bayeslaw.hierarchy import estimate_spreads, spread_variances
 from bayeslaw.laplace import laplace
 from bayeslaw.law import saturate
-from bayeslaw.model import (
-    CONFIGURATION,
-    Data,
-    Frame,
-    Structure,
-    check_one_family,
-    draw_configurations,
-    estimate_spreads,
-    make_data,
-    make_frame,
-    make_model,
-    spread_variances,
-    starting_values,
-    structure_of,
-    varies,
-)
+from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
 from bayeslaw.priors import Prior, describe_prior, resolve_priors
@@ -44,7 +30,6 @@ from bayeslaw.sampler import Sampled, sample
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution
-
 
 #: With fewer configurations than this the spreads are barely informed and centred effects form funnels: effects are
 #: then sampled non-centred and the metric is adapted as usual.
@@ -55,6 +40,10 @@ FEW_CONFIGURATIONS = 8
 def fit(
     runs: Any,
     *,
+    law: str = "joint",
+    effects: Sequence[str] = EFFECTS,
+    noise: str = "student_t",
+    steep: bool = True,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -65,10 +54,15 @@ def fit(
     target_acceptance: float = 0.95,
     progress: bool = True,
 ) -> Fit:
-    """Infer the joint law from a run table with NUTS.
+    """Infer a law from a run table with NUTS.
 
     Args:
         runs: Run table of one family: a path, a DataFrame, or what `load_runs` gave.
+        law: `"joint"`, the paper's (M1); `"parameter_count"` (M0), `"sharpness"` (M2), `"anchored"` (M3) or `"sparse"`
+            (Frantar et al.), to be compared with it; `"single"`, equation (1), for the runs of one network.
+        effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
+        noise: Noise of single levels, `"student_t"` or `"normal"`.
+        steep: Whether that noise grows with the local slope of the curve.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
         seed: Seed of everything random; same seed, versions and machine give the same draws.
         chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.
@@ -80,7 +74,8 @@ def fit(
         progress: Show a progress bar where standard error is a terminal.
 
     Returns:
-        The fit. Call its `diagnose` before believing it; planning does so by itself.
+        The fit. Call its `diagnose` before believing it; planning does so by itself. A second fit with the same
+        structure and shapes compiles nothing.
 
     Raises:
         RunTableError: The table is faulty; all faults are listed.
@@ -95,19 +90,18 @@ def fit(
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     table = load_runs(runs, n_test=n_test, chance_error=chance_error)
     check_one_family(table)
-    structure, frame = structure_of(table), make_frame(table, _chance_error(table))
+    structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep)
+    frame = make_frame(table, _chance_error(table))
     _warn_about(table, structure)
-    resolved = resolve_priors(priors)
+    resolved = {k: v for k, v in resolve_priors(priors, law=law).items() if k not in structure.without()}
     data, configurations, trajectories = make_data(table, frame)
     few = len(configurations) < FEW_CONFIGURATIONS
-    model = make_model(resolved, structure, centred=not few)
     warmup = max(warmup, 1000) if few else warmup
-    sampled, constrain = _sample(
-        model, data, structure, resolved, few=few, seed=seed, chains=chains, warmup=warmup, draws=draws,
+    sampled, values = _sample(
+        structure, data, resolved, few=few, seed=seed, chains=chains, warmup=warmup, draws=draws,
         target_acceptance=target_acceptance, progress=progress,
     )  # fmt: skip
-    values = constrain(sampled.positions)
-    values |= _derived(values, frame, data)
+    values |= _derived(values, frame)
     tree = _tree(values, sampled, data, configurations, trajectories)
     settings = {
         "seed": seed,
@@ -166,7 +160,7 @@ def _warn_about(table: pd.DataFrame, structure: Structure) -> None:
             ("width", "psi", structure.width_varies),
             ("dataset_size", "alpha", varies(table["dataset_size"])),
         )
-        if not varies
+        if not varies and parameter not in structure.without()
     ]
     if fixed:
         warnings.warn("; ".join(fixed) + ": predictions along it rest on the prior.", stacklevel=4)
@@ -179,98 +173,74 @@ def _warn_about(table: pd.DataFrame, structure: Structure) -> None:
 
 
 def _sample(
-    model: Callable[[Data], None],
-    data: Data,
-    structure: Structure,
-    priors: Mapping[str, Prior],
-    *,
-    few: bool,
-    seed: int,
-    **settings: Any,
-) -> tuple[Sampled, Callable[[Any], dict[str, Any]]]:
-    """Find the Laplace metric and sample; also return what maps flat positions to named parameters."""
-    data = Data(*(jnp.asarray(part) for part in data))
+    structure: Structure, data: Data, priors: Mapping[str, Prior], *, few: bool, seed: int, **settings: Any
+) -> tuple[Sampled, dict[str, Any]]:
+    """Find the Laplace metric and sample; give the draws also as named parameters."""
     starts = _starts(data, structure, priors, few=few)
-    unravel = ravel_pytree(starts[0])[1]
-
-    def potential(values: dict[str, Any]) -> jax.Array:
-        return jnp.asarray(potential_energy(model, (data,), {}, values))
-
-    variances = {k: v for k, v in spread_variances(data).items() if k not in structure.without()}
-    approximation = laplace(potential, starts, None if few else _estimator(priors, data), variances)
-
-    def constrain_one(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-        key, flat = inputs
-        values = constrain_fn(model, (data,), {}, unravel(flat), return_deterministic=True)
-        log_e = values["log_e"] if few else draw_configurations(key, values, data)
-        names = (*priors, "a", "b", "c", "sigma_np", "tau_np", "log_eps_up", "log_e_run", "effect_p")
-        return {"log_e": log_e, **{name: values[name] for name in names if name in values}}
-
-    constrain_all = jax.jit(lambda inputs: jax.lax.map(constrain_one, inputs, batch_size=64))
-
-    def constrain(positions: Any) -> dict[str, Any]:
-        chains, draws, _ = positions.shape
-        keys = jax.random.split(jax.random.PRNGKey(seed + 1), chains * draws)
-        values = constrain_all((keys, jnp.asarray(positions).reshape(chains * draws, -1)))
-        return {name: np.asarray(v).reshape(chains, draws, *v.shape[1:]) for name, v in values.items()}
-
+    context = Context(Data(*(jnp.asarray(part) for part in data)), {k: v.distribution for k, v in priors.items()})
+    variances = {k: v for k, v in spread_variances(data).items() if k in priors}
+    estimate = None if few else estimate_unconstrained
+    approximation = laplace(named_potential(structure, not few), context, starts, estimate, variances)
+    shapes = shapes_of(starts[0])
     sampled = sample(
-        lambda flat: potential(unravel(flat)),
+        flat_potential(structure, not few, shapes),
+        context,
         approximation.mode,
         approximation.factor,
         seed=seed,
         adapt_metric=few,
         **settings,
     )
-    return sampled, constrain
+    return sampled, constrain(structure, not few, shapes, context, sampled.positions, seed=seed + 1)
 
 
 def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:
     """Give unconstrained values to search the mode from: at the prior means, and to both sides of them."""
-    names = [name for name in priors if name not in structure.without()]
+    absent = structure.without()
     latent: dict[str, Any] = starting_values(data, structure)
     if few:
-        latent = {"discrepancy": np.zeros(len(data.depth))}
-        if structure.has_trajectories:
-            latent |= {name: np.zeros(len(data.configuration)) for name in ("standard_np", "standard_p")}
-
-    def middle(prior: Prior) -> jax.Array:
-        inverse = biject_to(prior.distribution.support).inv(prior.distribution.mean)
-        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
-
-    centre = jax.jit(lambda: {name: middle(priors[name]) for name in names})()
+        latent = {} if structure.of_runs else {"discrepancy": np.zeros(len(data.depth))}
+        standard = {"standard_np": "np", "standard_p": "p"}
+        effects = structure.effects if structure.has_trajectories else ()
+        latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
+    centre = _prior_middles({k: v.distribution for k, v in priors.items() if k not in absent})
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
     return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
 
 
-def _estimator(priors: Mapping[str, Prior], data: Data) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
-    """Give the moment estimates of the spreads as a function of the other parameters, all unconstrained."""
+@jax.jit
+def _prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the prior means on the unconstrained scale."""
 
-    def transform(name: str) -> Any:
-        return biject_to(priors[name].distribution.support)
+    def middle(prior: Any) -> jax.Array:
+        inverse = biject_to(prior.support).inv(prior.mean)
+        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
 
-    def estimate(free: dict[str, Any]) -> dict[str, jax.Array]:
-        value = {k: transform(k)(v) if k in priors else v for k, v in free.items()}
-        return {k: transform(k).inv(v) for k, v in estimate_spreads(value, data).items()}
-
-    return estimate
+    return {name: middle(prior) for name, prior in priors.items()}
 
 
-def _derived(values: Mapping[str, Any], frame: Frame, data: Data) -> dict[str, Any]:
+def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the moment estimates of the spreads from all other parameters, all unconstrained."""
+    transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
+    value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
+    found = estimate_spreads(value, context.data)
+    return {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
+
+
+def _derived(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
     """Compute the law's parameters in the paper's units."""
-    log_m = values["phi"] * frame.log_depth + values["psi"] * frame.log_width
     log_eps_np = saturate(jnp.asarray(values["log_e"]), jnp.asarray(values["log_eps_up"])[..., None])
-    return {
-        "eps_up": np.exp(values["log_eps_up"]),
-        "p_prime": values["knee"] * np.exp(log_m),
-        "eps_np": np.asarray(jnp.exp(log_eps_np)),
-    }
+    derived = {"eps_up": np.exp(values["log_eps_up"]), "eps_np": np.asarray(jnp.exp(log_eps_np))}
+    if "phi" in values:
+        log_m = values["phi"] * frame.log_depth + values["psi"] * frame.log_width
+        derived["p_prime"] = values["knee"] * np.exp(log_m)
+    return derived
 
 
 def _tree(
     values: dict[str, Any], sampled: Sampled, data: Data, configurations: pd.DataFrame, trajectories: pd.Index
 ) -> xr.DataTree:
-    chains, draws = values["gamma"].shape
+    chains, draws = values["plateau"].shape
     coords: dict[str, Any] = {"chain": np.arange(chains), "draw": np.arange(draws)}
     coords |= {name: ("configuration", configurations[name].to_numpy()) for name in CONFIGURATION}
     coords |= {"trajectory": np.asarray(trajectories, dtype=str)}
@@ -300,17 +270,20 @@ def _tree(
 
 def _contraction(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, float]:
     """Compare posterior with prior variance on the unconstrained scale, parameter by parameter."""
-    names = [name for name in priors if name in values]
-    draws = {name: jnp.asarray(values[name]) for name in names}
+    draws = {name: jnp.asarray(values[name]) for name in priors}
+    result = _contractions(draws, {name: prior.distribution for name, prior in priors.items()})
+    return {name: float(value) for name, value in result.items()}
 
-    def one(prior: Prior, draws: jax.Array) -> jax.Array:
-        transform = biject_to(prior.distribution.support)
+
+@jax.jit
+def _contractions(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[str, jax.Array]:
+    def one(prior: Any, draws: jax.Array) -> jax.Array:
+        transform = biject_to(prior.support)
         grid = jnp.linspace(-40.0, 40.0, 8001)
         inside = transform(grid)
-        log_density = prior.distribution.log_prob(inside) + transform.log_abs_det_jacobian(grid, inside)
+        log_density = prior.log_prob(inside) + transform.log_abs_det_jacobian(grid, inside)
         weight = jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))
         centre = jnp.sum(weight * grid)
         return 1 - jnp.var(transform.inv(draws)) / jnp.sum(weight * (grid - centre) ** 2)
 
-    result = jax.jit(lambda draws: {name: one(priors[name], draws[name]) for name in names})(draws)
-    return {name: float(value) for name, value in result.items()}
+    return {name: one(priors[name], value) for name, value in draws.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
+
+from bayeslaw.density import Shapes, shapes_of, unraveller
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,21 +41,23 @@ class Laplace:
 
 
 def laplace(
-    potential: Callable[[dict[str, Any]], jax.Array],
+    potential: Callable[[Any, dict[str, Any]], jax.Array],
+    context: Any,
     starts: Sequence[Mapping[str, Any]],
-    estimate: Callable[[dict[str, Any]], dict[str, jax.Array]] | None,
+    estimate: Callable[[Any, dict[str, Any]], dict[str, jax.Array]] | None,
     variances: Mapping[str, float],
 ) -> Laplace:
     """Find the mode with the spreads held fixed, and the covariance from the exact Hessian there.
 
     A joint mode over effects and their spread degenerates (spread to zero), so spreads are held fixed in every
-    search and set between searches to moment estimates.
+    search and set between searches to moment estimates. Given the same functions and shapes again, nothing is compiled.
 
     Args:
-        potential: Negative log density of the unconstrained parameters.
+        potential: Negative log density of context and unconstrained parameters.
+        context: What it depends on besides, a pytree of arrays.
         starts: Unconstrained values to start from; the best mode is kept.
-        estimate: Moment estimates of the spreads from all other parameters, all unconstrained; none where spreads are
-            to be treated like any other parameter.
+        estimate: Moment estimates of the spreads from the context and all other parameters, all unconstrained; none
+            where spreads are to be treated like any other parameter.
         variances: Variance of each estimate on the unconstrained scale.
 
     Returns:
@@ -61,18 +66,12 @@ def laplace(
     names = sorted(variances) if estimate else []
     free_starts = [{k: jnp.asarray(v, float) for k, v in start.items() if k not in names} for start in starts]
     fixed = {name: jnp.asarray(starts[0][name], float) for name in names}
-    unravel = ravel_pytree(free_starts[0])[1]
-    moments = jax.jit(lambda flat: estimate(unravel(flat)) if estimate else {})
-
-    def objective(flat: jax.Array, held: dict[str, jax.Array]) -> jax.Array:
-        return potential({**unravel(flat), **held})
-
-    value_and_gradient = jax.jit(jax.value_and_grad(objective))
-    hessian = jax.jit(jax.hessian(objective))
+    compiled = _compile(potential, estimate, shapes_of(free_starts[0]))
+    unravel = unraveller(shapes_of(free_starts[0]))
 
     def search(flat: NDArray, held: dict[str, jax.Array], iterations: int) -> scipy.optimize.OptimizeResult:
         def evaluate(x: NDArray) -> tuple[float, NDArray]:
-            value, gradient = value_and_gradient(x, held)
+            value, gradient = compiled.value_and_gradient(x, context, held)
             return (float(value), np.asarray(gradient)) if np.isfinite(value) else (1e100, np.zeros_like(x))
 
         options = {"maxiter": iterations, "maxcor": 30, "maxfun": 3 * iterations}
@@ -81,10 +80,30 @@ def laplace(
     searches = [search(np.asarray(ravel_pytree(start)[0]), fixed, 1500) for start in free_starts]
     flat = min(searches, key=lambda result: result.fun).x
     for _ in range(ROUNDS if names else 1):
-        fixed = moments(flat)
+        fixed = compiled.moments(flat, context)
         flat = search(flat, fixed, 1000).x
-    covariance, clipped = _covariance(np.asarray(hessian(flat, fixed)))
+    covariance, clipped = _covariance(np.asarray(compiled.hessian(flat, context, fixed)))
     return _assemble(unravel(jnp.asarray(flat)), fixed, covariance, variances, clipped)
+
+
+class _Compiled(NamedTuple):
+    value_and_gradient: Callable[..., tuple[jax.Array, jax.Array]]
+    hessian: Callable[..., jax.Array]
+    moments: Callable[..., dict[str, jax.Array]]
+
+
+@functools.cache
+def _compile(potential: Callable[..., jax.Array], estimate: Callable[..., Any] | None, shapes: Shapes) -> _Compiled:
+    """Compile the density of a flat position in everything but the spreads, once for each density and shape."""
+    unravel = unraveller(shapes)
+
+    def objective(flat: jax.Array, context: Any, held: dict[str, jax.Array]) -> jax.Array:
+        return potential(context, {**unravel(flat), **held})
+
+    def moments(flat: jax.Array, context: Any) -> dict[str, jax.Array]:
+        return estimate(context, unravel(flat)) if estimate else {}
+
+    return _Compiled(jax.jit(jax.value_and_grad(objective)), jax.jit(jax.hessian(objective)), jax.jit(moments))
 
 
 def _covariance(hessian: NDArray) -> tuple[NDArray, int]:

@@ -22,12 +22,14 @@ class Curve(NamedTuple):
         log_eps_up: Logarithm of the high plateau, above `log_eps_np`.
         gamma: Slope of the power-law region, positive.
         log_p: Logarithm of where the curve meets the high plateau, in units of the `log_m` it is used with.
+        sharpness: How sharply the curve bends at both knees, positive; 2 in the paper.
     """
 
     log_eps_np: ArrayLike
     log_eps_up: ArrayLike
     gamma: ArrayLike
     log_p: ArrayLike
+    sharpness: ArrayLike = 2.0
 
 
 def log_m_star(log_depth: ArrayLike, log_width: ArrayLike, log_density: ArrayLike, phi: ArrayLike, psi: ArrayLike):
@@ -56,7 +58,7 @@ def log_error(curve: Curve, log_m: ArrayLike) -> Array:
     \right]^{\gamma/2}$$
 
     With log m = log density it is the law of a single network, with log m* and log p' the joint law. Rises
-    monotonically from `log_eps_np` to `log_eps_up` as m falls.
+    monotonically from `log_eps_np` to `log_eps_up` as m falls. A sharpness k other than 2 stands for every 2 in it.
 
     Args:
         curve: Plateaus, slope and knee.
@@ -67,16 +69,17 @@ def log_error(curve: Curve, log_m: ArrayLike) -> Array:
 
     Source:
         Rosenfeld et al., ICML 2021, equations (1) and (2); the modulus of the complex form, derived as
-        |d - jA| / |d - jp| = sqrt(d^2 + A^2) / sqrt(d^2 + p^2) with A = p (eps_up / eps_np)^(1/gamma).
+        |d - jA| / |d - jp| = sqrt(d^2 + A^2) / sqrt(d^2 + p^2) with A = p (eps_up / eps_np)^(1/gamma). Free sharpness:
+        Caballero et al., arXiv 2210.14891, of whose two-break law it is the case of one sharpness.
 
     Example:
         >>> curve = Curve(jnp.log(0.1), jnp.log(0.9), 1.0, jnp.log(0.01))
         >>> [round(float(jnp.exp(log_error(curve, jnp.log(d)))), 3) for d in (1.0, 0.03, 1e-6)]
         [0.1, 0.3, 0.9]
     """
-    log_eps_np, log_eps_up, gamma, _ = map(jnp.asarray, curve)
+    log_eps_np, log_eps_up, gamma, _, sharpness = map(jnp.asarray, curve)
     near_up, inner, outer = _to_nearer_plateau(curve, log_m)
-    departure = 0.5 * gamma * (jax.nn.softplus(inner) - jax.nn.softplus(outer))
+    departure = gamma / sharpness * (jax.nn.softplus(inner) - jax.nn.softplus(outer))
     return jnp.where(near_up, log_eps_up - departure, log_eps_np + departure)
 
 
@@ -88,15 +91,16 @@ def _to_nearer_plateau(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, Ar
     the error past either.
 
     Returns:
-        Whether the high plateau is nearer, and twice the logarithmic distances beyond its own and the other knee.
+        Whether the high plateau is nearer, and the logarithmic distances beyond its own and the other knee, times the
+        sharpness.
     """
-    log_eps_np, log_eps_up, gamma, log_p = map(jnp.asarray, curve)
+    log_eps_np, log_eps_up, gamma, log_p, sharpness = map(jnp.asarray, curve)
     span = (log_eps_up - log_eps_np) / gamma
     from_up = log_m - log_p
     near_up = jnp.less(from_up, span - from_up)
     # Not jnp.minimum, which halves the gradient where the two are equal.
     nearer = jnp.where(near_up, from_up, span - from_up)
-    return near_up, 2 * nearer, 2 * (nearer - span)
+    return near_up, sharpness * nearer, sharpness * (nearer - span)
 
 
 def log_slope(curve: Curve, log_m: ArrayLike) -> Array:
@@ -133,14 +137,14 @@ def log_m_at(curve: Curve, log_target: ArrayLike) -> Array:
     Source:
         Rosenfeld et al., ICML 2021, section 6; solved from `log_error`.
     """
-    log_eps_np, log_eps_up, gamma, log_p = map(jnp.asarray, curve)
+    log_eps_np, log_eps_up, gamma, log_p, k = map(jnp.asarray, curve)
     above = (log_eps_up - log_target) / gamma
     below = (log_target - log_eps_np) / gamma
     inside = (above > 0) & (below > 0)
     up, down = jnp.where(inside, above, 1.0), jnp.where(inside, below, 1.0)
-    # log(e^{2u} - 1) written as 2u + log(1 - e^{-2u}); the factor eps_k^{2/gamma} cancels.
-    log_ratio = (2 * up + jnp.log(-jnp.expm1(-2 * up))) - jnp.log(-jnp.expm1(-2 * down))
-    solved = log_p + 0.5 * log_ratio
+    # log(e^{ku} - 1) written as ku + log(1 - e^{-ku}); the factor eps_k^{k/gamma} cancels.
+    log_ratio = (k * up + jnp.log(-jnp.expm1(-k * up))) - jnp.log(-jnp.expm1(-k * down))
+    solved = log_p + log_ratio / k
     return jnp.where(inside, solved, jnp.where(below <= 0, jnp.inf, -jnp.inf))
 
 

@@ -13,18 +13,18 @@ import pandas as pd
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
-from bayeslaw.law import Curve, log_m_at, saturate
-from bayeslaw.model import CONFIGURATION, observation
+from bayeslaw.frame import CONFIGURATION
+from bayeslaw.model import observation
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import (
     average_error,
     configuration_draws,
     extrapolation,
     generator,
-    log_knee,
     new_runs,
     parameter_draws,
     predict,
+    standard_noise,
 )
 
 if TYPE_CHECKING:
@@ -139,11 +139,10 @@ def plan(
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     covariates = fit.frame.covariates(starts)
     log_e = configuration_draws(fit, starts, seed)
-    log_p = np.asarray(log_knee(value, covariates["depth"], covariates["width"]))
-    curve = Curve(saturate(log_e, value["log_eps_up"]), value["log_eps_up"], value["gamma"], log_p)
-    unpruned = np.asarray(average_error(value, log_e, log_p, np.zeros(len(starts))))
+    curve = fit.law.curve(value, covariates, log_e, 0.0)
+    unpruned = np.asarray(average_error(fit.law, value, covariates, log_e, np.zeros(len(starts))))
     starts["p_feasible"] = (unpruned <= target_error).mean(0)
-    size, p_none = _sizes(np.asarray(log_m_at(curve, np.log(target_error))), prunable, unprunable)
+    size, p_none = _sizes(np.asarray(fit.law.log_density_at(curve, np.log(target_error))), prunable, unprunable)
     if 1 - p_none < OUT_OF_REACH:
         raise BayeslawError(_how_close(fit, starts, target_error, unpruned))
     best = np.where(np.isfinite(size).any(1), size.argmin(1), -1)
@@ -217,12 +216,10 @@ def _frontier(
     prunable, unprunable = count(starts)
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     covariates = fit.frame.covariates(starts)
-    log_eps_np = saturate(configuration_draws(fit, starts, seed), value["log_eps_up"])
-    log_p = log_knee(value, covariates["depth"], covariates["width"])
-    curve = Curve(log_eps_np, value["log_eps_up"], value["gamma"], log_p)
+    curve = fit.law.curve(value, covariates, configuration_draws(fit, starts, seed), 0.0)
     tail, rows = (1 - interval) / 2, []
     for target in targets:
-        size, p_none = _sizes(np.asarray(log_m_at(curve, np.log(target))), prunable, unprunable)
+        size, p_none = _sizes(np.asarray(fit.law.log_density_at(curve, np.log(target))), prunable, unprunable)
         smallest = size.min(1)
         smallest = smallest[np.isfinite(smallest)]
         quantiles = np.quantile(smallest, [0.5, tail, 1 - tail]) if len(smallest) else np.full(3, np.nan)
@@ -270,11 +267,10 @@ def _deepest_round(
     kept = rounds_of(prunable)
     log_e, effect_p = new_runs(fit, start, seed)
     covariates = fit.frame.covariates(start)
-    log_p = log_knee(value, covariates["depth"], covariates["width"]) + effect_p
-    curve = Curve(saturate(log_e, value["log_eps_up"]), value["log_eps_up"], value["gamma"], log_p)
-    location, scale = observation(curve, np.log(kept / prunable), np.full(len(kept), np.inf), value)
+    curve = fit.law.curve(value, covariates, log_e, effect_p)
+    location, scale = observation(fit.law, curve, np.log(kept / prunable), np.full(len(kept), np.inf), value)
     row = tuple(start[CONFIGURATION].iloc[0])
-    noise = generator(seed, row, "jitter").standard_t(np.broadcast_to(value["nu"], location.shape))
+    noise = standard_noise(generator(seed, row, "jitter"), value, location.shape)
     logit_target = log_target - np.log1p(-np.exp(log_target))
     reach = (np.asarray(location) + np.asarray(scale) * noise <= logit_target).mean(0)
     sure = np.flatnonzero(reach >= confidence)
@@ -350,7 +346,7 @@ def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
             "on the law."
         )
     summary = fit.summary()
-    driven = [name for name in ("gamma", "phi", "psi", "knee") if summary.loc[name, "driven_by"] == "prior"]
+    driven = [name for name in ("gamma", "phi", "psi", "knee") if summary["driven_by"].get(name) == "prior"]
     if driven:
         notes.append(f"Note: {', '.join(driven)} driven by the prior, not by the data.")
     return notes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bayeslaw.model import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION
 from bayeslaw.plan import Plan, frontier
 
 if TYPE_CHECKING:

@@ -17,7 +17,9 @@ import xarray as xr
 from bayeslaw.diagnostics import Diagnosis, diagnose
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
-from bayeslaw.model import CONFIGURATION, Frame, Structure
+from bayeslaw.frame import CONFIGURATION, Frame
+from bayeslaw.laws import Law, law_named
+from bayeslaw.model import Structure
 
 if TYPE_CHECKING:
     from bayeslaw.plan import Plan
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 #: A parameter whose posterior variance is more than this share of its prior variance is called prior-driven.
 PRIOR_DRIVEN = 0.7
 #: Version of the file that holds a fit.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Fit:
     def posterior(self) -> xr.Dataset:
         """The posterior draws as a Dataset with dimensions `chain` and `draw`."""
         return self.tree["posterior"].to_dataset()
+
+    @property
+    def law(self) -> Law:
+        """The law that was fitted."""
+        return law_named(self.structure.law)
 
     @property
     def configurations(self) -> pd.DataFrame:
@@ -196,7 +203,7 @@ def load(path: str | Path) -> Fit:
         runs = pd.DataFrame(json.loads(str(tree["runs"]["json"].item())))
         del tree["runs"]
         frame = Frame(**about["frame"] | {"family": _family(about["frame"]["family"])})
-        return Fit(tree, runs, frame, Structure(**about["structure"]), about["settings"], about["versions"])
+        return Fit(tree, runs, frame, _structure(about["structure"]), about["settings"], about["versions"])
     except FileNotFoundError:
         raise BayeslawError(f"{path}: there is no such file; give the path of a fit written by Fit.save.") from None
     except BayeslawError:
@@ -208,3 +215,7 @@ def load(path: str | Path) -> Fit:
 def _family(entries: dict[str, Any]) -> Family:
     shape = entries["input_shape"]
     return Family(entries["name"], None if shape is None else tuple(shape), entries["classes"])
+
+
+def _structure(entries: dict[str, Any]) -> Structure:
+    return Structure(**dict[str, Any](entries | {"effects": tuple(entries["effects"])}))

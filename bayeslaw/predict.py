@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ import pandas as pd
 import xarray as xr
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.law import Curve, log_dense, log_error, log_m_star, saturate
-from bayeslaw.model import CONFIGURATION, dense_of, observation
+from bayeslaw.frame import CONFIGURATION
+from bayeslaw.law import log_dense
+from bayeslaw.laws import Law, dense_of
+from bayeslaw.model import observation
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -87,15 +90,20 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> NDArray:
     """Draw log e of configurations, `[draws, configurations]`: their own posterior, else a fresh discrepancy."""
     value = parameter_draws(fit)
-    own = fit.posterior["log_e"].to_numpy().reshape(len(value["a"]), -1)
+    own = fit.posterior["log_e"].to_numpy().reshape(len(value["dense"]), -1)
     known = {tuple(row): i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
     covariates = fit.frame.covariates(configurations)
     columns = {k: v[:, None] for k, v in value.items()}
     centre = log_dense(dense_of(columns), covariates["parameters"], covariates["dataset_size"])
-    result = np.array(centre)
+    result = np.broadcast_to(centre, (len(own), len(configurations))).copy()
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         if row in known:
             result[:, i] = own[:, known[row]]
+        elif fit.law.name == "single":
+            raise BayeslawError(
+                f"depth {row[0]:g}, width {row[1]:g}, dataset_size {row[2]:g} was not fitted, and law = 'single' "
+                "speaks of the fitted network alone; fit several configurations with law = 'joint'."
+            )
         else:
             result[:, i] += value["sigma_np"] * generator(seed, row, "discrepancy").standard_normal(len(result))
     return result
@@ -107,38 +115,45 @@ def generator(seed: int, row: tuple[Any, ...], purpose: str) -> np.random.Genera
     return np.random.default_rng([seed, zlib.crc32(f"{purpose}:{name}".encode())])
 
 
-def log_knee(value: dict[str, Any], depth: Any, width: Any) -> Any:
-    """Give the log density at which a network meets the high plateau, from centred log depth and log width."""
-    return jnp.log(value["knee"]) - log_m_star(depth, width, 0.0, value["phi"], value["psi"])
-
-
-@jax.jit
-def average_error(value: dict[str, Any], log_e: Any, log_p: Any, log_density: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def average_error(
+    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_density: Any
+) -> jax.Array:
     """Average the error over the effects of a new run, by Gauss-Hermite quadrature.
 
     Args:
-        value: `log_eps_up`, `gamma` and the spreads, each `[draws, 1]`.
+        law: The law.
+        value: Its parameters, `log_eps_up` and the spreads of runs (`tau_np`, `tau_p`, where there are any), each
+            `[draws, 1]`.
+        covariates: Of the designs, by name, each `[designs]`.
         log_e: Of the configuration, `[draws, designs]`.
-        log_p: Log density at the high plateau, `[draws, designs]`.
         log_density: `[designs]`.
 
     Returns:
         Mean error, `[draws, designs]`.
     """
-    if "tau_p" not in value:
-        return jnp.exp(log_error(_curve(value, log_e, log_p), log_density))
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    weights = weights / weights.sum()
-    total = jnp.zeros(jnp.broadcast_shapes(log_e.shape, log_p.shape))
-    for up, up_weight in zip(nodes, weights, strict=True):
-        for sideways, sideways_weight in zip(nodes, weights, strict=True):
-            curve = _curve(value, log_e + value["tau_np"] * up, log_p + value["tau_p"] * sideways)
-            total = total + up_weight * sideways_weight * jnp.exp(log_error(curve, log_density))
+    total: Any = 0.0
+    for up, up_weight in _nodes("tau_np" in value):
+        for sideways, sideways_weight in _nodes("tau_p" in value):
+            shifted = log_e + value.get("tau_np", 0.0) * up, value.get("tau_p", 0.0) * sideways
+            curve = law.curve(value, covariates, *shifted)
+            total = total + up_weight * sideways_weight * jnp.exp(law.log_error(curve, log_density))
     return total
 
 
-def _curve(value: dict[str, Any], log_e: Any, log_p: Any) -> Curve:
-    return Curve(saturate(log_e, value["log_eps_up"]), value["log_eps_up"], value["gamma"], log_p)
+def _nodes(varies: bool) -> list[tuple[float, float]]:
+    """Give nodes and weights of a standard normal effect, or of one that is not there."""
+    if not varies:
+        return [(0.0, 1.0)]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    return list(zip(nodes, weights / weights.sum(), strict=True))
+
+
+def standard_noise(rng: np.random.Generator, value: dict[str, Any], shape: tuple[int, ...]) -> NDArray:
+    """Draw the noise of single levels in units of its scale, `[draws, ...]`."""
+    if "nu" not in value:
+        return rng.standard_normal(shape)
+    return rng.standard_t(np.broadcast_to(value["nu"], shape))
 
 
 def _unique(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]:
@@ -157,8 +172,8 @@ def _mean_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     order = np.pad(np.arange(len(designs)), (0, padded), mode="edge")
     blocks = []
     for block in order.reshape(-1, BLOCK):
-        log_p = log_knee(value, covariates["depth"][block], covariates["width"][block])
-        blocks.append(np.asarray(average_error(value, log_e[:, block], log_p, log_density[block])))
+        own = {name: values[block] for name, values in covariates.items()}
+        blocks.append(np.asarray(average_error(fit.law, value, own, log_e[:, block], log_density[block])))
     return np.concatenate(blocks, axis=1)[:, : len(designs)]
 
 
@@ -167,12 +182,11 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     configurations, index = _unique(designs)
     log_e, effect_p = new_runs(fit, configurations, seed)
     covariates = fit.frame.covariates(designs)
-    log_p = log_knee(value, covariates["depth"], covariates["width"]) + effect_p[:, index]
     n_test = _n_test(fit, designs)
-    curve = _curve(value, log_e[:, index], log_p)
-    location, scale = observation(curve, np.log(designs["density"].to_numpy(float)), n_test, value)
+    curve = fit.law.curve(value, covariates, log_e[:, index], effect_p[:, index])
+    location, scale = observation(fit.law, curve, np.log(designs["density"].to_numpy(float)), n_test, value)
     rows = designs[[*CONFIGURATION, "density"]].itertuples(index=False, name=None)
-    noise = [generator(seed, row, "noise").standard_t(value["nu"][:, 0]) for row in rows]
+    noise = [standard_noise(generator(seed, row, "noise"), value, (len(log_e), 1))[:, 0] for row in rows]
     return error_from_logit(np.asarray(location) + np.asarray(scale) * np.stack(noise, axis=1), n_test)
 
 
@@ -181,11 +195,10 @@ def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray
     value = parameter_draws(fit)
     log_e = configuration_draws(fit, configurations, seed)
     effect_p = np.zeros_like(log_e)
-    if "tau_p" in value:
-        for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
-            normal = generator(seed, row, "run").standard_normal((2, len(log_e)))
-            log_e[:, i] += value["tau_np"] * normal[0]
-            effect_p[:, i] = value["tau_p"] * normal[1]
+    for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
+        normal = generator(seed, row, "run").standard_normal((2, len(log_e)))
+        log_e[:, i] += value.get("tau_np", 0.0) * normal[0]
+        effect_p[:, i] = value.get("tau_p", 0.0) * normal[1]
     return log_e, effect_p
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from bayeslaw.errors import BayeslawError
+from bayeslaw.laws import law_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +33,11 @@ class Prior:
     source: str
 
 
-def default_priors() -> dict[str, Prior]:
-    """Make the default priors, by parameter name.
+def default_priors(law: str = "joint") -> dict[str, Prior]:
+    """Make the default priors of a law, by parameter name.
+
+    Args:
+        law: Name of the law, as in `bayeslaw.fit`.
 
     Returns:
         The priors; the names are those of `Fit.posterior`.
@@ -41,12 +46,13 @@ def default_priors() -> dict[str, Prior]:
         >>> sorted(default_priors())[:4]
         ['alpha', 'beta', 'dense', 'floor']
     """
-    law, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
+    asked = law_named(law)
+    paper, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
     small = "seeds of small runs spread by 5 to 35 %; keeps off 0 (Chung et al. 2013)"
-    return {
-        "gamma": Prior(dist.LogNormal(0.0, 0.75), "slope of the power-law region", law),
-        "phi": Prior(dist.Normal(1.0, 1.0), "exponent of depth in m*", f"{law}; negative values allowed"),
-        "psi": Prior(dist.Normal(1.0, 1.0), "exponent of width in m*", f"{law}; negative values allowed"),
+    priors = {
+        "gamma": Prior(dist.LogNormal(0.0, 0.75), "slope of the power-law region", paper),
+        "phi": Prior(dist.Normal(1.0, 1.0), "exponent of depth in m*", f"{paper}; negative values allowed"),
+        "psi": Prior(dist.Normal(1.0, 1.0), "exponent of width in m*", f"{paper}; negative values allowed"),
         "knee": Prior(
             dist.LogNormal(-3.5, 1.5), "density at which the central network meets the high plateau", "weak: .002 to .6"
         ),
@@ -66,13 +72,27 @@ def default_priors() -> dict[str, Prior]:
         "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),
         "nu": Prior(dist.Gamma(2.0, 0.1), "degrees of freedom of the noise", "Juarez and Steel 2010"),
     }
+    own = {
+        "sharpness": Prior(
+            dist.LogNormal(math.log(2.0), 0.4), "sharpness of both knees", "2 in Rosenfeld et al. 2021; .9 to 4.4"
+        ),
+        "sparse_share": Prior(
+            dist.Uniform(0.0, 1.0), "a_S / (a_S + c_S), share of the parameter term that sparsity changes", "flat"
+        ),
+        "sparse_exponent": Prior(
+            dist.LogNormal(-0.4, 0.5), "exponent of density (b_S)", "Frantar et al. 2023, widened"
+        ),
+    }
+    kept = {name: prior for name, prior in priors.items() if name not in asked.without}
+    return kept | {name: own[name] for name in asked.own}
 
 
-def resolve_priors(priors: Mapping[str, Distribution] | None) -> dict[str, Prior]:
+def resolve_priors(priors: Mapping[str, Distribution] | None, *, law: str = "joint") -> dict[str, Prior]:
     """Put the user's distributions in place of defaults.
 
     Args:
         priors: NumPyro distributions by parameter name; all others keep their default.
+        law: Name of the law whose defaults are meant.
 
     Returns:
         The priors by name.
@@ -85,7 +105,7 @@ def resolve_priors(priors: Mapping[str, Distribution] | None) -> dict[str, Prior
         >>> resolve_priors({"phi": dist.Normal(0.7, 0.2)})["phi"].source
         'given by the user'
     """
-    resolved = default_priors()
+    resolved = default_priors(law)
     faults = []
     for name, given in (priors or {}).items():
         if name not in resolved:

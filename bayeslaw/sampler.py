@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import os
 import sys
@@ -38,7 +39,8 @@ class Sampled(NamedTuple):
 
 
 def sample(
-    potential: Callable[[jax.Array], jax.Array],
+    potential: Callable[[Any, jax.Array], jax.Array],
+    context: Any,
     centre: NDArray,
     factor: NDArray,
     *,
@@ -53,10 +55,12 @@ def sample(
     """Sample a density with NUTS in the coordinates q of x = centre + factor q.
 
     A linear change of coordinates changes no posterior, only its shape: with the factor of a Laplace covariance it is
-    nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian.
+    nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. Given the same
+    `potential` and shapes again, nothing is compiled.
 
     Args:
-        potential: Negative log density of the flat unconstrained position.
+        potential: Negative log density of context and flat unconstrained position.
+        context: What it depends on besides, a pytree of arrays.
         centre: Origin of the coordinates, `[dimensions]`.
         factor: Their axes, `[dimensions, dimensions]`.
         seed: Seed of everything random.
@@ -70,45 +74,21 @@ def sample(
     Returns:
         The draws and the statistics.
     """
-    centre_, factor_ = jnp.asarray(centre), jnp.asarray(factor)
-    kernel = NUTS(
-        potential_fn=lambda q: potential(centre_ + factor_ @ q),
-        step_size=0.5,
-        adapt_mass_matrix=adapt_metric,
-        dense_mass=adapt_metric,
-        target_accept_prob=target_acceptance,
-    )
+    target = _Target(potential, warmup, adapt_metric, target_acceptance)
+    coordinates = (context, jnp.asarray(centre), jnp.asarray(factor))
     keys = jax.random.split(jax.random.PRNGKey(seed), 2 * chains)
-    initialise = jax.jit(
-        lambda key, position: kernel.init(key, warmup, position)
-    )  # else compiled operation by operation
-    initial = [initialise(keys[2 * i], 1.2 * jax.random.normal(keys[2 * i + 1], (len(centre),))) for i in range(chains)]
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def advance(state: Any, length: int) -> tuple[Any, dict[str, jax.Array]]:
-        def one(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
-            state = kernel.sample(state, (), {})
-            kept = {
-                "position": state.z,
-                "diverging": state.diverging,
-                "energy": state.energy,
-                "n_steps": state.num_steps,
-                "acceptance_rate": state.accept_prob,
-                "step_size": state.adapt_state.step_size,
-            }
-            return state, kept
-
-        return jax.lax.scan(one, state, None, length)
-
+    positions = [1.2 * jax.random.normal(keys[2 * i + 1], (len(centre),)) for i in range(chains)]
+    initial = [_initialise(target, coordinates, keys[2 * i], position) for i, position in enumerate(positions)]
     lengths = _lengths(warmup) + _lengths(draws)
     with _bar(chains * (warmup + draws), progress) as bar:
-        lock = threading.Lock()
+        first, lock = threading.Lock(), threading.Lock()
 
         @in_float64
         def run(state: Any) -> dict[str, NDArray]:
             parts = []
-            for length in lengths:
-                state, kept = advance(state, length)
+            for i, length in enumerate(lengths):
+                with first if i == 0 else contextlib.nullcontext():  # one thread compiles for all
+                    state, kept = _advance(target, coordinates, state, length)
                 parts.append(jax.tree.map(np.asarray, kept))
                 with lock:
                     bar.update(length)
@@ -120,6 +100,52 @@ def sample(
     whitened = statistics.pop("position")
     statistics["tree_depth"] = np.ceil(np.log2(statistics["n_steps"] + 1)).astype(int)
     return Sampled(np.asarray(centre) + whitened @ np.asarray(factor).T, statistics)
+
+
+class _Target(NamedTuple):
+    """Hold what a compiled transition is made for."""
+
+    potential: Callable[[Any, jax.Array], jax.Array]
+    warmup: int
+    adapt_metric: bool
+    target_acceptance: float
+
+    def kernel(self, coordinates: Any) -> NUTS:
+        """Make the kernel in whitened coordinates."""
+        context, centre, factor = coordinates
+        return NUTS(
+            potential_fn=lambda q: self.potential(context, centre + factor @ q),
+            step_size=0.5,
+            adapt_mass_matrix=self.adapt_metric,
+            dense_mass=self.adapt_metric,
+            target_accept_prob=self.target_acceptance,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array) -> Any:
+    return target.kernel(coordinates).init(key, target.warmup, position)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _advance(target: _Target, coordinates: Any, state: Any, length: int) -> tuple[Any, dict[str, jax.Array]]:
+    """Make `length` transitions."""
+    kernel = target.kernel(coordinates)
+    kernel.init(jax.random.PRNGKey(0), target.warmup, state.z)  # sets the kernel up; the state it gives is not used
+
+    def one(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
+        state = kernel.sample(state, (), {})
+        kept = {
+            "position": state.z,
+            "diverging": state.diverging,
+            "energy": state.energy,
+            "n_steps": state.num_steps,
+            "acceptance_rate": state.accept_prob,
+            "step_size": state.adapt_state.step_size,
+        }
+        return state, kept
+
+    return jax.lax.scan(one, state, None, length)
 
 
 def _lengths(total: int) -> list[int]:

@@ -29,12 +29,12 @@ def test_factor_of_a_gaussian_is_that_of_its_covariance() -> None:
     covariance, mean = random_covariance(6, 0), np.array([1.0, -2.0, 0.5, 3.0, 0.0, -1.0])
     precision = jnp.asarray(np.linalg.inv(covariance))
 
-    def potential(values):
+    def potential(_, values):
         x = jnp.concatenate([values["one"], values["two"][None]]) - mean
         return 0.5 * x @ precision @ x
 
     starts = [{"two": shift, "one": np.full(5, shift)} for shift in (0.0, 4.0)]
-    found = laplace(potential, starts, None, {})
+    found = laplace(potential, None, starts, None, {})
     # One search direction is 300 times as stiff as another: the mode is good to a thousandth of a standard deviation.
     assert np.abs(found.mode - mean).max() < 1e-3 * np.sqrt(covariance.diagonal().min())
     assert found.factor @ found.factor.T == pytest.approx(covariance, rel=1e-6, abs=1e-12)
@@ -44,21 +44,21 @@ def test_factor_of_a_gaussian_is_that_of_its_covariance() -> None:
 def test_the_best_of_several_modes_is_kept() -> None:
     """Two wells of which the right one is deeper; either start alone ends in its own."""
 
-    def potential(values):
+    def potential(_, values):
         return (values["x"] ** 2 - 1) ** 2 * 20 - values["x"]
 
     left, right = {"x": -0.9}, {"x": 0.9}
-    assert laplace(potential, [left], None, {}).mode[0] < 0
+    assert laplace(potential, None, [left], None, {}).mode[0] < 0
     for starts in ([left, right], [right, left]):
-        assert laplace(potential, starts, None, {}).mode[0] == pytest.approx(1.0062, abs=1e-3)
+        assert laplace(potential, None, starts, None, {}).mode[0] == pytest.approx(1.0062, abs=1e-3)
 
 
 def test_a_start_outside_the_domain_is_survived() -> None:
-    def potential(values):
+    def potential(_, values):
         x = values["x"]
         return jnp.where(x > -1, 0.5 * ((x - 1) / 0.1) ** 2, jnp.inf)
 
-    found = laplace(potential, [{"x": -2.0}, {"x": 0.0}], None, {})
+    found = laplace(potential, None, [{"x": -2.0}, {"x": 0.0}], None, {})
     assert found.mode == pytest.approx([1.0], abs=1e-6)
     assert found.factor == pytest.approx(np.array([[0.1]]), rel=1e-9)
 
@@ -66,11 +66,11 @@ def test_a_start_outside_the_domain_is_survived() -> None:
 def test_indefinite_and_flat_directions_get_the_widest_scale() -> None:
     """Search from a saddle stays there: x curves upwards, y downwards, z not at all."""
 
-    def potential(values):
+    def potential(_, values):
         x, y = values["x"], values["y"]
         return 0.5 * (x / 0.2) ** 2 + (y**2 - 1) ** 2 + 0.0 * values["z"]
 
-    found = laplace(potential, [{"x": 1.0, "y": 0.0, "z": 0.3}], None, {})
+    found = laplace(potential, None, [{"x": 1.0, "y": 0.0, "z": 0.3}], None, {})
     assert found.clipped == 2
     assert found.factor @ found.factor.T == pytest.approx(np.diag([0.04, WIDEST**2, WIDEST**2]), abs=1e-8)
 
@@ -83,17 +83,17 @@ def test_spreads_take_their_moment_estimates_and_their_own_diagonal_entries() ->
     """
     y = np.array([-4.0, 3.0, 5.0, -2.0])
 
-    def potential(values):
+    def potential(_, values):
         x, s = values["x"], values["s"]
         return 0.5 * jnp.sum((x - y) ** 2) + 0.5 * jnp.sum(x**2) * jnp.exp(-2 * s) + 4 * s + 50 * (values["a"] - 2) ** 2
 
-    def estimate(free):
+    def estimate(_, free):
         return {"s": 0.5 * jnp.log(jnp.mean(free["x"] ** 2) + 1)}
 
     variance = 1.0
     for _ in range(100):
         variance = (variance / (1 + variance)) ** 2 * np.mean(y**2) + 1
-    found = laplace(potential, [{"x": np.zeros(4), "s": 0.0, "a": 0.0}], estimate, {"s": 0.3})
+    found = laplace(potential, None, [{"x": np.zeros(4), "s": 0.0, "a": 0.0}], estimate, {"s": 0.3})
     # Flattened in the order of the names: a, s, x. Five rounds leave a few thousandths of the way to go.
     weight = variance / (1 + variance)
     assert found.mode == pytest.approx([2.0, 0.5 * np.log(variance), *(y * weight)], rel=0.01)

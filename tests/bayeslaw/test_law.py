@@ -60,7 +60,7 @@ shares = st.one_of(st.floats(0.01, 0.99), powers(1e-6, 0.5), powers(1e-6, 0.5).m
 @thorough
 @given(curves(), log_invariants)
 def test_error_is_the_modulus_of_the_complex_form(curve: Curve, log_m: float) -> None:
-    expected = mp.log(oracle.error(*curve, log_m))
+    expected = mp.log(oracle.error(*curve[:4], log_m))
     assert abs(mpf(float(error_of(curve, log_m))) - expected) <= 1e-12 * abs(expected)
 
 
@@ -71,7 +71,7 @@ def test_joint_form_is_the_single_one_in_m_star(
 ) -> None:
     log_depth, log_width = float(np.log(depth)), float(np.log(width))
     value = error_of(curve, log_m_star(log_depth, log_width, log_density, phi, psi))
-    expected = mp.log(oracle.joint_error(*curve, log_depth, log_width, log_density, phi, psi))
+    expected = mp.log(oracle.joint_error(*curve[:4], log_depth, log_width, log_density, phi, psi))
     assert abs(mpf(float(value)) - expected) <= 1e-12 * abs(expected)
 
 
@@ -119,7 +119,7 @@ def test_slope_is_the_gradient_and_stays_in_its_interval(curve: Curve, log_m: fl
 @slow_oracle
 @given(curves(), log_invariants)
 def test_slope_is_the_oracles(curve: Curve, log_m: float) -> None:
-    difference = mpf(float(slope_of(curve, log_m))) - oracle.log_slope(*curve, log_m)
+    difference = mpf(float(slope_of(curve, log_m))) - oracle.log_slope(*curve[:4], log_m)
     assert abs(difference) <= 1e-13 * max(1, curve.gamma)
 
 
@@ -128,10 +128,10 @@ def test_slope_is_the_oracles(curve: Curve, log_m: float) -> None:
 def test_gradients_by_the_curve_are_the_oracles(curve: Curve, log_m: float) -> None:
     step = mpf(10) ** -15
     gradients = gradient_of(curve, log_m)[0]
-    for position, gradient in enumerate(gradients):
+    for position, gradient in enumerate(gradients[:4]):
         with mp.workdps(oracle.DIGITS):
             shifted = [
-                mp.log(oracle.error(*[mpf(v) + sign * step * (i == position) for i, v in enumerate(curve)], log_m))
+                mp.log(oracle.error(*[mpf(v) + sign * step * (i == position) for i, v in enumerate(curve[:4])], log_m))
                 for sign in (1, -1)
             ]
             expected = (shifted[0] - shifted[1]) / (2 * step)
@@ -154,7 +154,7 @@ def test_gradient_is_whole_where_the_plateaus_are_equally_near() -> None:
 def test_inverse_is_the_root(curve: Curve, share: float) -> None:
     log_target = curve.log_eps_np + share * (curve.log_eps_up - curve.log_eps_np)
     assume(curve.log_eps_np < log_target < curve.log_eps_up)
-    expected = oracle.log_density_at(*curve, log_target)
+    expected = oracle.log_density_at(*curve[:4], log_target)
     assert abs(mpf(float(inverse_of(curve, log_target))) - expected) <= 1e-12 * max(1, abs(expected))
 
 
@@ -164,6 +164,39 @@ def test_error_of_the_inverse_is_the_target(curve: Curve, share: float) -> None:
     log_target = curve.log_eps_np + share * (curve.log_eps_up - curve.log_eps_np)
     log_m = inverse_of(curve, log_target)
     assert float(error_of(curve, log_m)) == pytest.approx(log_target, rel=0, abs=1e-13)
+
+
+@slow_oracle
+@given(curves(smallest_gap=1e-3), powers(0.5, 8.0), log_invariants)
+def test_free_sharpness_is_the_oracles(curve: Curve, sharpness: float, log_m: float) -> None:
+    """Error, slope and the gradient by the sharpness; 2 gives the complex form back."""
+    step, sharp = mpf(10) ** -15, curve._replace(sharpness=sharpness)
+    with mp.workdps(oracle.DIGITS):
+
+        def log_error_at(log_m: mpf, sharpness: mpf) -> mpf:
+            return mp.log(oracle.error_of_sharpness(*curve[:4], sharpness, log_m))
+
+        expected = log_error_at(mpf(log_m), mpf(sharpness))
+        slope = (log_error_at(log_m + step, mpf(sharpness)) - log_error_at(log_m - step, mpf(sharpness))) / (2 * step)
+        by_sharpness = [log_error_at(mpf(log_m), sharpness + sign * step) for sign in (1, -1)]
+        gradient = (by_sharpness[0] - by_sharpness[1]) / (2 * step)
+        complex_form = mp.log(oracle.error(*curve[:4], log_m))
+        assert abs(log_error_at(mpf(log_m), mpf(2)) - complex_form) < mpf(10) ** -40 * abs(complex_form)
+    assert abs(mpf(float(error_of(sharp, log_m))) - expected) <= 1e-12 * abs(expected)
+    assert abs(mpf(float(slope_of(sharp, log_m))) - slope) <= 1e-12 * max(1, curve.gamma)
+    computed = float(gradient_of(sharp, log_m)[0].sharpness)
+    assert abs(mpf(computed) - gradient) <= 1e-11 * max(1, curve.gamma, 1 / curve.gamma)
+
+
+@thorough
+@given(curves(smallest_gap=0.01), powers(0.5, 8.0), shares)
+def test_inverse_with_free_sharpness_is_m(curve: Curve, sharpness: float, share: float) -> None:
+    sharp = curve._replace(sharpness=sharpness)
+    log_m = curve.log_p + share * (curve.log_eps_up - curve.log_eps_np) / curve.gamma
+    slope = abs(float(slope_of(sharp, log_m)))
+    back = float(inverse_of(sharp, error_of(sharp, log_m)))
+    if slope > 1e-12:  # else the target is a plateau to the last digit
+        assert abs(back - log_m) <= 1e-12 * max(1, abs(log_m)) + 1e-13 / slope
 
 
 @thorough
@@ -184,7 +217,7 @@ def test_targets_off_the_curve_say_so(curve: Curve, beyond: float) -> None:
     assert float(inverse_of(curve, curve.log_eps_up + beyond)) == -np.inf
     for target in (curve.log_eps_np - beyond, curve.log_eps_up + beyond):
         gradients = jax.tree.leaves(inverse_gradient_of(curve, target))
-        assert [float(g) for g in gradients] == [0.0] * 5
+        assert [float(g) for g in gradients] == [0.0] * 6
 
 
 @thorough

@@ -18,20 +18,9 @@ from simulate import Reference, Truth, simulate
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import _starts as starts_of
-from bayeslaw.model import (
-    SPREADS,
-    Data,
-    Structure,
-    _log_density_of_groups,
-    check_one_family,
-    draw_configurations,
-    empirical_logit,
-    estimate_spreads,
-    make_data,
-    make_frame,
-    make_model,
-    structure_of,
-)
+from bayeslaw.frame import Data, check_one_family, empirical_logit, make_data, make_frame
+from bayeslaw.hierarchy import SPREADS, draw_configurations, estimate_spreads, log_density_of_groups
+from bayeslaw.model import Structure, make_model, structure_of
 from bayeslaw.priors import default_priors
 from bayeslaw.runs import load_runs
 
@@ -76,8 +65,9 @@ def parts_of(table: pd.DataFrame) -> tuple[Structure, Data]:
 @functools.cache
 def log_density_of(structure: Structure, centred: bool) -> Callable[[dict[str, Any], Data], Any]:
     """Compile the log density of unconstrained values, with its gradient."""
-    model = make_model(PRIORS, structure, centred=centred)
-    compiled = jax.jit(jax.value_and_grad(lambda values, data: -potential_energy(model, (data,), {}, values)))
+    model = make_model(structure, centred=centred)
+    priors = {name: prior.distribution for name, prior in PRIORS.items() if name not in structure.without()}
+    compiled = jax.jit(jax.value_and_grad(lambda values, data: -potential_energy(model, (data, priors), {}, values)))
     # Arrays of one kind, so that a structure is compiled once.
     return lambda values, data: compiled({k: jnp.asarray(np.asarray(v)) for k, v in values.items()}, data)
 
@@ -157,14 +147,15 @@ def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
         own, up, sideways = (rng.standard_normal(n) for n in (configurations, trajectories, trajectories))
         log_e = (centre + sigma_np * own)[reference.configuration] + tau_np * up * effects
         effect_p = values.get("tau_p", 0.0) * sideways
-        if centred:
-            flat["log_e_run"] = log_e
+        if centred and effects:
+            flat |= {"log_e_run": log_e, "effect_p": effect_p}
             # The model leaves out the constant of the integrated normals.
             constant = 0.5 * trajectories * np.log(2 * np.pi)
-            expected += reference.log_density_of_groups(log_e, centre, sigma_np, tau_np * effects) + constant
-            if effects:
-                flat["effect_p"] = effect_p
-                expected += scipy.stats.norm.logpdf(effect_p, 0, values["tau_p"]).sum()
+            expected += reference.log_density_of_groups(log_e, centre, sigma_np, tau_np) + constant
+            expected += scipy.stats.norm.logpdf(effect_p, 0, values["tau_p"]).sum()
+        elif centred:
+            flat["log_e"] = centre + sigma_np * own
+            expected += scipy.stats.norm.logpdf(sigma_np * own, 0, sigma_np).sum()
         else:
             flat["discrepancy"] = own
             expected += scipy.stats.norm.logpdf(own).sum()
@@ -219,7 +210,7 @@ def test_group_term_is_a_multivariate_normal() -> None:
             for i in range(6)
         )
         spread = {"sigma_np": sigma, "tau_np": tau}
-        computed = _log_density_of_groups(jnp.asarray(log_e), data, jnp.asarray(centre), spread)
+        computed = log_density_of_groups(jnp.asarray(log_e), data, jnp.asarray(centre), spread)
         assert float(computed) - 0.5 * len(configuration) * np.log(2 * np.pi) == pytest.approx(expected, rel=1e-11)
 
 
@@ -245,14 +236,6 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
         assert abs(drawn[:, i].var() - variance) < STANDARD_ERRORS * variance * np.sqrt(2 / draws)
     correlation = np.corrcoef(drawn.T) - np.eye(drawn.shape[1])
     assert np.abs(correlation).max() < STANDARD_ERRORS / np.sqrt(draws)
-
-
-def test_without_trajectory_effects_a_configuration_is_its_only_trajectory() -> None:
-    table = small_table("no trajectory")
-    _, data = parts_of(table)
-    log_e = jnp.asarray(np.random.default_rng(0).normal(size=6))
-    drawn = draw_configurations(jax.random.PRNGKey(0), {"log_e_run": log_e}, data)
-    assert drawn[np.asarray(data.configuration)].tolist() == log_e.tolist()
 
 
 def test_moment_estimates_find_the_spreads() -> None:

@@ -7,6 +7,7 @@ import pytest
 from simulate import error_of, saturated
 
 from bayeslaw import BayeslawError
+from bayeslaw.laws import law_named
 from bayeslaw.predict import average_error, configuration_draws, new_runs, parameter_draws
 from bayeslaw.runs import load_runs
 
@@ -126,20 +127,20 @@ def test_quadrature_over_run_effects_is_that_of_many_nodes(fitted) -> None:
         "tau_np": rng.uniform(0.05, 0.35, size),
         "tau_p": rng.uniform(0.05, 0.35, size),
     }
-    log_e, log_p, density = (
-        np.log(rng.uniform(0.03, 0.5, size)),
-        np.log(rng.uniform(0.005, 0.1, size)),
-        [1.0, 0.1, 0.02],
-    )
+    log_e, density = np.log(rng.uniform(0.03, 0.5, size)), [1.0, 0.1, 0.02]
+    value |= {"knee": rng.uniform(0.005, 0.1, size), "phi": np.ones(size), "psi": np.ones(size)}
+    central = dict.fromkeys(("depth", "width", "parameters", "dataset_size"), np.zeros(3))
     nodes, weights = np.polynomial.hermite_e.hermegauss(50)
     weights = weights / weights.sum()
     up, sideways = nodes[:, None, None, None], nodes[:, None, None]
     eps_up = np.exp(value["log_eps_up"])
     eps_np = saturated(np.exp(log_e + value["tau_np"] * up), eps_up)
-    error = error_of(eps_np, eps_up, value["gamma"], np.exp(log_p + value["tau_p"] * sideways), np.array(density))
+    error = error_of(
+        eps_np, eps_up, value["gamma"], value["knee"] * np.exp(value["tau_p"] * sideways), np.array(density)
+    )
     exact = np.einsum("i,j,ijkl->kl", weights, weights, error)
     with jax.enable_x64(True):
-        computed = np.asarray(average_error(value, log_e, log_p, np.log(density)))
+        computed = np.asarray(average_error(law_named("joint"), value, central, log_e, np.log(density)))
     assert computed == pytest.approx(exact, rel=2e-3)
 
 

@@ -38,14 +38,14 @@ CORRELATION = np.array([[1.0, 0.95, -0.5], [0.95, 1.0, -0.4], [-0.5, -0.4, 1.0]]
 PRECISION = np.linalg.inv(CORRELATION * np.outer(SD, SD))
 
 
-def gaussian(x: jax.Array) -> jax.Array:
+def gaussian(_: None, x: jax.Array) -> jax.Array:
     return 0.5 * (x - MEAN) @ PRECISION @ (x - MEAN)
 
 
 def draw_gaussian(**changes) -> Sampled:
     settings = {"seed": 0, "chains": 2, "warmup": 200, "draws": 500, "progress": False} | changes
     factor = np.linalg.cholesky(np.linalg.inv(PRECISION))
-    return sample(gaussian, MEAN, factor, **settings)
+    return sample(gaussian, None, MEAN, factor, **settings)
 
 
 @pytest.mark.parametrize("coordinates", ["its own", "poor"])
@@ -57,8 +57,17 @@ def test_moments_of_a_correlated_gaussian_in_any_coordinates(coordinates: str) -
     else:
         factor = np.diag([0.5, 0.5, 2.0])
         sampled = sample(
-            gaussian, MEAN + SD, factor, seed=1, chains=2, warmup=600, draws=2000, adapt_metric=True, progress=False
-        )
+            gaussian,
+            None,
+            MEAN + SD,
+            factor,
+            seed=1,
+            chains=2,
+            warmup=600,
+            draws=2000,
+            adapt_metric=True,
+            progress=False,
+        )  # fmt: skip
     assert sampled.positions.shape == (2, 2000, 3)
     assert sampled.positions.dtype == np.float64
     for i in range(3):
@@ -71,16 +80,16 @@ def test_moments_of_a_correlated_gaussian_in_any_coordinates(coordinates: str) -
 def test_moments_of_a_banana_from_its_laplace_factor() -> None:
     """With x ~ N(0, 1) and y | x ~ N(x^2, 0.5^2), y has mean 1 and variance 2.25; the factor is blind to the bend."""
 
-    def potential(values):
+    def potential(_, values):
         x, y = values["x"], values["y"]
         return 0.5 * x**2 + 0.5 * ((y - x**2) / 0.5) ** 2
 
-    found = laplace(potential, [{"x": 1.0, "y": 0.0}], None, {})
+    found = laplace(potential, None, [{"x": 1.0, "y": 0.0}], None, {})
     # The curvature changes along the bend, so it is as exact as the mode is; a thousandth of it is plenty for a metric.
     assert found.factor @ found.factor.T == pytest.approx(np.diag([1.0, 0.25]), abs=1e-3)
     sampled = sample(
-        lambda q: potential({"x": q[0], "y": q[1]}), found.mode, found.factor, seed=2, chains=4, warmup=300,
-        draws=2500, target_acceptance=0.95, progress=False,
+        lambda _, q: potential(None, {"x": q[0], "y": q[1]}), None, found.mode, found.factor, seed=2, chains=4,
+        warmup=300, draws=2500, target_acceptance=0.95, progress=False,
     )  # fmt: skip
     assert_moments(sampled.positions[..., 0], 0.0, 1.0)
     assert_moments(sampled.positions[..., 1], 1.0, np.sqrt(2.25))
@@ -89,14 +98,14 @@ def test_moments_of_a_banana_from_its_laplace_factor() -> None:
 def test_an_indefinite_hessian_leaves_the_draws_right() -> None:
     """The search stops on the saddle between two wells; E y^2 and the sd of y^2 are those of quadrature."""
 
-    def potential(values):
+    def potential(_, values):
         return 0.5 * (values["x"] / 0.2) ** 2 + (values["y"] ** 2 - 1) ** 2
 
-    found = laplace(potential, [{"x": 1.0, "y": 0.0}], None, {})
+    found = laplace(potential, None, [{"x": 1.0, "y": 0.0}], None, {})
     assert found.clipped == 1
     sampled = sample(
-        lambda q: potential({"x": q[0], "y": q[1]}), found.mode, found.factor, seed=3, chains=2, warmup=300,
-        draws=2500, progress=False,
+        lambda _, q: potential(None, {"x": q[0], "y": q[1]}), None, found.mode, found.factor, seed=3, chains=2,
+        warmup=300, draws=2500, progress=False,
     )  # fmt: skip
     y = np.linspace(-4, 4, 4001)
     weight = np.exp(-((y**2 - 1) ** 2))
@@ -134,7 +143,9 @@ def test_statistics_are_one_per_kept_draw() -> None:
     steps, depth = sampled.statistics["n_steps"], sampled.statistics["tree_depth"]
     assert ((2.0 ** (depth - 1) <= steps) & (steps < 2.0**depth)).all()
     assert ((sampled.statistics["acceptance_rate"] > 0) & (sampled.statistics["acceptance_rate"] <= 1)).all()
-    assert (sampled.statistics["energy"] > np.asarray(jax.vmap(jax.vmap(gaussian))(sampled.positions))).all()
+    assert (
+        sampled.statistics["energy"] > np.asarray(jax.vmap(jax.vmap(lambda x: gaussian(None, x)))(sampled.positions))
+    ).all()
 
 
 def test_a_higher_target_acceptance_takes_smaller_steps() -> None:

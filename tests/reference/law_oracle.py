@@ -19,6 +19,16 @@ def error(log_eps_np: float, log_eps_up: float, gamma: float, log_p: float, log_
         return eps_np * fabs(ratio) ** mpf(gamma)
 
 
+def error_of_sharpness(
+    log_eps_np: float, log_eps_up: float, gamma: float, log_p: float, sharpness: mpf, log_density: mpf
+) -> mpf:
+    """Compute the real form with a sharpness k in place of 2: eps_np ((d^k + A^k) / (d^k + p^k))^(gamma/k)."""
+    with mp.workdps(DIGITS):
+        eps_np, eps_up, p, d = (mp.exp(mpf(value)) for value in (log_eps_np, log_eps_up, log_p, log_density))
+        outer = p * (eps_up / eps_np) ** (1 / mpf(gamma))
+        return eps_np * ((d**sharpness + outer**sharpness) / (d**sharpness + p**sharpness)) ** (gamma / sharpness)
+
+
 def joint_error(
     log_eps_np: float,
     log_eps_up: float,

@@ -1,0 +1,106 @@
+"""The posterior density of one structure and shape, compiled once per process however many tables it is given."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from numpyro.infer.util import constrain_fn, potential_energy
+
+from bayeslaw.frame import Data
+from bayeslaw.hierarchy import draw_configurations
+from bayeslaw.model import Structure, make_model
+
+#: Names and shapes of unconstrained values, sorted by name.
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+#: Draws constrained at once.
+_BATCH = 64
+#: What a fit keeps beside the parameters that have priors.
+_DERIVED = ("a", "b", "c", "sigma_np", "tau_np", "log_eps_up", "log_e_run", "effect_p")
+
+
+class Context(NamedTuple):
+    """Hold what the density depends on besides the position; arrays alone, so that nothing of it is compiled in.
+
+    Attributes:
+        data: The data.
+        priors: NumPyro distributions by parameter name; JAX sees their arguments.
+    """
+
+    data: Data
+    priors: dict[str, Any]
+
+
+def shapes_of(values: Mapping[str, Any]) -> Shapes:
+    """Describe unconstrained values."""
+    return tuple(sorted((name, np.shape(value)) for name, value in values.items()))
+
+
+@functools.cache
+def unraveller(shapes: Shapes) -> Callable[[Any], dict[str, jax.Array]]:
+    """Give the function that makes named values of a flat position; the same object for the same shapes."""
+    return ravel_pytree({name: np.zeros(shape) for name, shape in shapes})[1]
+
+
+@functools.cache
+def named_potential(structure: Structure, centred: bool) -> Callable[[Context, dict[str, Any]], jax.Array]:
+    """Give the negative log density of unconstrained named values."""
+    model = make_model(structure, centred=centred)
+
+    def potential(context: Context, values: dict[str, Any]) -> jax.Array:
+        return jnp.asarray(potential_energy(model, (context.data, context.priors), {}, values))
+
+    return potential
+
+
+@functools.cache
+def flat_potential(structure: Structure, centred: bool, shapes: Shapes) -> Callable[[Context, jax.Array], jax.Array]:
+    """Give the negative log density of a flat unconstrained position."""
+    potential, unravel = named_potential(structure, centred), unraveller(shapes)
+    return lambda context, flat: potential(context, unravel(flat))
+
+
+@functools.cache
+def _constrainer(structure: Structure, centred: bool, shapes: Shapes) -> Callable[..., dict[str, jax.Array]]:
+    model, unravel = make_model(structure, centred=centred), unraveller(shapes)
+
+    def one(context: Context, key: jax.Array, flat: jax.Array) -> dict[str, jax.Array]:
+        arguments = (context.data, context.priors)
+        values = constrain_fn(model, arguments, {}, unravel(flat), return_deterministic=True)
+        names = (*context.priors, *_DERIVED)
+        return {name: values[name] for name in names if name in values} | {
+            "log_e": draw_configurations(key, values, context.data)
+        }
+
+    def every(context: Context, keys: jax.Array, positions: jax.Array) -> dict[str, jax.Array]:
+        return jax.lax.map(lambda inputs: one(context, *inputs), (keys, positions), batch_size=_BATCH)
+
+    return jax.jit(every)
+
+
+def constrain(
+    structure: Structure, centred: bool, shapes: Shapes, context: Context, positions: Any, *, seed: int
+) -> dict[str, np.ndarray]:
+    """Turn flat positions into named parameters, and draw what was integrated out.
+
+    Args:
+        structure: Structure of the model.
+        centred: Its parametrisation.
+        shapes: Names and shapes of the unconstrained values.
+        context: Data and priors.
+        positions: `[chains, draws, dimensions]`.
+        seed: Seed of what is drawn.
+
+    Returns:
+        Arrays `[chains, draws, ...]` by name.
+    """
+    chains, draws, _ = np.shape(positions)
+    keys = jax.random.split(jax.random.PRNGKey(seed), chains * draws)
+    flat = jnp.asarray(positions).reshape(chains * draws, -1)
+    values = _constrainer(structure, centred, shapes)(context, keys, flat)
+    return {name: np.asarray(value).reshape(chains, draws, *value.shape[1:]) for name, value in values.items()}

@@ -1,0 +1,161 @@
+"""From a run table to arrays: what a design's covariates are, and what the model is conditioned on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.families import Family
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Numbers = jax.Array | np.ndarray[Any, Any]
+
+CONFIGURATION = ["depth", "width", "dataset_size"]
+_CENTRES = ("depth", "width", "parameters", "dataset_size")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Hold what turns a design into the model's covariates, kept with every fit.
+
+    Attributes:
+        family: Family of all runs.
+        dataset: Label of their dataset.
+        chance_error: Error of random guessing, the upper bound of eps_up.
+        log_depth: Centre of log depth.
+        log_width: Centre of log (width / width_reference).
+        log_parameters: Centre of log parameter count.
+        log_dataset_size: Centre of log dataset size.
+    """
+
+    family: Family
+    dataset: str
+    chance_error: float
+    log_depth: float
+    log_width: float
+    log_parameters: float
+    log_dataset_size: float
+
+    def covariates(self, designs: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+        """Give centred logs of depth, width multiple, parameter count and dataset size, one entry per design."""
+        depth, width, size = (designs[name].to_numpy(float) for name in CONFIGURATION)
+        return {
+            "depth": np.log(depth) - self.log_depth,
+            "width": np.log(width / self.family.width_reference) - self.log_width,
+            "parameters": np.log(self.family.parameters(depth, width)) - self.log_parameters,
+            "dataset_size": np.log(size) - self.log_dataset_size,
+        }
+
+
+class Data(NamedTuple):
+    """Hold what the model is conditioned on.
+
+    Attributes:
+        response: Empirical logit of the error, `[rows]`.
+        log_density: `[rows]`.
+        n_test: Number of test examples, `[rows]`; infinite where unknown.
+        configuration: Configuration of each trajectory, `[trajectories]`.
+        trajectory: Trajectory of each row, `[rows]`.
+        depth: Centred log depth, `[configurations]`.
+        width: Centred log width multiple, `[configurations]`.
+        parameters: Centred log parameter count, `[configurations]`.
+        dataset_size: Centred log dataset size, `[configurations]`.
+        log_chance: Logarithm of the random-guess error.
+    """
+
+    response: Numbers
+    log_density: Numbers
+    n_test: Numbers
+    configuration: Numbers
+    trajectory: Numbers
+    depth: Numbers
+    width: Numbers
+    parameters: Numbers
+    dataset_size: Numbers
+    log_chance: float | jax.Array
+
+    @property
+    def covariates(self) -> dict[str, Numbers]:
+        """Centred logs of the covariates by name, each `[configurations]`."""
+        return {name: getattr(self, name) for name in _CENTRES}
+
+
+def make_frame(runs: pd.DataFrame, chance_error: float) -> Frame:
+    """Centre the covariates on the configurations of a validated run table of one family."""
+    first = runs.iloc[0]
+    shape = first.get("input_shape")
+    classes = first.get("classes")
+    family = Family(
+        str(first["family"]),
+        None if shape is None else _shape(shape),
+        None if classes is None or pd.isna(classes) else int(classes),
+    )
+    configurations = runs[CONFIGURATION].drop_duplicates()
+    origin = Frame(family, str(first["dataset"]), chance_error, 0.0, 0.0, 0.0, 0.0)
+    centres = {name: float(values.mean()) for name, values in origin.covariates(configurations).items()}
+    return Frame(family, origin.dataset, chance_error, *(centres[name] for name in _CENTRES))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    parts = value.strip("[]() ").replace(",", " ").split() if isinstance(value, str) else value
+    return tuple(int(part) for part in parts)
+
+
+def make_data(runs: pd.DataFrame, frame: Frame) -> tuple[Data, pd.DataFrame, pd.Index]:
+    """Turn a validated run table into arrays.
+
+    Returns:
+        The data, the configurations (one row each, in the order of the model's axis) and the trajectory labels.
+    """
+    configurations = runs[CONFIGURATION].drop_duplicates().sort_values(CONFIGURATION, ignore_index=True)
+    keys = runs["trajectory"] if "trajectory" in runs else pd.Series("all", runs.index)
+    of_row = runs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"].to_numpy()
+    labels = pd.Series(np.arange(len(runs))).groupby([of_row, keys.to_numpy()], sort=True).ngroup().to_numpy()
+    first = np.unique(labels, return_index=True)[1]
+    n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
+    data = Data(
+        response=empirical_logit(runs["error"].to_numpy(float), n_test),
+        log_density=np.log(runs["density"].to_numpy(float)),
+        n_test=n_test,
+        configuration=of_row[first],
+        trajectory=labels,
+        **frame.covariates(configurations),
+        log_chance=math.log(frame.chance_error),
+    )
+    return data, configurations, pd.Index(keys.to_numpy()[first], name="trajectory")
+
+
+def empirical_logit(error: NDArray, n_test: NDArray) -> NDArray:
+    """Compute log((wrong + 1/2) / (right + 1/2)), finite at 0 and at 1; the plain logit where n_test is unknown."""
+    known = np.isfinite(n_test)
+    count = np.where(known, n_test, 1.0)
+    half = np.where(known, 0.5, 0.0)
+    return np.log(error * count + half) - np.log((1 - error) * count + half)
+
+
+def varies(values: pd.Series) -> bool:
+    """Say whether a column has more than one value."""
+    return bool((values != values.iloc[0]).any())
+
+
+def check_one_family(runs: pd.DataFrame) -> None:
+    """Refuse a table of several families: their exponents differ, and pooling was not asked for.
+
+    Raises:
+        BayeslawError: There is more than one (family, dataset).
+    """
+    pairs = runs[["family", "dataset"]].drop_duplicates()
+    if len(pairs) > 1:
+        names = ", ".join(f"{family} on {dataset}" for family, dataset in pairs.itertuples(index=False))
+        raise BayeslawError(
+            f"the table holds {len(pairs)} families ({names}), which do not share their exponents; fit one at a time: "
+            "runs[(runs.family == ...) & (runs.dataset == ...)]."
+        )

@@ -1,0 +1,160 @@
+"""Where a run's error comes from: the dense law, its configuration's discrepancy, the run's own effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from bayeslaw.frame import Data
+from bayeslaw.law import log_dense
+from bayeslaw.laws import dense_of
+
+#: Spreads of latent effects; every other parameter enters the likelihood directly.
+SPREADS = ("spread_np", "share_np", "tau_p")
+
+
+def site(name: str, distribution: Any) -> jax.Array:
+    """Sample one NumPyro site."""
+    return jnp.asarray(numpyro.sample(name, distribution))
+
+
+def split_spread(spread: Mapping[str, Any], *, of_runs: bool = False) -> dict[str, Any]:
+    """Split the spread of eps_np into the configurations' and the trajectories' part.
+
+    With one replicate only their total is informed; total and share are sampled because they are nearly independent.
+
+    Args:
+        spread: `spread_np` and, where there are both parts, `share_np`.
+        of_runs: Where there is no share, whether all of it belongs to the trajectories.
+
+    Returns:
+        `sigma_np` and `tau_np`, as far as there are such effects.
+    """
+    if "spread_np" not in spread:
+        return {}
+    if "share_np" not in spread:
+        return {"tau_np" if of_runs else "sigma_np": spread["spread_np"]}
+    return {
+        "sigma_np": spread["spread_np"] * jnp.sqrt(spread["share_np"]),
+        "tau_np": spread["spread_np"] * jnp.sqrt(1 - spread["share_np"]),
+    }
+
+
+def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+    """Sample log e of every trajectory, the configurations' own integrated out, and the sideways effects.
+
+    Without trajectory effects on eps_np, log e of the configurations is sampled itself.
+    """
+    count = len(data.configuration)
+    if "tau_np" in spread:
+        log_e = site("log_e_run", dist.ImproperUniform(dist.constraints.real, (), (count,)))
+        numpyro.factor("hierarchy", log_density_of_groups(log_e, data, centre, spread))
+    else:
+        own = site("log_e", dist.ImproperUniform(dist.constraints.real, (), (len(data.depth),)))
+        numpyro.factor("hierarchy", dist.Normal(centre, spread["sigma_np"]).log_prob(own).sum())
+        log_e = own[data.configuration]
+        numpyro.deterministic("log_e_run", log_e)
+    if "tau_p" not in spread:
+        return log_e, jnp.zeros(count)
+    with numpyro.plate("trajectory", count):
+        return log_e, site("effect_p", dist.Normal(0.0, spread["tau_p"]))
+
+
+def standardised_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+    """Sample effects in units of their spreads."""
+    own, count = jnp.asarray(centre), len(data.configuration)
+    if "sigma_np" in spread:
+        with numpyro.plate("configuration", len(data.depth)):
+            own = own + spread["sigma_np"] * site("discrepancy", dist.Normal())
+    numpyro.deterministic("log_e", own)
+    log_e, effect_p = own[data.configuration], jnp.zeros(count)
+    with numpyro.plate("trajectory", count):
+        if "tau_np" in spread:
+            log_e = log_e + spread["tau_np"] * site("standard_np", dist.Normal())
+        if "tau_p" in spread:
+            effect_p = spread["tau_p"] * site("standard_p", dist.Normal())
+            numpyro.deterministic("effect_p", effect_p)
+    numpyro.deterministic("log_e_run", log_e)
+    return log_e, effect_p
+
+
+def log_density_of_groups(log_e: jax.Array, data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> jax.Array:
+    """Integrate log e_i out: trajectories of a configuration are exchangeable normals, in closed form.
+
+    With R trajectories, mean m and within sum of squares S: (R - 1) log tau^2 + log(tau^2 + R sigma^2)
+    + S / tau^2 + R (m - centre)^2 / (tau^2 + R sigma^2), times -1/2.
+    """
+    between, within = spread["sigma_np"] ** 2, spread["tau_np"] ** 2
+    size, mean, squares = _group_moments(log_e, data)
+    total = within + size * between
+    density = jnp.log(total) + size * (mean - centre) ** 2 / total + (size - 1) * jnp.log(within) + squares / within
+    return -0.5 * jnp.sum(density)
+
+
+def _group_moments(log_e: jax.Array, data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Count the trajectories of every configuration, their mean and their sum of squares around it."""
+
+    def total(values: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values, data.configuration, len(data.depth))
+
+    size = total(jnp.ones_like(log_e))
+    mean = total(log_e) / size
+    return size, mean, total((log_e - mean[data.configuration]) ** 2)
+
+
+def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) -> jax.Array:
+    """Draw log e of every configuration given its trajectories', the exact conditional of what was integrated out.
+
+    Args:
+        key: JAX key.
+        value: One draw: constants of the dense law, `sigma_np`, `tau_np` and `log_e_run`; or `log_e` itself, where it
+            was sampled.
+        data: The data.
+
+    Returns:
+        `log_e`, `[configurations]`.
+    """
+    if "log_e" in value:
+        return value["log_e"]
+    centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
+    size, mean, _ = _group_moments(value["log_e_run"], data)
+    precision = value["sigma_np"] ** -2 + size * value["tau_np"] ** -2
+    location = (centre * value["sigma_np"] ** -2 + size * mean * value["tau_np"] ** -2) / precision
+    return location + jax.random.normal(key, location.shape) / jnp.sqrt(precision)
+
+
+def estimate_spreads(value: Mapping[str, Any], data: Data) -> dict[str, jax.Array]:
+    """Estimate the spreads by moments, at one value of everything else.
+
+    Args:
+        value: Constants of the dense law, `log_e_run` (or `log_e`, without effects of trajectories on it) and, with
+            sideways effects, `effect_p`.
+        data: The data.
+
+    Returns:
+        `spread_np`, `share_np` where there are both parts (one half where nothing is replicated), and `tau_p` where
+        there are sideways effects.
+    """
+    centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
+    found = {"tau_p": jnp.sqrt(jnp.mean(value["effect_p"] ** 2)) + 0.01} if "effect_p" in value else {}
+    if "log_e" in value:
+        return found | {"spread_np": jnp.sqrt(jnp.mean((value["log_e"] - centre) ** 2)) + 0.01}
+    size, mean, squares = _group_moments(value["log_e_run"], data)
+    repeated = jnp.sum(size - 1)
+    within = jnp.sum(squares) / jnp.maximum(repeated, 1)
+    around = jnp.mean((mean - centre) ** 2)
+    between = jnp.maximum(around - within * jnp.mean(1 / size), 0.1 * around)
+    between, within = (jnp.where(repeated > 0, v, around / 2) + 1e-4 for v in (between, within))
+    return found | {"spread_np": jnp.sqrt(between + within), "share_np": between / (between + within)}
+
+
+def spread_variances(data: Data) -> dict[str, float]:
+    """Give the variance of each spread's estimate on its unconstrained scale, from the number of its groups."""
+    groups, count = len(data.depth), len(data.configuration)
+    share = 2 / groups + 2 / (count - groups) if count > groups else 2.0
+    return {"spread_np": 0.5 / groups + 0.02, "share_np": min(share, 2.0), "tau_p": 0.5 / count + 0.02}
