@@ -19,6 +19,8 @@ _WHERE = {
     "fit": "fitting",
     "load": "posterior",
     "Diagnosis": "diagnostics",
+    "Comparison": "comparison",
+    "compare": "comparison",
     "Plan": "plan",
     "frontier": "plan",
     "LeastSquares": "baseline",
@@ -26,12 +28,14 @@ _WHERE = {
 }
 __all__ = [
     "BayeslawError",
+    "Comparison",
     "Diagnosis",
     "Family",
     "Fit",
     "LeastSquares",
     "Plan",
     "RunTableError",
+    "compare",
     "default_priors",
     "fit",
     "frontier",

@@ -1,5 +1,7 @@
 from bayeslaw.baseline import LeastSquares as LeastSquares
 from bayeslaw.baseline import least_squares as least_squares
+from bayeslaw.comparison import Comparison as Comparison
+from bayeslaw.comparison import compare as compare
 from bayeslaw.diagnostics import Diagnosis as Diagnosis
 from bayeslaw.errors import BayeslawError as BayeslawError
 from bayeslaw.errors import RunTableError as RunTableError

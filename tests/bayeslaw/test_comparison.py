@@ -1,0 +1,113 @@
+"""Predictive densities of what is left out: against grids in plain NumPy, and the rank of a true and a wrong law."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.special
+from simulate import error_of, log_student_t, observation_of, saturated, slope_of_logit
+
+import bayeslaw
+from bayeslaw import BayeslawError, compare
+from bayeslaw.comparison import leave_row_out, leave_trajectory_out, trajectory_log_likelihood
+
+
+def draws_of(fit: bayeslaw.Fit, count: int) -> dict[str, np.ndarray]:
+    """Give `count` evenly spread draws of everything, `[draws, ...]`."""
+    total = fit.posterior.sizes["chain"] * fit.posterior.sizes["draw"]
+    index = np.linspace(0, total - 1, count).round().astype(int)
+    return {k: v.to_numpy().reshape(total, *v.shape[2:])[index] for k, v in fit.posterior.data_vars.items()}
+
+
+def log_density_of_rows(draw: dict[str, float], rows, e, effect) -> np.ndarray:
+    """Compute the density of one trajectory's empirical logits in the paper's units; e and effect broadcast."""
+    m = rows["depth"] ** draw["phi"] * (rows["width"] / 16) ** draw["psi"] * rows["density"]
+    p = draw["p_prime"] * np.exp(effect)
+    curve = (saturated(e, draw["eps_up"]), draw["eps_up"], draw["gamma"], p, m.to_numpy())
+    location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), rows["n_test"].to_numpy(float), draw)
+    wrong = rows["n_wrong"].to_numpy(float)
+    response = np.log((wrong + 0.5) / (rows["n_test"] - wrong + 0.5).to_numpy())
+    return log_student_t(response, draw["nu"], location, scale)
+
+
+def test_trajectories_are_integrated_over_their_effects(fitted) -> None:
+    """For three draws and four trajectories, on a grid of 301 by 301 over six standard deviations of both effects."""
+    count = 3
+    computed, draws = trajectory_log_likelihood(fitted, draws=count, progress=False), draws_of(fitted, count)
+    constant = fitted.tree["constant_data"].to_dataset()
+    configuration = constant["configuration_of_trajectory"].to_numpy()
+    covariates = fitted.frame.covariates(fitted.configurations)
+    z = np.linspace(-6, 6, 301)
+    for s in range(count):
+        draw = {k: float(v[s]) for k, v in draws.items() if v.ndim == 1}
+        for t in (0, 7, 12, 23):
+            i = configuration[t]
+            dense = draw["a"] * np.exp(-draw["alpha"] * covariates["dataset_size"][i])
+            dense += draw["b"] * np.exp(-draw["beta"] * covariates["parameters"][i]) + draw["c"]
+            # The other trajectory of the configuration is one more observation of its log e.
+            (other,) = np.flatnonzero((configuration == i) & (np.arange(24) != t))
+            weights = np.array([draw["sigma_np"] ** -2, draw["tau_np"] ** -2])
+            mean = weights @ [np.log(dense), draws["log_e_run"][s, other]] / weights.sum()
+            sd = np.sqrt(1 / weights.sum() + draw["tau_np"] ** 2)
+            rows = fitted.runs[constant["trajectory_of_row"].to_numpy() == t]
+            e, effect = np.exp(mean + sd * z)[:, None, None], (draw["tau_p"] * z)[:, None]
+            log_likelihood = log_density_of_rows(draw, rows, e, effect).sum(-1)
+            log_prior = -0.5 * (z[:, None] ** 2 + z**2) - np.log(2 * np.pi)
+            expected = scipy.special.logsumexp(log_likelihood + log_prior) + 2 * np.log(z[1] - z[0])
+            assert computed[s, t] == pytest.approx(expected, abs=0.02)
+
+
+def test_rows_left_out_are_those_of_plain_importance_sampling(fitted) -> None:
+    """Where the weights are tame, smoothing their tail changes little: raw harmonic means are within a twentieth."""
+    found, draws = leave_row_out(fitted, draws=500), draws_of(fitted, 500)
+    trajectory = fitted.tree["constant_data"]["trajectory_of_row"].to_numpy()
+    log_density = np.empty((500, len(fitted.runs)))
+    for s in range(500):
+        draw = {k: float(v[s]) for k, v in draws.items() if v.ndim == 1}
+        for t in range(24):
+            own = trajectory == t
+            e, effect = np.exp(draws["log_e_run"][s, t]), draws["effect_p"][s, t]
+            log_density[s, own] = log_density_of_rows(draw, fitted.runs[own], e, effect)
+    plain = np.log(500) - scipy.special.logsumexp(-log_density, axis=0)
+    tame = found.pareto_k < 0.4
+    assert tame.mean() > 0.8
+    assert found.elpd[tame] == pytest.approx(plain[tame], abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def wrong(simulated) -> bayeslaw.Fit:
+    """Fit the law whose invariant is the parameter count to runs of the joint law."""
+    return bayeslaw.fit(simulated.runs, law="parameter_count", chains=2, draws=500, progress=False)
+
+
+def test_the_true_law_ranks_first(fitted, wrong) -> None:
+    """The runs have psi = 1.2, the wrong law in effect 2, most of which its wider sideways effects take up."""
+    comparison = compare({"M0": wrong, "M1": fitted}, draws=500, progress=False)
+    table = comparison.table
+    assert table.index.tolist() == ["M1", "M0"]
+    assert table["law"].tolist() == ["joint", "parameter_count"]
+    for kind in ("lto", "loo"):
+        assert table.loc["M1", f"{kind}_difference"] == 0
+    assert table.loc["M0", "lto_difference"] < -2 * table.loc["M0", "lto_difference_se"]
+    assert comparison.pointwise.shape == (24, 2)
+    assert table.loc["M1", "lto_elpd"] == pytest.approx(comparison.pointwise["M1"].sum())
+    assert table["lto_elpd"].iloc[0] < table["loo_elpd"].iloc[0]  # a row has the rest of its trajectory
+
+
+def test_what_must_not_be_believed_is_said(fitted, wrong) -> None:
+    comparison = compare({"M0": wrong, "M1": fitted}, draws=500, progress=False)
+    table = comparison.table.assign(lto_bad_k=[0.2, 0.0], lto_believe=[False, True], loo_believe=True)
+    said = dataclasses.replace(comparison, table=table)
+    assert len(said.warnings) == 1
+    assert "M1: 20.0% of the trajectories have a Pareto k-hat above the limit; do not believe" in str(said)
+    assert leave_trajectory_out(fitted, draws=100, progress=False).limit == 0.5
+
+
+def test_other_runs_or_one_fit_are_refused(fitted, wrong) -> None:
+    with pytest.raises(BayeslawError, match="two fits or more; got 1"):
+        compare({"M1": fitted})
+    other = dataclasses.replace(wrong, runs=wrong.runs.iloc[1:])
+    with pytest.raises(BayeslawError, match="'M0' was fitted to other runs than 'M1'"):
+        compare({"M1": fitted, "M0": other})
