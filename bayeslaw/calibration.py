@@ -57,7 +57,13 @@ class Evaluation:
 
 
 def evaluate(
-    runs: pd.DataFrame, *, folds: int = 5, seed: int = 0, repetitions: int = 50, draws: int = 1000
+    runs: pd.DataFrame,
+    *,
+    law: str = "joint",
+    folds: int = 5,
+    seed: int = 0,
+    repetitions: int = 50,
+    draws: int = 1000,
 ) -> Evaluation:
     """Fit a table by posterior and by least squares, and predict networks left out of both.
 
@@ -65,6 +71,7 @@ def evaluate(
 
     Args:
         runs: Validated run table of one family.
+        law: The posterior's law, as in `bayeslaw.fit`; least squares is always that of the joint law.
         folds: Number of folds, from 2 to the number of configurations.
         seed: Seed of folds, sampler and bootstrap.
         repetitions: Refits of the least-squares bootstrap.
@@ -86,7 +93,7 @@ def evaluate(
     left_out, passed = [], []
     for index in tqdm(range(folds), desc="folds", disable=None, file=sys.stderr):
         inside, outside = runs[(fold != index).to_numpy()], runs[(fold == index).to_numpy()]
-        posterior = fit(inside, seed=seed, draws=draws, progress=False)
+        posterior = fit(inside, law=law, seed=seed, draws=draws, progress=False)
         passed.append(posterior.diagnose().passed)
         rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
         ours = posterior.predict(outside, kind="run", seed=seed, return_draws=True)
@@ -101,7 +108,7 @@ def evaluate(
                 rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(samples, [tail, 1 - tail], 0)
         left_out.append(rows)
     rows = pd.concat(left_out)
-    whole = fit(runs, seed=seed, draws=draws, progress=False)
+    whole = fit(runs, law=law, seed=seed, draws=draws, progress=False)
     passed.append(whole.diagnose().passed)
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
     return Evaluation(deviation, _coverage(rows, seed), rows, float(np.mean(passed)))

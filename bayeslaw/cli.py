@@ -1,4 +1,4 @@
-"""The command `bayeslaw`: quickstart, fit, predict, plan, evaluate."""
+"""The command `bayeslaw`: quickstart, fit, predict, plan, compare, evaluate."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 FitArgument = Annotated[Path, typer.Argument(metavar="FIT", help="Fit written by `bayeslaw fit` (.nc).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness, anchored, sparse or single.")]
 
 
 @app.command()
@@ -41,6 +42,10 @@ def quickstart(
 def fit(
     runs: Annotated[str, typer.Argument(metavar="RUNS", help="Run table (.parquet or .csv), or a recorded sweep.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Fit to write (.nc).")] = Path("fit.nc"),
+    law: LawOption = "joint",
+    effects: Annotated[str, typer.Option(help="Where runs differ: np (on eps_np), p (on p'), both, or none.")] = "np,p",
+    noise: Annotated[str, typer.Option(help="Noise of single levels: student_t or normal.")] = "student_t",
+    steep: Annotated[bool, typer.Option(help="Noise grows with the local slope.")] = True,
     column: Annotated[list[str] | None, typer.Option(help="Column mapping, ours=yours; repeatable.")] = None,
     n_test: Annotated[int | None, typer.Option(help="Test examples, if the table does not say.")] = None,
     chance_error: Annotated[float | None, typer.Option(help="Random-guess error, if the table does not say.")] = None,
@@ -49,7 +54,7 @@ def fit(
     draws: Annotated[int, typer.Option(help="Draws per chain.")] = 1000,
     seed: Seed = 0,
 ) -> None:
-    """Infer the law from a run table; print the posterior and the diagnostics."""
+    """Infer a law from a run table; print the posterior and the diagnostics."""
     from bayeslaw import fit as infer
     from bayeslaw.runs import load_recorded, load_runs, recorded_names
 
@@ -58,7 +63,10 @@ def fit(
         table = load_recorded(runs)
     else:
         table = load_runs(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
-    result = infer(table, seed=seed, chains=chains, warmup=warmup, draws=draws)
+    acting = [name for name in effects.split(",") if name not in ("", "none")]
+    result = infer(
+        table, law=law, effects=acting, noise=noise, steep=steep, seed=seed, chains=chains, warmup=warmup, draws=draws
+    )
     result.save(output)
     typer.echo(result.summary().round(3).to_string())
     typer.echo(f"\n{result.diagnose()}\n\nwritten to {output}")
@@ -139,8 +147,24 @@ def plan(
 
 
 @app.command()
+def compare(
+    fits: Annotated[list[Path], typer.Argument(metavar="FIT...", help="Two fits or more of the same runs (.nc).")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
+) -> None:
+    """Rank fits by the density they give to trajectories, and to rows, that are left out."""
+    from bayeslaw import compare as rank
+    from bayeslaw import load
+
+    result = rank({path.stem: load(path) for path in fits})
+    if output is not None:
+        result.table.to_csv(output, index_label="fit")
+    typer.echo(str(result))
+
+
+@app.command()
 def evaluate(
     runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
+    law: LawOption = "joint",
     folds: Annotated[int, typer.Option(help="Groups of configurations left out in turn.")] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
     seed: Seed = 0,
@@ -150,7 +174,7 @@ def evaluate(
     from bayeslaw.runs import load_recorded, load_runs, recorded_names
 
     table = load_recorded(runs) if runs in recorded_names() else load_runs(runs)
-    result = run(table, folds=folds, seed=seed)
+    result = run(table, law=law, folds=folds, seed=seed)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))

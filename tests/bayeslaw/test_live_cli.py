@@ -195,6 +195,11 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
         (["fit", tmp_path / "none.csv"], "no such file"),
         (["fit", "digits"], "run table is read from .parquet or .csv"),
         (["fit", table], "depth"),
+        (["fit", "digits_resnet", "--law", "cubic"], "law = 'cubic' must be one of joint, parameter_count"),
+        (["fit", "digits_resnet", "--effects", "q"], "effects = ['q'] must be of np, p"),
+        (["fit", "digits_resnet", "--noise", "white"], "noise = 'white' must be one of student_t, normal"),
+        (["fit", "digits_resnet", "--law", "single"], "is equation (1), for one network; the table has 45"),
+        (["compare", fit_file], "two fits or more; got 1"),
         (["fit", table, "--column", "depth"], "--column 'depth' must be ours=yours"),
         (["fit", table, "--column", "depth=layer"], "layer"),
         (["predict", tmp_path / "none.nc", *grid], "there is no such file"),
@@ -219,7 +224,7 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
 
 def test_help_of_every_command_names_its_options() -> None:
     for arguments, parts in (
-        ([], ["quickstart", "fit", "predict", "plan", "evaluate"]),
+        ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate"]),
         (["fit"], ["RUNS", "--column", "--n-test", "--chance-error", "--chains", "--warmup", "--draws", "--seed"]),
         (["predict"], ["FIT", "--depths", "--designs", "--kind", "--interval", "--output"]),
         (["plan"], ["FIT", "--target-error", "--confidence", "--allow-failed", "--figure"]),
