@@ -84,7 +84,7 @@ def quickstart(
     with tempfile.TemporaryDirectory() as scratch:
         live = LiveRun(runs[chosen].iloc[0], recorded_folder() / f"{SWEEP}.toml", Path(scratch) / "store")
         try:
-            posterior = fit(runs[~chosen], seed=seed)
+            posterior = fit(runs[~chosen], draws=DRAWS, seed=seed)
             say(f"\nposterior (90 % intervals)\n{posterior.summary().round(3).to_string()}")
             say(f"\ndiagnostics\n{posterior.diagnose()}")
             measured = live.wait()
