@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION
+from bayeslaw.hierarchy import spreads_at
 from bayeslaw.law import log_dense
 from bayeslaw.laws import Law, dense_of
 from bayeslaw.model import observation
@@ -212,9 +213,8 @@ def trajectory_log_likelihood(fit: Fit, *, draws: int = 1000, progress: bool = T
         Log likelihoods, `[draws, trajectories]`.
     """
     sample = _Sample.of(fit, draws)
-    location, spread = _conditional(fit, sample, draws)
+    location, spread, tau_p = _conditional(fit, sample, draws)
     log_e_run, effect = (_thinned(fit, name, draws) for name in ("log_e_run", "effect_p"))
-    tau_p = sample.value.get("tau_p", np.zeros((len(location), 1)))
     longest = int(np.bincount(sample.trajectory).max())
     columns = []
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -226,7 +226,7 @@ def trajectory_log_likelihood(fit: Fit, *, draws: int = 1000, progress: bool = T
         columns.append(
             _integrate(
                 fit.law, sample.value, {k: v[t] for k, v in sample.covariates.items()},
-                location[:, t], spread[:, t], tau_p[:, 0], np.stack([up[:, t], sideways[:, t]], axis=1),
+                location[:, t], spread[:, t], tau_p[:, t], np.stack([up[:, t], sideways[:, t]], axis=1),
                 np.arange(longest) < len(rows), *(values[index] for values in sample.columns),
             )
         )  # fmt: skip
@@ -286,21 +286,26 @@ def _importance(log_likelihood: NDArray) -> LeftOut:
     return LeftOut(np.asarray(elpd), np.asarray(pareto_k), limit)
 
 
-def _conditional(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArray]:
-    """Give mean and sd of log e of every trajectory, given the others of its configuration, `[draws, trajectories]`."""
+def _conditional(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Say where the effects of every trajectory can lie, given the others of its configuration.
+
+    Returns:
+        Mean and sd of log e, and the sd of the sideways effect, each `[draws, trajectories]`.
+    """
     value, configuration = sample.value, sample.configuration
     centre = np.asarray(
         log_dense(dense_of(value), sample.covariates["parameters"], sample.covariates["dataset_size"])
     ) * np.ones((1, len(configuration)))
     zero = np.zeros_like(centre)
+    value = value | {name: np.asarray(v) + zero for name, v in spreads_at(value, centre).items()}
     if "tau_np" not in value:
         log_e = _thinned(fit, "log_e", draws)
         assert log_e is not None
         alone = np.bincount(configuration)[configuration] == 1
         location = np.where(alone & ("sigma_np" in value), centre, log_e[:, configuration])
-        return location, np.where(alone, value.get("sigma_np", 0.0), zero)
+        return location, np.where(alone, value.get("sigma_np", zero), zero), value.get("tau_p", zero)
     if "sigma_np" not in value:
-        return centre, value["tau_np"] + zero
+        return centre, value["tau_np"], value.get("tau_p", zero)
     log_e_run = _thinned(fit, "log_e_run", draws)
     assert log_e_run is not None
     member = configuration[:, None] == np.arange(configuration.max() + 1)
@@ -308,7 +313,8 @@ def _conditional(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArra
     total = (log_e_run @ member)[:, configuration] - log_e_run
     between, within = value["sigma_np"] ** -2, value["tau_np"] ** -2
     precision = between + others * within
-    return (centre * between + total * within) / precision, np.sqrt(1 / precision + 1 / within)
+    location = (centre * between + total * within) / precision
+    return location, np.sqrt(1 / precision + 1 / within), value.get("tau_p", zero)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -44,6 +44,7 @@ def fit(
     effects: Sequence[str] = EFFECTS,
     noise: str = "student_t",
     steep: bool = True,
+    growth: bool = True,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -63,6 +64,7 @@ def fit(
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
         noise: Noise of single levels, `"student_t"` or `"normal"`.
         steep: Whether that noise grows with the local slope of the curve.
+        growth: Whether the spreads of configurations and runs grow with the error that the dense law expects.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
         seed: Seed of everything random; same seed, versions and machine give the same draws.
         chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.
@@ -90,7 +92,7 @@ def fit(
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     table = load_runs(runs, n_test=n_test, chance_error=chance_error)
     check_one_family(table)
-    structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep)
+    structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth)
     frame = make_frame(table, _chance_error(table))
     _warn_about(table, structure)
     resolved = {k: v for k, v in resolve_priors(priors, law=law).items() if k not in structure.without()}

@@ -45,10 +45,34 @@ def split_spread(spread: Mapping[str, Any], *, of_runs: bool = False) -> dict[st
     }
 
 
+def spreads_at(value: Mapping[str, Any], centre: Any) -> dict[str, Any]:
+    """Give the spreads of networks: those of the central one, grown with the error that the dense law expects.
+
+    Args:
+        value: `dense`, and as far as there are such parts `sigma_np`, `tau_np`, `tau_p`, `growth_np`, `growth_p`.
+        centre: Log e of the networks by the dense law.
+
+    Returns:
+        `sigma_np`, `tau_np` and `tau_p` as far as there are such effects, broadcast with `centre`.
+    """
+    above = centre - jnp.log(value["dense"])
+    growth = {name: value.get(f"growth_{name}", 0.0) * above for name in ("np", "p")}
+    parts = (("sigma_np", "np"), ("tau_np", "np"), ("tau_p", "p"))
+    return {name: value[name] * jnp.exp(growth[where]) for name, where in parts if name in value}
+
+
 def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
     """Sample log e of every trajectory, the configurations' own integrated out, and the sideways effects.
 
     Without trajectory effects on eps_np, log e of the configurations is sampled itself.
+
+    Args:
+        data: The data.
+        centre: Log e of the configurations by the dense law.
+        spread: Spreads of the configurations (`spreads_at`).
+
+    Returns:
+        log e and the sideways effect of every trajectory.
     """
     count = len(data.configuration)
     if "tau_np" in spread:
@@ -62,7 +86,7 @@ def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) ->
     if "tau_p" not in spread:
         return log_e, jnp.zeros(count)
     with numpyro.plate("trajectory", count):
-        return log_e, site("effect_p", dist.Normal(0.0, spread["tau_p"]))
+        return log_e, site("effect_p", dist.Normal(0.0, spread["tau_p"][data.configuration]))
 
 
 def standardised_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
@@ -75,9 +99,9 @@ def standardised_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any
     log_e, effect_p = own[data.configuration], jnp.zeros(count)
     with numpyro.plate("trajectory", count):
         if "tau_np" in spread:
-            log_e = log_e + spread["tau_np"] * site("standard_np", dist.Normal())
+            log_e = log_e + spread["tau_np"][data.configuration] * site("standard_np", dist.Normal())
         if "tau_p" in spread:
-            effect_p = spread["tau_p"] * site("standard_p", dist.Normal())
+            effect_p = spread["tau_p"][data.configuration] * site("standard_p", dist.Normal())
             numpyro.deterministic("effect_p", effect_p)
     numpyro.deterministic("log_e_run", log_e)
     return log_e, effect_p
@@ -112,7 +136,7 @@ def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) ->
 
     Args:
         key: JAX key.
-        value: One draw: constants of the dense law, `sigma_np`, `tau_np` and `log_e_run`; or `log_e` itself, where it
+        value: One draw: constants of the dense law, spreads, their growth and `log_e_run`; or `log_e` itself, where it
             was sampled.
         data: The data.
 
@@ -123,8 +147,10 @@ def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) ->
         return value["log_e"]
     centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
     size, mean, _ = _group_moments(value["log_e_run"], data)
-    precision = value["sigma_np"] ** -2 + size * value["tau_np"] ** -2
-    location = (centre * value["sigma_np"] ** -2 + size * mean * value["tau_np"] ** -2) / precision
+    spread = spreads_at(value, centre)
+    between, within = spread["sigma_np"] ** -2, spread["tau_np"] ** -2
+    precision = between + size * within
+    location = (centre * between + size * mean * within) / precision
     return location + jax.random.normal(key, location.shape) / jnp.sqrt(precision)
 
 
@@ -132,8 +158,8 @@ def estimate_spreads(value: Mapping[str, Any], data: Data) -> dict[str, jax.Arra
     """Estimate the spreads by moments, at one value of everything else.
 
     Args:
-        value: Constants of the dense law, `log_e_run` (or `log_e`, without effects of trajectories on it) and, with
-            sideways effects, `effect_p`.
+        value: Constants of the dense law, growth of the spreads, `log_e_run` (or `log_e`, without effects of
+            trajectories on it) and, with sideways effects, `effect_p`.
         data: The data.
 
     Returns:
@@ -141,13 +167,17 @@ def estimate_spreads(value: Mapping[str, Any], data: Data) -> dict[str, jax.Arra
         there are sideways effects.
     """
     centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
-    found = {"tau_p": jnp.sqrt(jnp.mean(value["effect_p"] ** 2)) + 0.01} if "effect_p" in value else {}
+    unit = spreads_at({**value, "sigma_np": 1.0, "tau_p": 1.0}, centre)
+    found = {}
+    if "effect_p" in value:
+        effect = value["effect_p"] / unit["tau_p"][data.configuration]
+        found = {"tau_p": jnp.sqrt(jnp.mean(effect**2)) + 0.01}
     if "log_e" in value:
-        return found | {"spread_np": jnp.sqrt(jnp.mean((value["log_e"] - centre) ** 2)) + 0.01}
+        return found | {"spread_np": jnp.sqrt(jnp.mean(((value["log_e"] - centre) / unit["sigma_np"]) ** 2)) + 0.01}
     size, mean, squares = _group_moments(value["log_e_run"], data)
     repeated = jnp.sum(size - 1)
-    within = jnp.sum(squares) / jnp.maximum(repeated, 1)
-    around = jnp.mean((mean - centre) ** 2)
+    within = jnp.sum(squares / unit["sigma_np"] ** 2) / jnp.maximum(repeated, 1)
+    around = jnp.mean(((mean - centre) / unit["sigma_np"]) ** 2)
     between = jnp.maximum(around - within * jnp.mean(1 / size), 0.1 * around)
     between, within = (jnp.where(repeated > 0, v, around / 2) + 1e-4 for v in (between, within))
     return found | {"spread_np": jnp.sqrt(between + within), "share_np": between / (between + within)}

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, varies
-from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, standardised_effects
+from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, spreads_at, standardised_effects
 from bayeslaw.law import log_dense
 from bayeslaw.laws import Law, dense_of, law_named, split_dense
 
@@ -41,6 +41,7 @@ class Structure:
         effects: Where trajectory effects act, of `np` and `p`; what the table cannot show has been left out.
         noise: `student_t` or `normal`.
         steep: Whether noise grows with the local slope.
+        growth: Whether spreads grow with the error that the dense law expects.
     """
 
     depth_varies: bool
@@ -51,6 +52,7 @@ class Structure:
     effects: tuple[str, ...] = EFFECTS
     noise: str = "student_t"
     steep: bool = True
+    growth: bool = True
 
     def without(self) -> set[str]:
         """Name the parameters that the model does not have."""
@@ -60,7 +62,10 @@ class Structure:
         absent |= set() if "p" in effects else {"tau_p"}
         absent |= set() if self.knows_n_test else {"floor"}
         absent |= set() if self.noise == "student_t" else {"nu"}
-        return absent | (set() if self.steep else {"kappa"})
+        absent |= set() if self.steep else {"kappa"}
+        grows = self.growth and not self.of_runs
+        absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
+        return absent | (set() if grows and "tau_p" not in absent else {"growth_p"})
 
     @property
     def of_runs(self) -> bool:
@@ -75,6 +80,7 @@ def structure_of(
     effects: tuple[str, ...] = EFFECTS,
     noise: str = "student_t",
     steep: bool = True,
+    growth: bool = True,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
 
@@ -105,6 +111,7 @@ def structure_of(
         effects=tuple(name for name in EFFECTS if name in effects),
         noise=noise,
         steep=steep,
+        growth=growth,
     )
 
 
@@ -113,9 +120,11 @@ def make_model(structure: Structure, *, centred: bool = True):
 
     For configuration i, trajectory t and row r
 
-        log e_i   ~ Normal(log(a n^-alpha + b m^-beta + c), sigma_np)          discrepancy of the configuration
-        log e_it  = log e_i + effect_np,      effect_np ~ Normal(0, tau_np)    the trajectory, up and down
-        log p'_it = log p' + effect_p,        effect_p  ~ Normal(0, tau_p)     the trajectory, sideways
+        log e~_i  = log(a n^-alpha + b m^-beta + c)                            the dense law
+        log e_i   ~ Normal(log e~_i, sigma_np g_np)                            discrepancy of the configuration
+        log e_it  = log e_i + effect_np,   effect_np ~ Normal(0, tau_np g_np)  the trajectory, up and down
+        log p'_it = log p' + effect_p,     effect_p  ~ Normal(0, tau_p g_p)    the trajectory, sideways
+        g         = (e~_i / e~ of the central network)^growth                  worse networks spread more
         eps_np    = eps_up e_it / sqrt(e_it^2 + 1)
         mean      = law(eps_np, eps_up, gamma, p', m*_r)
         response  ~ StudentT(nu, logit(mean), scale)
@@ -148,7 +157,8 @@ def make_model(structure: Structure, *, centred: bool = True):
         log_eps_up = data.log_chance + jnp.log(value["plateau"])
         value["log_eps_up"] = jnp.asarray(numpyro.deterministic("log_eps_up", log_eps_up))
         centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
-        log_e, effect_p = (centred_effects if centred else standardised_effects)(data, centre, spread)
+        at_network = spreads_at(value | spread, centre)
+        log_e, effect_p = (centred_effects if centred else standardised_effects)(data, centre, at_network)
         covariates = {name: jnp.asarray(v)[data.configuration] for name, v in data.covariates.items()}
         curve = law.curve(value, covariates, log_e, effect_p)
         of_row = jax.tree.map(lambda part: part[data.trajectory] if jnp.ndim(part) else part, curve)

@@ -21,6 +21,7 @@ from bayeslaw.predict import (
     configuration_draws,
     extrapolation,
     generator,
+    network_values,
     new_runs,
     parameter_draws,
     predict,
@@ -140,7 +141,9 @@ def plan(
     covariates = fit.frame.covariates(starts)
     log_e = configuration_draws(fit, starts, seed)
     curve = fit.law.curve(value, covariates, log_e, 0.0)
-    unpruned = np.asarray(average_error(fit.law, value, covariates, log_e, np.zeros(len(starts))))
+    unpruned = np.asarray(
+        average_error(fit.law, network_values(fit, value, covariates), covariates, log_e, np.zeros(len(starts)))
+    )
     starts["p_feasible"] = (unpruned <= target_error).mean(0)
     size, p_none = _sizes(np.asarray(fit.law.log_density_at(curve, np.log(target_error))), prunable, unprunable)
     if 1 - p_none < OUT_OF_REACH:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION
+from bayeslaw.hierarchy import spreads_at
 from bayeslaw.law import log_dense
 from bayeslaw.laws import Law, dense_of
 from bayeslaw.model import observation
@@ -87,6 +88,11 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
     return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
 
 
+def network_values(fit: Fit, value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
+    """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
+    return value | spreads_at(value, log_dense(dense_of(value), covariates["parameters"], covariates["dataset_size"]))
+
+
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> NDArray:
     """Draw log e of configurations, `[draws, configurations]`: their own posterior, else a fresh discrepancy."""
     value = parameter_draws(fit)
@@ -95,6 +101,7 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
     covariates = fit.frame.covariates(configurations)
     columns = {k: v[:, None] for k, v in value.items()}
     centre = log_dense(dense_of(columns), covariates["parameters"], covariates["dataset_size"])
+    spread = {k: np.broadcast_to(v, (len(own), len(configurations))) for k, v in spreads_at(columns, centre).items()}
     result = np.broadcast_to(centre, (len(own), len(configurations))).copy()
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         if row in known:
@@ -105,7 +112,7 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
                 "speaks of the fitted network alone; fit several configurations with law = 'joint'."
             )
         else:
-            result[:, i] += value["sigma_np"] * generator(seed, row, "discrepancy").standard_normal(len(result))
+            result[:, i] += spread["sigma_np"][:, i] * generator(seed, row, "discrepancy").standard_normal(len(result))
     return result
 
 
@@ -123,8 +130,8 @@ def average_error(
 
     Args:
         law: The law.
-        value: Its parameters, `log_eps_up` and the spreads of runs (`tau_np`, `tau_p`, where there are any), each
-            `[draws, 1]`.
+        value: Its parameters and `log_eps_up`, each `[draws, 1]`, and the spreads of runs of the networks (`tau_np`,
+            `tau_p`, where there are any), `[draws, designs]` or `[draws, 1]`.
         covariates: Of the designs, by name, each `[designs]`.
         log_e: Of the configuration, `[draws, designs]`.
         log_density: `[designs]`.
@@ -173,7 +180,11 @@ def _mean_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     blocks = []
     for block in order.reshape(-1, BLOCK):
         own = {name: values[block] for name, values in covariates.items()}
-        blocks.append(np.asarray(average_error(fit.law, value, own, log_e[:, block], log_density[block])))
+        blocks.append(
+            np.asarray(
+                average_error(fit.law, network_values(fit, value, own), own, log_e[:, block], log_density[block])
+            )
+        )
     return np.concatenate(blocks, axis=1)[:, : len(designs)]
 
 
@@ -192,13 +203,15 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
 
 def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray, NDArray]:
     """Draw log e and the sideways effect of a new run of every configuration, each `[draws, configurations]`."""
-    value = parameter_draws(fit)
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     log_e = configuration_draws(fit, configurations, seed)
     effect_p = np.zeros_like(log_e)
+    at_networks = network_values(fit, value, fit.frame.covariates(configurations))
+    spread = {k: np.asarray(at_networks[k]) + effect_p for k in ("tau_np", "tau_p") if k in at_networks}
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         normal = generator(seed, row, "run").standard_normal((2, len(log_e)))
-        log_e[:, i] += value.get("tau_np", 0.0) * normal[0]
-        effect_p[:, i] = value.get("tau_p", 0.0) * normal[1]
+        log_e[:, i] += spread["tau_np"][:, i] * normal[0] if "tau_np" in spread else 0.0
+        effect_p[:, i] = spread["tau_p"][:, i] * normal[1] if "tau_p" in spread else 0.0
     return log_e, effect_p
 
 

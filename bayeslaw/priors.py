@@ -48,6 +48,7 @@ def default_priors(law: str = "joint") -> dict[str, Prior]:
     """
     asked = law_named(law)
     paper, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
+    grown = "weak; small networks jitter most"
     small = "seeds of small runs spread by 5 to 35 %; keeps off 0 (Chung et al. 2013)"
     priors = {
         "gamma": Prior(dist.LogNormal(0.0, 0.75), "slope of the power-law region", paper),
@@ -67,6 +68,8 @@ def default_priors(law: str = "joint") -> dict[str, Prior]:
             dist.Uniform(0.0, 1.0), "share of that variance that belongs to the configuration, not the seed", "flat"
         ),
         "tau_p": Prior(dist.LogNormal(-1.6, 0.8), "spread of trajectories in p' (log, sideways)", small),
+        "growth_np": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spreads of eps_np", grown),
+        "growth_p": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spread of p'", grown),
         "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels (logit)", small),
         "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels (log m*)", small),
         "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.special
-from simulate import error_of, log_student_t, observation_of, saturated, slope_of_logit
+from simulate import error_of, log_student_t, observation_of, saturated, slope_of_logit, spread_at
 
 import bayeslaw
 from bayeslaw import BayeslawError, compare
@@ -48,11 +48,12 @@ def test_trajectories_are_integrated_over_their_effects(fitted) -> None:
             dense += draw["b"] * np.exp(-draw["beta"] * covariates["parameters"][i]) + draw["c"]
             # The other trajectory of the configuration is one more observation of its log e.
             (other,) = np.flatnonzero((configuration == i) & (np.arange(24) != t))
-            weights = np.array([draw["sigma_np"] ** -2, draw["tau_np"] ** -2])
+            sigma_np, tau_np, tau_p = (spread_at(draw, name, np.log(dense)) for name in ("sigma_np", "tau_np", "tau_p"))
+            weights = np.array([sigma_np**-2, tau_np**-2])
             mean = weights @ [np.log(dense), draws["log_e_run"][s, other]] / weights.sum()
-            sd = np.sqrt(1 / weights.sum() + draw["tau_np"] ** 2)
+            sd = np.sqrt(1 / weights.sum() + tau_np**2)
             rows = fitted.runs[constant["trajectory_of_row"].to_numpy() == t]
-            e, effect = np.exp(mean + sd * z)[:, None, None], (draw["tau_p"] * z)[:, None]
+            e, effect = np.exp(mean + sd * z)[:, None, None], (tau_p * z)[:, None]
             log_likelihood = log_density_of_rows(draw, rows, e, effect).sum(-1)
             log_prior = -0.5 * (z[:, None] ** 2 + z**2) - np.log(2 * np.pi)
             expected = scipy.special.logsumexp(log_likelihood + log_prior) + 2 * np.log(z[1] - z[0])

@@ -15,7 +15,7 @@ import xarray as xr
 from simulate import CONFIGURATION, Reference, Truth, simulate
 
 import bayeslaw
-from bayeslaw import fitting
+from bayeslaw import posterior
 from bayeslaw.errors import BayeslawError
 from bayeslaw.runs import load_runs
 
@@ -69,7 +69,7 @@ def test_posterior_of_the_law_is_that_of_quadrature() -> None:
     priors = pinned(**constants, spread_np=1e-3)
     assert jnp.ones(1).dtype == jnp.float32
     with pytest.warns(UserWarning) as caught:
-        fit = bayeslaw.fit(table, priors=priors, seed=4, chains=2, draws=1500)
+        fit = bayeslaw.fit(table, priors=priors, growth=False, seed=4, chains=2, draws=1500)
     assert [str(warning.message).split()[0] for warning in caught] == ["dataset_size", "The"]
     assert fit.settings["metric"] == "adapted"
     assert not jax.config.jax_enable_x64
@@ -110,7 +110,7 @@ def test_posterior_of_the_spreads_is_that_of_quadrature() -> None:
         "share_np": dist.Beta(3.0, 3.0),
         "tau_p": dist.LogNormal(-1.6, 0.5),
     }
-    fit = bayeslaw.fit(simulated.runs, priors=priors, seed=6, chains=2, draws=2000)
+    fit = bayeslaw.fit(simulated.runs, priors=priors, growth=False, seed=6, chains=2, draws=2000)
     assert fit.settings["metric"] == "laplace"
 
     reference = Reference(load_runs(simulated.runs))
@@ -267,10 +267,10 @@ def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:
     for name in ("truncated", "damaged", "empty", "text", "longer", "foreign"):
         with pytest.raises(BayeslawError, match=rf"{name}\.nc: not a fit written by Fit\.save, or damaged.*fit again"):
             bayeslaw.load(tmp_path / f"{name}.nc")
-    monkeypatch.setattr(fitting, "FORMAT", 99)
+    monkeypatch.setattr(posterior, "FORMAT", 99)
     fitted.save(tmp_path / "future.nc")
     monkeypatch.undo()
-    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 1; fit again"):
+    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 2; fit again"):
         bayeslaw.load(tmp_path / "future.nc")
     with pytest.raises(BayeslawError, match=r"nowhere\.nc: there is no such file; give the path"):
         bayeslaw.load(tmp_path / "nowhere.nc")

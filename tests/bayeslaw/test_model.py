@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 from numpyro.infer.util import potential_energy
-from simulate import Reference, Truth, simulate
+from simulate import Reference, Truth, simulate, spread_at
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import _starts as starts_of
@@ -26,7 +26,8 @@ from bayeslaw.runs import load_runs
 
 #: How far a Monte Carlo estimate may lie from the truth, in its standard errors; fixed before any seed was drawn.
 STANDARD_ERRORS = 5.0
-#: Parameters between 0 and 1; all others but phi and psi are positive.
+#: Parameters on the whole line, and between 0 and 1; all others are positive.
+UNBOUNDED = ("phi", "psi", "growth_np", "growth_p")
 SHARES = ("plateau", "share_c", "share_n", "share_np")
 with jax.enable_x64(True):
     PRIORS = default_priors()
@@ -77,7 +78,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
     middle = {
         "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06,
-        "kappa": 0.15, "floor": 1.0, "nu": 9.0,
+        "kappa": 0.15, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2,
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
@@ -113,7 +114,7 @@ def unconstrained(values: dict[str, float]) -> tuple[dict[str, float], float]:
     """Map parameters to the whole line, with the log Jacobian of the way back."""
     flat, jacobian = {}, 0.0
     for name, value in values.items():
-        if name in ("phi", "psi"):
+        if name in UNBOUNDED:
             flat[name] = value
         elif name in SHARES:
             flat[name] = np.log(value / (1 - value))
@@ -139,20 +140,23 @@ def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
     configurations, trajectories = len(reference.configurations), len(reference.trajectories)
     for _ in range(10):
         values = random_values(rng, reference, structure)
-        sigma_np, tau_np = spreads_of(values)
+        between, within = spreads_of(values)
         flat: dict[str, Any]
         flat, expected = unconstrained(values)
         expected += sum(prior_log_density(name, value) for name, value in values.items())
         centre = reference.log_dense(values)
+        at_network = values | {"sigma_np": between, "tau_np": within}
+        sigma_np, tau_np, tau_p = (spread_at(at_network, name, centre) for name in ("sigma_np", "tau_np", "tau_p"))
+        tau_p = tau_p[reference.configuration]
         own, up, sideways = (rng.standard_normal(n) for n in (configurations, trajectories, trajectories))
-        log_e = (centre + sigma_np * own)[reference.configuration] + tau_np * up * effects
-        effect_p = values.get("tau_p", 0.0) * sideways
+        log_e = (centre + sigma_np * own)[reference.configuration] + tau_np[reference.configuration] * up * effects
+        effect_p = tau_p * sideways
         if centred and effects:
             flat |= {"log_e_run": log_e, "effect_p": effect_p}
             # The model leaves out the constant of the integrated normals.
             constant = 0.5 * trajectories * np.log(2 * np.pi)
             expected += reference.log_density_of_groups(log_e, centre, sigma_np, tau_np) + constant
-            expected += scipy.stats.norm.logpdf(effect_p, 0, values["tau_p"]).sum()
+            expected += scipy.stats.norm.logpdf(effect_p, 0, tau_p).sum()
         elif centred:
             flat["log_e"] = centre + sigma_np * own
             expected += scipy.stats.norm.logpdf(sigma_np * own, 0, sigma_np).sum()
@@ -223,13 +227,19 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
     _, data = parts_of(table)
     reference = Reference(table)
     dense = {"dense": 0.12, "share_c": 0.08, "share_n": 0.55, "alpha": 0.6, "beta": 0.5}
-    value = dense | {"sigma_np": 0.3, "tau_np": 0.2, "log_e_run": rng.normal(-2.0, 0.4, len(reference.trajectories))}
+    value = dense | {
+        "sigma_np": 0.3,
+        "tau_np": 0.2,
+        "growth_np": 0.6,
+        "log_e_run": rng.normal(-2.0, 0.4, len(reference.trajectories)),
+    }
     keys = jax.random.split(jax.random.PRNGKey(0), draws)
     drawn = np.asarray(jax.jit(jax.vmap(lambda key: draw_configurations(key, value, data)))(keys))
     centre = reference.log_dense(dense)
     for i in range(len(reference.configurations)):
         own = value["log_e_run"][reference.configuration == i]
-        joint = 0.3**2 * np.ones((len(own) + 1, len(own) + 1)) + np.diag([0.0] + [0.2**2] * len(own))
+        sigma, tau = (spread_at(value, name, centre[i]) for name in ("sigma_np", "tau_np"))
+        joint = sigma**2 * np.ones((len(own) + 1, len(own) + 1)) + np.diag([0.0] + [tau**2] * len(own))
         weights = np.linalg.solve(joint[1:, 1:], joint[1:, 0])
         mean, variance = centre[i] + weights @ (own - centre[i]), joint[0, 0] - weights @ joint[1:, 0]
         assert abs(drawn[:, i].mean() - mean) < STANDARD_ERRORS * np.sqrt(variance / draws)
@@ -282,7 +292,7 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     assert structure_of(small_table("full")) == Structure(True, True, True, True)
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
     assert structure_of(shallow) == Structure(False, True, False, False)
-    assert structure_of(shallow).without() == {"share_np", "tau_p", "floor"}
+    assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_p", "floor"}
     assert set(SPREADS) <= set(PRIORS)
 
 

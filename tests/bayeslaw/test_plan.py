@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate import count_parameters, error_of, kept_by_round, observation_of, saturated, slope_of_logit
+from simulate import count_parameters, error_of, kept_by_round, observation_of, saturated, slope_of_logit, spread_at
 
 from bayeslaw import BayeslawError, frontier
 from bayeslaw.law import Curve, log_m_at
@@ -173,6 +173,13 @@ def test_sizes_are_those_of_a_search_over_densities(gamma, eps_np, rise, log_p, 
         assert size.item() == pytest.approx(reached[0] * prunable + unprunable, rel=2.1e-4)
 
 
+def dense_of(fit, draws: dict, depth: float, width: float, dataset_size: int) -> np.ndarray:
+    """Compute log e of a network by the dense law, draw by draw."""
+    at = fit.frame.covariates(pd.DataFrame({"depth": [depth], "width": [width], "dataset_size": [dataset_size]}))
+    by_size = draws["a"] * np.exp(-draws["alpha"] * at["dataset_size"])
+    return np.log(by_size + draws["b"] * np.exp(-draws["beta"] * at["parameters"]) + draws["c"])
+
+
 def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) -> None:
     """All trained starts at once, draw by draw and in the paper's units, by search over 2,000 densities: probability of
     being best, of being feasible, and quantiles of the size. Run effects are averaged with 20 nodes each.
@@ -193,7 +200,10 @@ def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) ->
         feasible = errors[:, -1] <= target
         prunable, other = count_parameters(int(depth), int(width))
         sizes[feasible, i] = densities[first[feasible]] * prunable + other
-        up, sideways = (np.exp(draws[name] * nodes[:, None]) for name in ("tau_np", "tau_p"))
+        tau_np, tau_p = (
+            spread_at(draws, name, dense_of(fitted, draws, depth, width, 250)) for name in ("tau_np", "tau_p")
+        )
+        up, sideways = np.exp(tau_np * nodes[:, None]), np.exp(tau_p * nodes[:, None])
         runs = (saturated(e * up, draws["eps_up"])[:, None], draws["eps_up"], draws["gamma"], scale * sideways)
         mean = np.einsum("i,j,ijk->k", weights, weights, error_of(*runs, 1.0))
         row = made.starts.iloc[i]
@@ -221,8 +231,9 @@ def test_the_recommended_round_is_the_deepest_that_is_sure_enough(fitted, plan, 
     with jax.enable_x64(True):
         log_e = configuration_draws(fitted, design, seed=8)[:, 0]
     normal = rng.standard_normal((2, len(log_e)))
-    eps_np = saturated(np.exp(log_e + draws["tau_np"] * normal[0]), draws["eps_up"])
-    p = draws["p_prime"] * np.exp(draws["tau_p"] * normal[1])
+    log_dense = dense_of(fitted, draws, depth, width, 1000)
+    eps_np = saturated(np.exp(log_e + spread_at(draws, "tau_np", log_dense) * normal[0]), draws["eps_up"])
+    p = draws["p_prime"] * np.exp(spread_at(draws, "tau_p", log_dense) * normal[1])
     prunable, _ = count_parameters(depth, width)
     kept, reached = kept_by_round(prunable, int(row["rounds"]) + 1), []
     for count in kept[-2:]:

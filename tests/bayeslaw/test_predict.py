@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from simulate import error_of, saturated
+from simulate import error_of, saturated, spread_at
 
 from bayeslaw import BayeslawError
 from bayeslaw.laws import law_named
@@ -162,7 +162,8 @@ def test_a_trained_configuration_has_its_own_posterior_and_another_a_fresh_discr
     by_size = columns["a"] * np.exp(-columns["alpha"] * covariates["dataset_size"])
     by_parameters = columns["b"] * np.exp(-columns["beta"] * covariates["parameters"])
     centre = np.log(by_size + by_parameters + columns["c"])
-    sets = [(draws[:, 12:] - centre) / value["sigma_np"][:, None] for draws in (log_e, other_seed)]
+    spread = spread_at({name: v[:, None] for name, v in value.items()}, "sigma_np", centre)
+    sets = [(draws[:, 12:] - centre) / spread for draws in (log_e, other_seed)]
     fresh = np.concatenate(sets, axis=1)
     assert np.abs(fresh.mean(0)).max() < 0.09
     assert np.abs(fresh.std(0) - 1).max() < 0.065

@@ -71,6 +71,12 @@ def observation_of(error: Any, slope: Any, n_test: Any, value: Mapping[str, Any]
     return np.log(wrong / right), np.sqrt(floor**2 * binomial + value["sigma"] ** 2 + (value["kappa"] * slope) ** 2)
 
 
+def spread_at(value: Mapping[str, Any], name: str, log_dense: Any) -> Any:
+    """Grow a spread of the central network to that of one whose dense law says `log_dense`; 0 where there is none."""
+    growth = value.get("growth_p" if name == "tau_p" else "growth_np", 0.0)
+    return value.get(name, 0.0) * np.exp(growth * (log_dense - np.log(value["dense"])))
+
+
 def log_student_t(x: Any, nu: Any, location: Any, scale: Any) -> Any:
     """Compute the log density of Student's t."""
     z = (x - location) / scale
@@ -198,11 +204,11 @@ class Reference:
         location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), self.n_test, value)
         return log_student_t(self.response, value["nu"], location, scale)
 
-    def log_density_of_groups(self, log_e: NDArray, centre: NDArray, sigma_np: float, tau_np: float) -> float:
+    def log_density_of_groups(self, log_e: NDArray, centre: NDArray, sigma_np: NDArray, tau_np: NDArray) -> float:
         """Compute the log density of the trajectories' log e, jointly normal within a configuration."""
         total = 0.0
         for i in range(len(self.configurations)):
             own = log_e[self.configuration == i]
-            covariance = sigma_np**2 * np.ones((len(own), len(own))) + tau_np**2 * np.eye(len(own))
+            covariance = sigma_np[i] ** 2 * np.ones((len(own), len(own))) + tau_np[i] ** 2 * np.eye(len(own))
             total += scipy.stats.multivariate_normal.logpdf(own, np.full(len(own), centre[i]), covariance)
         return float(total)
