@@ -44,7 +44,7 @@ def fit(
     effects: Sequence[str] = EFFECTS,
     noise: str = "student_t",
     steep: bool = True,
-    growth: bool = True,
+    growth: bool | None = None,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -64,7 +64,8 @@ def fit(
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
         noise: Noise of single levels, `"student_t"` or `"normal"`.
         steep: Whether that noise grows with the local slope of the curve.
-        growth: Whether the spreads of configurations and runs grow with the error that the dense law expects.
+        growth: Whether the spreads of configurations and runs grow with the error that the dense law expects; by
+            default where there are 20 configurations or more to tell.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
         seed: Seed of everything random; same seed, versions and machine give the same draws.
         chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.

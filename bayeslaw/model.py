@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Where the effects of a training run can act: up and down on eps_np, sideways on log p'.
 EFFECTS = ("np", "p")
+#: With fewer configurations than this nothing tells how spreads grow with the error.
+MANY_CONFIGURATIONS = 20
 NOISES = ("student_t", "normal")
 
 
@@ -80,9 +82,11 @@ def structure_of(
     effects: tuple[str, ...] = EFFECTS,
     noise: str = "student_t",
     steep: bool = True,
-    growth: bool = True,
+    growth: bool | None = None,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
+
+    Where `growth` is not given, it takes `MANY_CONFIGURATIONS` for the spreads' growth to be informed.
 
     Raises:
         BayeslawError: The law, an effect or the noise is unknown, or the law is for one configuration and there are
@@ -111,7 +115,7 @@ def structure_of(
         effects=tuple(name for name in EFFECTS if name in effects),
         noise=noise,
         steep=steep,
-        growth=growth,
+        growth=configurations >= MANY_CONFIGURATIONS if growth is None else growth,
     )
 
 

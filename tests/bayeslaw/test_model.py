@@ -58,7 +58,7 @@ KINDS = ["full", "no n_test", "no trajectory", "one replicate"]
 
 
 def parts_of(table: pd.DataFrame) -> tuple[Structure, Data]:
-    structure, frame = structure_of(table), make_frame(table, 0.9)
+    structure, frame = structure_of(table, growth=True), make_frame(table, 0.9)
     data, _, _ = make_data(table, frame)
     return structure, Data(*(jnp.asarray(part) for part in data))
 
@@ -289,10 +289,13 @@ def test_covariates_are_centred_on_configurations_not_on_rows() -> None:
 
 
 def test_structure_says_what_the_table_can_speak_about() -> None:
-    assert structure_of(small_table("full")) == Structure(True, True, True, True)
+    assert structure_of(small_table("full")) == Structure(True, True, True, True, growth=False)
+    many = simulate(Truth(), widths=range(1, 11), dataset_sizes=(1000,), levels=(0, 9)).runs
+    assert structure_of(load_runs(many)) == Structure(True, True, True, True, growth=True)
+    assert structure_of(small_table("full"), growth=True).without() == set()
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
-    assert structure_of(shallow) == Structure(False, True, False, False)
-    assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_p", "floor"}
+    assert structure_of(shallow) == Structure(False, True, False, False, growth=False)
+    assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_np", "growth_p", "floor"}
     assert set(SPREADS) <= set(PRIORS)
 
 
