@@ -83,9 +83,13 @@ def wrong(simulated) -> bayeslaw.Fit:
     return bayeslaw.fit(simulated.runs, law="parameter_count", chains=2, draws=500, progress=False)
 
 
-def test_the_true_law_ranks_first(fitted, wrong) -> None:
+@pytest.fixture(scope="module")
+def comparison(fitted, wrong) -> bayeslaw.Comparison:
+    return compare({"M0": wrong, "M1": fitted}, draws=500, progress=False)
+
+
+def test_the_true_law_ranks_first(comparison) -> None:
     """The runs have psi = 1.2, the wrong law in effect 2, most of which its wider sideways effects take up."""
-    comparison = compare({"M0": wrong, "M1": fitted}, draws=500, progress=False)
     table = comparison.table
     assert table.index.tolist() == ["M1", "M0"]
     assert table["law"].tolist() == ["joint", "parameter_count"]
@@ -97,8 +101,7 @@ def test_the_true_law_ranks_first(fitted, wrong) -> None:
     assert table["lto_elpd"].iloc[0] < table["loo_elpd"].iloc[0]  # a row has the rest of its trajectory
 
 
-def test_what_must_not_be_believed_is_said(fitted, wrong) -> None:
-    comparison = compare({"M0": wrong, "M1": fitted}, draws=500, progress=False)
+def test_what_must_not_be_believed_is_said(fitted, comparison) -> None:
     table = comparison.table.assign(lto_bad_k=[0.2, 0.0], lto_believe=[False, True], loo_believe=True)
     said = dataclasses.replace(comparison, table=table)
     assert len(said.warnings) == 1
