@@ -92,6 +92,7 @@ def compare(fits: Mapping[str, Fit], *, draws: int = 1000, progress: bool = True
         (integrating the effects of what is left out).
 
     Example:
+        >>> import bayeslaw
         >>> bayeslaw.compare({"M1": fit, "M2": bayeslaw.fit(runs, law="sharpness")})  # doctest: +SKIP
     """
     _check(fits)

@@ -153,7 +153,7 @@ def one_network():
 
 def test_one_network_is_fitted_by_equation_1(one_network) -> None:
     """It knows its own curve, and nothing of any other network."""
-    fit = bayeslaw.fit(one_network, law="single", chains=2, draws=1000, progress=False)
+    fit = bayeslaw.fit(one_network, law="single", chains=2, draws=500, progress=False)
     assert {"phi", "psi", "alpha", "sigma_np"}.isdisjoint(fit.posterior)
     assert {"tau_np", "tau_p", "knee", "gamma"} <= set(fit.posterior)
     own = one_network[one_network["replicate"] == 0]

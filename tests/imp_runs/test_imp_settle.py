@@ -42,11 +42,8 @@ def test_the_corners_at_the_smallest_size_are_trained_for_half_as_long_again(toy
     assert (table["settled"] == (table["moved"].abs() <= table["seed_sd"])).all()
 
 
-def test_a_training_that_has_only_begun_is_not_settled_and_one_that_stands_still_is(toy) -> None:
-    """Four epochs at a small rate are the beginning of learning; at none, longer training changes nothing."""
+def test_a_training_that_has_only_begun_is_not_settled(toy) -> None:
+    """Four epochs at a small rate are the beginning of learning."""
     training = {"epochs": 4, "batch_size": 16, "milestones": (), "decay": 1.0, "dataset_size": 400}
-    begun, still = (
-        tuple(toy(width=width, learning_rate=rate, **training) for width in (32, 64)) for rate in (0.003, 1e-9)
-    )
+    begun = tuple(toy(width=width, learning_rate=0.003, **training) for width in (32, 64))
     assert not settle(Sweep("begun", begun, begun[0].protocol), workers=1, device="cpu")["settled"].any()
-    assert settle(Sweep("still", still, still[0].protocol), workers=1, device="cpu")["settled"].all()
