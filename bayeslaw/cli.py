@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bayeslaw.errors import BayeslawError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,13 +59,9 @@ def fit(
 ) -> None:
     """Infer a law from a run table; print the posterior and the diagnostics."""
     from bayeslaw import fit as infer
-    from bayeslaw.runs import load_recorded, load_runs, recorded_names
 
     mapping = dict(_pair(entry) for entry in column or [])
-    if runs in recorded_names():
-        table = load_recorded(runs)
-    else:
-        table = load_runs(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
+    table = _table(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
     acting = [name for name in effects.split(",") if name not in ("", "none")]
     result = infer(
         table, law=law, effects=acting, noise=noise, steep=steep, seed=seed, chains=chains, warmup=warmup, draws=draws
@@ -171,13 +170,18 @@ def evaluate(
 ) -> None:
     """Compare posterior and least squares: deviation, seed spread, coverage on networks left out."""
     from bayeslaw.calibration import evaluate as run
-    from bayeslaw.runs import load_recorded, load_runs, recorded_names
 
-    table = load_recorded(runs) if runs in recorded_names() else load_runs(runs)
-    result = run(table, law=law, folds=folds, seed=seed)
+    result = run(_table(runs), law=law, folds=folds, seed=seed)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))
+
+
+def _table(runs: str, **reading: Any) -> pd.DataFrame:
+    """Load a recorded sweep by its name, else the run table of a path."""
+    from bayeslaw.runs import load_recorded, load_runs, recorded_names
+
+    return load_recorded(runs) if runs in recorded_names() else load_runs(runs, **reading)
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pandas as pd
 from tqdm import tqdm
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.hierarchy import spreads_at
-from bayeslaw.law import log_dense
-from bayeslaw.laws import Law, dense_of
-from bayeslaw.model import observation
+from bayeslaw.laws import Law, log_dense_at
+from bayeslaw.model import response_distribution
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import parameter_draws
 
@@ -294,9 +292,7 @@ def _conditional(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArra
         Mean and sd of log e, and the sd of the sideways effect, each `[draws, trajectories]`.
     """
     value, configuration = sample.value, sample.configuration
-    centre = np.asarray(
-        log_dense(dense_of(value), sample.covariates["parameters"], sample.covariates["dataset_size"])
-    ) * np.ones((1, len(configuration)))
+    centre = np.asarray(log_dense_at(value, sample.covariates)) * np.ones((1, len(configuration)))
     zero = np.zeros_like(centre)
     value = value | {name: np.asarray(v) + zero for name, v in spreads_at(value, centre).items()}
     if "tau_np" not in value:
@@ -323,9 +319,7 @@ def _row_densities(
     law: Law, value: Any, covariates: Any, log_e: Any, effect: Any, response: Any, log_density: Any, n_test: Any
 ) -> jax.Array:
     curve = law.curve(value, covariates, log_e, effect)
-    location, scale = observation(law, curve, log_density, n_test, value)
-    noise = dist.StudentT(value["nu"], location, scale) if "nu" in value else dist.Normal(location, scale)
-    return jnp.asarray(noise.log_prob(response))
+    return jnp.asarray(response_distribution(law, curve, log_density, n_test, value).log_prob(response))
 
 
 @functools.partial(jax.jit, static_argnums=0)

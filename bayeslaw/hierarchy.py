@@ -11,8 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayeslaw.frame import Data
-from bayeslaw.law import log_dense
-from bayeslaw.laws import dense_of
+from bayeslaw.laws import log_dense_at
 
 #: Spreads of latent effects; every other parameter enters the likelihood directly.
 SPREADS = ("spread_np", "share_np", "tau_p")
@@ -145,7 +144,7 @@ def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) ->
     """
     if "log_e" in value:
         return value["log_e"]
-    centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
+    centre = log_dense_at(value, data.covariates)
     size, mean, _ = _group_moments(value["log_e_run"], data)
     spread = spreads_at(value, centre)
     between, within = spread["sigma_np"] ** -2, spread["tau_np"] ** -2
@@ -166,7 +165,7 @@ def estimate_spreads(value: Mapping[str, Any], data: Data) -> dict[str, jax.Arra
         `spread_np`, `share_np` where there are both parts (one half where nothing is replicated), and `tau_p` where
         there are sideways effects.
     """
-    centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
+    centre = log_dense_at(value, data.covariates)
     unit = spreads_at({**value, "sigma_np": 1.0, "tau_p": 1.0}, centre)
     found = {}
     if "effect_p" in value:

@@ -166,7 +166,7 @@ class SparseLaw(Law):
         log_parameters = dense.log_b - dense.beta * covariates["parameters"]
         log_data = jnp.logaddexp(dense.log_a - dense.alpha * covariates["dataset_size"], jnp.asarray(dense.log_c))
         return SparseCurve(
-            log_e - log_dense(dense, covariates["parameters"], covariates["dataset_size"]),
+            log_e - log_dense_at(value, covariates),
             log_data,
             log_parameters + jnp.log(value["sparse_share"]),
             log_parameters + jnp.log1p(-value["sparse_share"]),
@@ -258,3 +258,8 @@ def dense_of(value: Mapping[str, Any]) -> Dense:
     if not terms:
         return Dense(_NOTHING, 0.0, _NOTHING, 0.0, jnp.log(value["dense"]))
     return Dense(jnp.log(terms["a"]), value["alpha"], jnp.log(terms["b"]), value["beta"], jnp.log(terms["c"]))
+
+
+def log_dense_at(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> jax.Array:
+    """Compute log e of networks by the dense law, from parameter values and centred covariates."""
+    return log_dense(dense_of(value), covariates["parameters"], covariates["dataset_size"])

@@ -16,8 +16,7 @@ import numpyro.distributions as dist
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, varies
 from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, spreads_at, standardised_effects
-from bayeslaw.law import log_dense
-from bayeslaw.laws import Law, dense_of, law_named, split_dense
+from bayeslaw.laws import Law, law_named, log_dense_at, split_dense
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,15 +159,14 @@ def make_model(structure: Structure, *, centred: bool = True):
             numpyro.deterministic(name, term)
         log_eps_up = data.log_chance + jnp.log(value["plateau"])
         value["log_eps_up"] = jnp.asarray(numpyro.deterministic("log_eps_up", log_eps_up))
-        centre = log_dense(dense_of(value), data.parameters, data.dataset_size)
+        centre = log_dense_at(value, data.covariates)
         at_network = spreads_at(value | spread, centre)
         log_e, effect_p = (centred_effects if centred else standardised_effects)(data, centre, at_network)
         covariates = {name: jnp.asarray(v)[data.configuration] for name, v in data.covariates.items()}
         curve = law.curve(value, covariates, log_e, effect_p)
         of_row = jax.tree.map(lambda part: part[data.trajectory] if jnp.ndim(part) else part, curve)
-        location, scale = observation(law, of_row, data.log_density, data.n_test, value)
-        noise = dist.StudentT(value["nu"], location, scale) if "nu" in value else dist.Normal(location, scale)
-        numpyro.sample("response", noise, obs=data.response)
+        measured = response_distribution(law, of_row, data.log_density, data.n_test, value)
+        numpyro.sample("response", measured, obs=data.response)
 
     return model
 
@@ -197,6 +195,12 @@ def observation(
     if "kappa" in value:
         variance = variance + (value["kappa"] * law.log_slope(curve, log_density) / (1 - mean)) ** 2
     return jnp.log(wrong) - jnp.log(right), jnp.sqrt(variance)
+
+
+def response_distribution(law: Law, curve: Any, log_density: Any, n_test: Any, value: Mapping[str, Any]) -> Any:
+    """Give the distribution of the empirical logit of a measured error; arguments are those of `observation`."""
+    location, scale = observation(law, curve, log_density, n_test, value)
+    return dist.StudentT(value["nu"], location, scale) if "nu" in value else dist.Normal(location, scale)
 
 
 def starting_values(data: Data, structure: Structure) -> dict[str, NDArray]:

@@ -142,7 +142,7 @@ def plan(
     log_e = configuration_draws(fit, starts, seed)
     curve = fit.law.curve(value, covariates, log_e, 0.0)
     unpruned = np.asarray(
-        average_error(fit.law, network_values(fit, value, covariates), covariates, log_e, np.zeros(len(starts)))
+        average_error(fit.law, network_values(value, covariates), covariates, log_e, np.zeros(len(starts)))
     )
     starts["p_feasible"] = (unpruned <= target_error).mean(0)
     size, p_none = _sizes(np.asarray(fit.law.log_density_at(curve, np.log(target_error))), prunable, unprunable)

@@ -15,8 +15,7 @@ import xarray as xr
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.hierarchy import spreads_at
-from bayeslaw.law import log_dense
-from bayeslaw.laws import Law, dense_of
+from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.model import observation
 from bayeslaw.precision import in_float64
 
@@ -88,9 +87,9 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
     return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
 
 
-def network_values(fit: Fit, value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
+def network_values(value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
     """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
-    return value | spreads_at(value, log_dense(dense_of(value), covariates["parameters"], covariates["dataset_size"]))
+    return value | spreads_at(value, log_dense_at(value, covariates))
 
 
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> NDArray:
@@ -98,9 +97,8 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
     value = parameter_draws(fit)
     own = fit.posterior["log_e"].to_numpy().reshape(len(value["dense"]), -1)
     known = {tuple(row): i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
-    covariates = fit.frame.covariates(configurations)
     columns = {k: v[:, None] for k, v in value.items()}
-    centre = log_dense(dense_of(columns), covariates["parameters"], covariates["dataset_size"])
+    centre = log_dense_at(columns, fit.frame.covariates(configurations))
     spread = {k: np.broadcast_to(v, (len(own), len(configurations))) for k, v in spreads_at(columns, centre).items()}
     result = np.broadcast_to(centre, (len(own), len(configurations))).copy()
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
@@ -181,9 +179,7 @@ def _mean_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     for block in order.reshape(-1, BLOCK):
         own = {name: values[block] for name, values in covariates.items()}
         blocks.append(
-            np.asarray(
-                average_error(fit.law, network_values(fit, value, own), own, log_e[:, block], log_density[block])
-            )
+            np.asarray(average_error(fit.law, network_values(value, own), own, log_e[:, block], log_density[block]))
         )
     return np.concatenate(blocks, axis=1)[:, : len(designs)]
 
@@ -206,7 +202,7 @@ def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     log_e = configuration_draws(fit, configurations, seed)
     effect_p = np.zeros_like(log_e)
-    at_networks = network_values(fit, value, fit.frame.covariates(configurations))
+    at_networks = network_values(value, fit.frame.covariates(configurations))
     spread = {k: np.asarray(at_networks[k]) + effect_p for k in ("tau_np", "tau_p") if k in at_networks}
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         normal = generator(seed, row, "run").standard_normal((2, len(log_e)))
