@@ -1,0 +1,33 @@
+"""What each part of the model is worth: fit one table in several ways, and leave whole trajectories out.
+
+    uv run python tests/benchmarks/variants.py digits_resnet
+
+The README's table is this script's; about ten minutes on two cores.
+"""
+
+import sys
+
+import bayeslaw
+
+VARIANTS = {
+    "joint": {},
+    "law=sharpness": {"law": "sharpness"},
+    "law=parameter_count": {"law": "parameter_count"},
+    "law=anchored": {"law": "anchored"},
+    "effects=np": {"effects": ["np"]},
+    "effects=p": {"effects": ["p"]},
+    "steep=False": {"steep": False},
+    "noise=normal": {"noise": "normal"},
+    "growth=False": {"growth": False},
+}
+
+
+def main() -> None:
+    """Fit, rank, print."""
+    runs = bayeslaw.load_recorded(sys.argv[1] if len(sys.argv) > 1 else "digits_resnet")
+    fits = {name: bayeslaw.fit(runs, draws=500, **settings) for name, settings in VARIANTS.items()}
+    print(bayeslaw.compare(fits))
+
+
+if __name__ == "__main__":
+    main()
