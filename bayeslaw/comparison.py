@@ -18,7 +18,7 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
-from bayeslaw.model import response_distribution
+from bayeslaw.noise import response_distribution
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import parameter_draws
 

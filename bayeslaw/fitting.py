@@ -17,8 +17,8 @@ from numpyro.distributions import biject_to
 
 from bayeslaw.density import Context, constrain, flat_potential, named_potential, shapes_of
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, Data, Frame, check_one_family, make_data, make_frame, varies
-from bayeslaw.hierarchy import estimate_spreads, spread_variances
+from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
+from bayeslaw.hierarchy import estimate_spreads, groups_of, spread_variances
 from bayeslaw.laplace import laplace
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
@@ -97,15 +97,15 @@ def fit(
     frame = make_frame(table, _chance_error(table))
     _warn_about(table, structure)
     resolved = {k: v for k, v in resolve_priors(priors, law=law).items() if k not in structure.without()}
-    data, configurations, trajectories = make_data(table, frame)
-    few = len(configurations) < FEW_CONFIGURATIONS
+    data, labels = make_data(table, frame)
+    few = len(labels.configurations) < FEW_CONFIGURATIONS
     warmup = max(warmup, 1000) if few else warmup
     sampled, values = _sample(
         structure, data, resolved, few=few, seed=seed, chains=chains, warmup=warmup, draws=draws,
         target_acceptance=target_acceptance, progress=progress,
     )  # fmt: skip
     values |= _derived(values, frame)
-    tree = _tree(values, sampled, data, configurations, trajectories)
+    tree = _tree(values, sampled, data, labels)
     settings = {
         "seed": seed,
         "chains": chains,
@@ -183,13 +183,14 @@ def _sample(
     context = Context(Data(*(jnp.asarray(part) for part in data)), {k: v.distribution for k, v in priors.items()})
     variances = {k: v for k, v in spread_variances(data).items() if k in priors}
     estimate = None if few else estimate_unconstrained
-    approximation = laplace(named_potential(structure, not few), context, starts, estimate, variances)
+    groups = {} if few else groups_of(data)
+    approximation = laplace(named_potential(structure, not few), context, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
     sampled = sample(
         flat_potential(structure, not few, shapes),
         context,
         approximation.mode,
-        approximation.factor,
+        approximation.axes,
         seed=seed,
         adapt_metric=few,
         **settings,
@@ -240,13 +241,11 @@ def _derived(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
     return derived
 
 
-def _tree(
-    values: dict[str, Any], sampled: Sampled, data: Data, configurations: pd.DataFrame, trajectories: pd.Index
-) -> xr.DataTree:
+def _tree(values: dict[str, Any], sampled: Sampled, data: Data, labels: Labels) -> xr.DataTree:
     chains, draws = values["plateau"].shape
     coords: dict[str, Any] = {"chain": np.arange(chains), "draw": np.arange(draws)}
-    coords |= {name: ("configuration", configurations[name].to_numpy()) for name in CONFIGURATION}
-    coords |= {"trajectory": np.asarray(trajectories, dtype=str)}
+    coords |= {name: ("configuration", labels.configurations[name].to_numpy()) for name in CONFIGURATION}
+    coords |= {"trajectory": np.asarray(labels.trajectories, dtype=str)}
     own = {"log_e": ["configuration"], "eps_np": ["configuration"]}
     own |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
     variables = {
@@ -255,11 +254,12 @@ def _tree(
         if name != "log_eps_up"
     }
     statistics = {name: (["chain", "draw"], value) for name, value in sampled.statistics.items()}
-    observed = {"response": ("row", data.response)}
+    rows = labels.rows
+    observed = {"response": ("row", rows.response)}
     constant = {
-        "log_density": ("row", data.log_density),
-        "n_test": ("row", data.n_test),
-        "trajectory_of_row": ("row", data.trajectory),
+        "log_density": ("row", rows.log_density),
+        "n_test": ("row", rows.n_test),
+        "trajectory_of_row": ("row", rows.trajectory),
         "configuration_of_trajectory": ("run", data.configuration),
     }
     groups = {

@@ -14,7 +14,7 @@ import pandas as pd
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION
-from bayeslaw.model import observation
+from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import (
     average_error,

@@ -16,7 +16,7 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
-from bayeslaw.model import observation
+from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:

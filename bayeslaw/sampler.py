@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
 
+from bayeslaw.axes import Axes
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def sample(
     potential: Callable[[Any, jax.Array], jax.Array],
     context: Any,
     centre: NDArray,
-    factor: NDArray,
+    axes: Axes,
     *,
     seed: int,
     chains: int,
@@ -52,9 +53,9 @@ def sample(
     target_acceptance: float = 0.8,
     progress: bool = True,
 ) -> Sampled:
-    """Sample a density with NUTS in the coordinates q of x = centre + factor q.
+    """Sample a density with NUTS in the coordinates q of x = centre + axes q.
 
-    A linear change of coordinates changes no posterior, only its shape: with the factor of a Laplace covariance it is
+    A linear change of coordinates changes no posterior, only its shape: with the axes of a Laplace covariance it is
     nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. Given the same
     `potential` and shapes again, nothing is compiled.
 
@@ -62,7 +63,7 @@ def sample(
         potential: Negative log density of context and flat unconstrained position.
         context: What it depends on besides, a pytree of arrays.
         centre: Origin of the coordinates, `[dimensions]`.
-        factor: Their axes, `[dimensions, dimensions]`.
+        axes: Their axes (`bayeslaw.axes`).
         seed: Seed of everything random.
         chains: Number of chains, run on as many threads as there are cores.
         warmup: Transitions in which the step size is adapted, dropped.
@@ -75,7 +76,7 @@ def sample(
         The draws and the statistics.
     """
     target = _Target(potential, warmup, adapt_metric, target_acceptance)
-    coordinates = (context, jnp.asarray(centre), jnp.asarray(factor))
+    coordinates = (context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes))
     keys = jax.random.split(jax.random.PRNGKey(seed), 2 * chains)
     positions = [1.2 * jax.random.normal(keys[2 * i + 1], (len(centre),)) for i in range(chains)]
     initial = [_initialise(target, coordinates, keys[2 * i], position) for i, position in enumerate(positions)]
@@ -99,7 +100,7 @@ def sample(
     statistics = {name: np.stack([result[name] for result in results]) for name in results[0]}
     whitened = statistics.pop("position")
     statistics["tree_depth"] = np.ceil(np.log2(statistics["n_steps"] + 1)).astype(int)
-    return Sampled(np.asarray(centre) + whitened @ np.asarray(factor).T, statistics)
+    return Sampled(np.asarray(_positions(coordinates, whitened)), statistics)
 
 
 class _Target(NamedTuple):
@@ -112,14 +113,21 @@ class _Target(NamedTuple):
 
     def kernel(self, coordinates: Any) -> NUTS:
         """Make the kernel in whitened coordinates."""
-        context, centre, factor = coordinates
+        context, centre, axes = coordinates
         return NUTS(
-            potential_fn=lambda q: self.potential(context, centre + factor @ q),
+            potential_fn=lambda q: self.potential(context, centre + axes.move(q)),
             step_size=0.5,
             adapt_mass_matrix=self.adapt_metric,
             dense_mass=self.adapt_metric,
             target_accept_prob=self.target_acceptance,
         )
+
+
+@jax.jit
+def _positions(coordinates: Any, whitened: jax.Array) -> jax.Array:
+    """Map draws `[chains, draws, dimensions]` back."""
+    _, centre, axes = coordinates
+    return centre + jax.lax.map(axes.move, whitened.reshape(-1, len(centre)), batch_size=64).reshape(whitened.shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)
