@@ -166,3 +166,24 @@ def embed(axes: Axes, where: NDArray, variances: Mapping[int, float]) -> Axes:
     return Axes(
         np.append(where[axes.shared], added), where[own] if own.size else own, factor, axes.own_factor, coupling
     )
+
+
+def refine(axes: Axes, q: NDArray) -> tuple[Axes, NDArray]:
+    """Reshape the axes of the shared entries by draws in their coordinates.
+
+    A curvature at one point says little of skewed directions, and nothing of those whose variance was guessed. The
+    covariance of the draws is drawn towards the axes' own, the more so the fewer there are.
+
+    Args:
+        axes: The axes.
+        q: Coordinates of draws, `[draws, dimensions]`.
+
+    Returns:
+        The new axes, and the matrix that turns old coordinates of the shared entries into new ones.
+    """
+    shared = np.asarray(q)[:, np.asarray(axes.shared)]
+    count, size = shared.shape
+    weight = count / (count + 2 * size)
+    covariance = weight * np.cov(shared.T).reshape(size, size) + (1 - weight) * np.eye(size)
+    factor = np.linalg.cholesky(covariance)
+    return axes._replace(shared_factor=np.asarray(axes.shared_factor) @ factor), np.linalg.inv(factor)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
 
-from bayeslaw.axes import Axes
+from bayeslaw.axes import Axes, refine
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def sample(
     """Sample a density with NUTS in the coordinates q of x = centre + axes q.
 
     A linear change of coordinates changes no posterior, only its shape: with the axes of a Laplace covariance it is
-    nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. Given the same
-    `potential` and shapes again, nothing is compiled.
+    nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. After half of
+    the warm-up their draws refine the axes of the shared entries. Given the same `potential` and shapes again, nothing
+    is compiled.
 
     Args:
         potential: Negative log density of context and flat unconstrained position.
@@ -75,32 +76,57 @@ def sample(
     Returns:
         The draws and the statistics.
     """
-    target = _Target(potential, warmup, adapt_metric, target_acceptance)
-    coordinates = (context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes))
-    keys = jax.random.split(jax.random.PRNGKey(seed), 2 * chains)
-    positions = [1.2 * jax.random.normal(keys[2 * i + 1], (len(centre),)) for i in range(chains)]
-    initial = [_initialise(target, coordinates, keys[2 * i], position) for i, position in enumerate(positions)]
-    lengths = _lengths(warmup) + _lengths(draws)
+    pilot = 0 if adapt_metric else warmup // 2
+    target = _Target(potential, warmup - pilot, adapt_metric, target_acceptance)
+    keys = jax.random.split(jax.random.PRNGKey(seed), 3 * chains).reshape(chains, 3, -1)
+    begin = [1.2 * jax.random.normal(own[0], (len(centre),)) for own in keys]
     with _bar(chains * (warmup + draws), progress) as bar:
-        first, lock = threading.Lock(), threading.Lock()
-
-        @in_float64
-        def run(state: Any) -> dict[str, NDArray]:
-            parts = []
-            for i, length in enumerate(lengths):
-                with first if i == 0 else contextlib.nullcontext():  # one thread compiles for all
-                    state, kept = _advance(target, coordinates, state, length)
-                parts.append(jax.tree.map(np.asarray, kept))
-                with lock:
-                    bar.update(length)
-            return {name: np.concatenate([part[name] for part in parts])[warmup:] for name in parts[0]}
-
-        with concurrent.futures.ThreadPoolExecutor(min(chains, os.cpu_count() or 1)) as pool:
-            results = list(pool.map(run, initial))
-    statistics = {name: np.stack([result[name] for result in results]) for name in results[0]}
+        if pilot:
+            coordinates = _on_device(context, centre, axes)
+            piloted = _run(target, coordinates, keys[:, 1], begin, warmup - pilot, bar)
+            pooled = np.concatenate([part["position"][len(part["position"]) // 2 :] for part in piloted])
+            axes, turn = refine(axes, pooled)
+            begin = [_turned(part["position"][-1], axes, turn) for part in piloted]
+        coordinates = _on_device(context, centre, axes)
+        results = _run(target, coordinates, keys[:, 2], begin, warmup - pilot + draws, bar)
+    statistics = {name: np.stack([part[name][warmup - pilot :] for part in results]) for name in results[0]}
     whitened = statistics.pop("position")
     statistics["tree_depth"] = np.ceil(np.log2(statistics["n_steps"] + 1)).astype(int)
     return Sampled(np.asarray(_positions(coordinates, whitened)), statistics)
+
+
+def _on_device(context: Any, centre: NDArray, axes: Axes) -> Any:
+    return context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes)
+
+
+def _turned(position: NDArray, axes: Axes, turn: NDArray) -> jax.Array:
+    """Write a position in refined coordinates."""
+    shared = np.asarray(axes.shared)
+    position = position.copy()
+    position[shared] = turn @ position[shared]
+    return jnp.asarray(position)
+
+
+def _run(
+    target: _Target, coordinates: Any, keys: jax.Array, begin: list[jax.Array], length: int, bar: Any
+) -> list[dict[str, NDArray]]:
+    """Run all chains for a number of transitions, the first of which adapt the step size, on a thread each."""
+    initial = [_initialise(target, coordinates, key, position) for key, position in zip(keys, begin, strict=True)]
+    first, lock = threading.Lock(), threading.Lock()
+
+    @in_float64
+    def one(state: Any) -> dict[str, NDArray]:
+        parts = []
+        for i, count in enumerate(_lengths(length)):
+            with first if i == 0 else contextlib.nullcontext():  # one thread compiles for all
+                state, kept = _advance(target, coordinates, state, count)
+            parts.append(jax.tree.map(np.asarray, kept))
+            with lock:
+                bar.update(count)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    with concurrent.futures.ThreadPoolExecutor(min(len(begin), os.cpu_count() or 1)) as pool:
+        return list(pool.map(one, initial))
 
 
 class _Target(NamedTuple):

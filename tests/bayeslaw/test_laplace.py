@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayeslaw.axes import WIDEST, axes_from, lay_out, seeds_of, unit_axes
+from bayeslaw.axes import WIDEST, axes_from, lay_out, refine, seeds_of, unit_axes
 from bayeslaw.laplace import Laplace, laplace
 
 
@@ -154,3 +154,21 @@ def test_groups_change_neither_the_mode_nor_the_covariance() -> None:
     grouped = laplace(potential, None, [start], estimate, {"s": 0.2}, {"b": GROUP, "c": np.arange(3)})
     assert grouped.mode == pytest.approx(whole.mode, abs=1e-4)
     assert covariance_of(grouped) == pytest.approx(covariance_of(whole), rel=1e-3, abs=1e-5)
+
+
+def test_axes_refined_by_draws_are_those_of_the_draws_covariance() -> None:
+    """Draws of a skewed, wrongly scaled Gaussian: the shared entries get its covariance, groups follow as before."""
+    rng = np.random.default_rng(3)
+    positions = {"a": np.arange(2), "b": np.arange(2, 8)}
+    layout = lay_out(positions, {"b": GROUP})
+    precision = arrowhead(rng)[:8, :8]
+    axes, _ = axes_from(layout, seeds_of(layout, 8) @ precision)
+    q = rng.standard_normal((20_000, 8))
+    q[:, :2] = q[:, :2] @ np.array([[3.0, 0.5], [0.0, 0.2]])
+    refined, turn = refine(axes, q)
+    move = np.stack([np.asarray(axes.move(jnp.asarray(row))) for row in q[:50]])
+    turned = q[:50].copy()
+    turned[:, :2] = turned[:, :2] @ turn.T
+    assert np.stack([np.asarray(refined.move(jnp.asarray(row))) for row in turned]) == pytest.approx(move)
+    # 20,000 draws: a variance is good to a hundredth, and drawn by 1 / 5,000 of the way to the old axes.
+    assert np.cov((q[:, :2] @ turn.T).T) == pytest.approx(np.eye(2), abs=0.05)
