@@ -164,14 +164,15 @@ def compare(
 def evaluate(
     runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
     law: LawOption = "joint",
-    folds: Annotated[int, typer.Option(help="Groups of configurations left out in turn.")] = 5,
+    leave_out: Annotated[str, typer.Option(help="configurations, trajectories, or largest.")] = "configurations",
+    folds: Annotated[int, typer.Option(help="Groups left out in turn.")] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Compare posterior and least squares: deviation, seed spread, coverage on networks left out."""
+    """Compare posterior and least squares: deviation, seed spread, coverage of what was left out."""
     from bayeslaw.calibration import evaluate as run
 
-    result = run(_table(runs), law=law, folds=folds, seed=seed)
+    result = run(_table(runs), law=law, leave_out=leave_out, folds=folds, seed=seed)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))
