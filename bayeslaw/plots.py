@@ -261,7 +261,8 @@ def plot_ranks(check: Check) -> Figure:
         ax.tick_params(labelbottom=True)
     verdict = "rejected" if check.rejected else "accepted"
     figure.suptitle(
-        f"{check.model.title}: {total} data sets, fault: {describe_fault(check.fault)}; {verdict} at {LEVEL:.0%}",
+        f"{check.model.title}: {total} data sets, fault: {describe_fault(check.fault)}; {verdict} at {LEVEL:.0%}\n"
+        f"shaded: uniform ranks of all panels stay inside with {1 - LEVEL:.0%} or more",
         fontsize=10,
     )
     figure.supxlabel("rank of the truth among posterior draws, as a share", fontsize=9)
