@@ -81,9 +81,9 @@ class Check:
             f"{shown.to_string(formatters=formats)}\n"
             f"{verdict} at the family-wise level {LEVEL:.0%}\n"
             f"fits, none left out: {int((fits['divergences'] > 0).sum())} with divergences, "
-            f"{int((fits['r_hat'] > MOST_R_HAT).sum())} with R-hat above {MOST_R_HAT}, "
+            f"{int((~(fits['r_hat'] <= MOST_R_HAT)).sum())} with R-hat above {MOST_R_HAT}, "
             f"{int((fits['draws'] > CHAINS * FIRST_DRAWS).sum())} continued, "
-            f"{int((fits['ess'] < LEAST_ESS).sum())} with fewer than {LEAST_ESS:.0f} effective draws even so; "
+            f"{int((~(fits['ess'] >= LEAST_ESS)).sum())} with fewer than {LEAST_ESS:.0f} effective draws even so; "
             f"median {fits['seconds'].median():.2f} s a data set"
         )
 
@@ -233,22 +233,22 @@ def _fit_long_enough(model: Model, simulated: Simulated, seed: int) -> tuple[Fit
             simulated.runs, priors=model.priors, seed=seed, chains=CHAINS, draws=draws, progress=False, **model.settings
         )
         quantities = _quantities(model, simulated, result)
-        ess = _worst(az.ess(quantities, method="bulk"), min)
+        ess = _worst(az.ess(quantities, method="bulk"), np.min)
         if ess >= LEAST_ESS or draws >= MOST_DRAWS:
             break
         draws *= 2
     about = {
         "draws": CHAINS * draws,
         "ess": round(ess, 1),
-        "r_hat": round(_worst(az.rhat(quantities), max), 4),
+        "r_hat": round(_worst(az.rhat(quantities), np.max), 4),
         "divergences": int(result.tree["sample_stats"].to_dataset()["diverging"].sum()),
     }
     return _thin(result, CHAINS * draws // KEPT), about
 
 
-def _worst(values: Any, choose: Callable[[list[float]], float]) -> float:
-    """Give the smallest or the largest of a statistic over all quantities."""
-    return choose([float(value) for value in values.data_vars.values()])
+def _worst(values: Any, choose: Callable[[list[float]], np.floating]) -> float:
+    """Give the smallest or the largest of a statistic over all quantities, no number if any is none."""
+    return float(choose([float(value) for value in values.data_vars.values()]))
 
 
 def _thin(result: Fit, every: int) -> Fit:
