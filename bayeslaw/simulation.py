@@ -154,7 +154,7 @@ def simulate(
         >>> design = Design(((20, 16, 50_000),), 1, (1.0, 0.1, 0.01))
         >>> value = {"gamma": 1.0, "knee": 0.02, "plateau": 0.9, "dense": 0.1, "sigma": 0.05}
         >>> simulate(design, value, np.random.default_rng(0)).runs["error"].round(2).tolist()
-        [0.08, 0.2, 0.72]
+        [0.08, 0.17, 0.73]
     """
     fault = fault or Fault()
     value = dict(value)
