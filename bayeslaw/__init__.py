@@ -19,6 +19,8 @@ _WHERE = {
     "fit": "fitting",
     "load": "posterior",
     "Diagnosis": "diagnostics",
+    "Check": "checking",
+    "check": "checking",
     "Comparison": "comparison",
     "compare": "comparison",
     "Plan": "plan",
@@ -28,6 +30,7 @@ _WHERE = {
 }
 __all__ = [
     "BayeslawError",
+    "Check",
     "Comparison",
     "Diagnosis",
     "Family",
@@ -35,6 +38,7 @@ __all__ = [
     "LeastSquares",
     "Plan",
     "RunTableError",
+    "check",
     "compare",
     "default_priors",
     "fit",

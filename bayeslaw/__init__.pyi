@@ -1,5 +1,7 @@
 from bayeslaw.baseline import LeastSquares as LeastSquares
 from bayeslaw.baseline import least_squares as least_squares
+from bayeslaw.checking import Check as Check
+from bayeslaw.checking import check as check
 from bayeslaw.comparison import Comparison as Comparison
 from bayeslaw.comparison import compare as compare
 from bayeslaw.diagnostics import Diagnosis as Diagnosis

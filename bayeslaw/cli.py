@@ -1,7 +1,8 @@
-"""The command `bayeslaw`: quickstart, fit, predict, plan, compare, evaluate."""
+"""The command `bayeslaw`: quickstart, fit, predict, plan, compare, evaluate, check."""
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -176,6 +177,37 @@ def evaluate(
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))
+
+
+@app.command()
+def check(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a run that was stopped is continued.")],
+    model: Annotated[str, typer.Option(help="single, few, hierarchical, or all.")] = "all",
+    repetitions: Annotated[
+        int | None, typer.Option(help="Data sets; default 1000 for small models, 200 for the hierarchical one.")
+    ] = None,
+    fault: Annotated[str, typer.Option(help="Wrong on purpose: none, noise, gamma or double.")] = "none",
+    processes: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    seed: Seed = 0,
+) -> None:
+    """Check by simulation that posteriors are those of the model; exit code 1 where one is rejected."""
+    # Numerical libraries are loaded below. The matrices are small: threads of linear algebra only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from bayeslaw.check_models import models
+    from bayeslaw.checking import check as run
+    from bayeslaw.plots import plot_ranks
+
+    rejected = False
+    for name in list(models()) if model == "all" else [model]:
+        folder = output / (name if fault == "none" else f"{name}_{fault}")
+        result = run(
+            name, repetitions=repetitions, fault=fault, seed=seed, output=folder, processes=processes, progress=True
+        )
+        plot_ranks(result).savefig(folder / "ranks.png", dpi=110)
+        typer.echo(f"{result}\nwritten to {folder}\n")
+        rejected |= result.rejected
+    if rejected:
+        raise typer.Exit(1)
 
 
 def _table(runs: str, **reading: Any) -> pd.DataFrame:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from bayeslaw.checking import Check
     from bayeslaw.posterior import Fit
 
 _BAND, _LINE, _POINT = "#9ecae1", "#08519c", "#d94801"
@@ -216,4 +217,54 @@ def plot_posterior(fit: Fit, *, parameters: tuple[str, ...] = ("gamma", "phi", "
         ax.set(title=f"{median:.3g}  ({lower:.3g} to {upper:.3g})", xlabel=name, yticks=[])
         ax.title.set_fontsize(9)
     figure.suptitle("posterior, median and 90 % interval", fontsize=10)
+    return figure
+
+
+def plot_ranks(check: Check) -> Figure:
+    """Draw how the ranks of every quantity of a calibration check are distributed, less what uniform ranks have.
+
+    Args:
+        check: What `bayeslaw.check` gave.
+
+    Returns:
+        The figure, one panel per quantity: the ranks' distribution function less the uniform one, and the band that
+        a quantity leaves with the family-wise level divided by the number of quantities (Bonferroni), if the code is
+        correct. A curve above 0 on the left is a truth too often in the posterior's lower tail.
+
+    Source:
+        Saeilynoja, Buerkner, Vehtari, Statistics and Computing 2022.
+    """
+    from matplotlib.figure import Figure
+
+    from bayeslaw.check_models import describe_fault
+    from bayeslaw.checking import KEPT, LEVEL
+    from bayeslaw.uniformity import counts_below, simultaneous_band
+
+    names, total = list(check.ranks.columns), len(check.ranks)
+    share = np.arange(1, KEPT + 1) / (KEPT + 1)
+    low, high = (bound / total - share for bound in simultaneous_band(LEVEL / len(names), total, KEPT))
+    columns = min(len(names), 4 if len(names) <= 8 else 6)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(0.5 + 2.3 * columns, 0.9 + 1.8 * rows), layout="constrained")
+    panels = np.atleast_2d(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)).ravel()
+    for ax, name in zip(panels, names, strict=False):
+        outside = bool(check.table.loc[name, "rejected"])
+        difference = counts_below(check.ranks[name].to_numpy(), KEPT) / total - share
+        ax.fill_between(share, low, high, color=_BAND, alpha=0.6, lw=0, step="mid")
+        ax.plot(share, difference, color=_POINT if outside else _LINE, lw=1.2, drawstyle="steps-mid")
+        ax.axhline(0.0, color="0.5", lw=0.6)
+        ax.set_title(f"{name}   p = {check.table.loc[name, 'p']:.2g}", fontsize=8, color=_POINT if outside else "black")
+        ax.tick_params(labelsize=7)
+    for ax in panels[len(names) :]:
+        ax.remove()
+    for ax in panels[max(0, len(names) - columns) : len(names)]:
+        ax.tick_params(labelbottom=True)
+    verdict = "rejected" if check.rejected else "accepted"
+    figure.suptitle(
+        f"{check.model.title}: {total} data sets, fault: {describe_fault(check.fault)}; {verdict} at {LEVEL:.0%}\n"
+        f"shaded: uniform ranks of all panels stay inside with {1 - LEVEL:.0%} or more",
+        fontsize=10,
+    )
+    figure.supxlabel("rank of the truth among posterior draws, as a share", fontsize=9)
+    figure.supylabel("distribution function less uniform", fontsize=9)
     return figure

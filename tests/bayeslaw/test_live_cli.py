@@ -224,11 +224,12 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
 
 def test_help_of_every_command_names_its_options() -> None:
     for arguments, parts in (
-        ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate"]),
+        ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate", "check"]),
         (["fit"], ["RUNS", "--column", "--n-test", "--chance-error", "--chains", "--warmup", "--draws", "--seed"]),
         (["predict"], ["FIT", "--depths", "--designs", "--kind", "--interval", "--output"]),
         (["plan"], ["FIT", "--target-error", "--confidence", "--allow-failed", "--figure"]),
         (["quickstart"], ["--network", "--target-error", "--output"]),
+        (["check"], ["--output", "--model", "--repetitions", "--fault", "--processes", "--seed"]),
     ):
         code, output, error = command(*arguments, "--help")
         assert (code, error) == (0, "")
