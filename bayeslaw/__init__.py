@@ -25,6 +25,10 @@ _WHERE = {
     "frontier": "plan",
     "LeastSquares": "baseline",
     "least_squares": "baseline",
+    "bootstrap": "bootstrapping",
+    "bootstrap_parameters": "bootstrapping",
+    "PriorPredictive": "prior_draws",
+    "prior_predictive": "prior_draws",
 }
 __all__ = [
     "BayeslawError",
@@ -34,7 +38,10 @@ __all__ = [
     "Fit",
     "LeastSquares",
     "Plan",
+    "PriorPredictive",
     "RunTableError",
+    "bootstrap",
+    "bootstrap_parameters",
     "compare",
     "default_priors",
     "fit",
@@ -43,6 +50,7 @@ __all__ = [
     "load",
     "load_recorded",
     "load_runs",
+    "prior_predictive",
     "prior_table",
     "recorded_names",
 ]

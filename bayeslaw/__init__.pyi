@@ -1,5 +1,7 @@
 from bayeslaw.baseline import LeastSquares as LeastSquares
 from bayeslaw.baseline import least_squares as least_squares
+from bayeslaw.bootstrapping import bootstrap as bootstrap
+from bayeslaw.bootstrapping import bootstrap_parameters as bootstrap_parameters
 from bayeslaw.comparison import Comparison as Comparison
 from bayeslaw.comparison import compare as compare
 from bayeslaw.diagnostics import Diagnosis as Diagnosis
@@ -11,6 +13,8 @@ from bayeslaw.plan import Plan as Plan
 from bayeslaw.plan import frontier as frontier
 from bayeslaw.posterior import Fit as Fit
 from bayeslaw.posterior import load as load
+from bayeslaw.prior_draws import PriorPredictive as PriorPredictive
+from bayeslaw.prior_draws import prior_predictive as prior_predictive
 from bayeslaw.priors import default_priors as default_priors
 from bayeslaw.priors import prior_table as prior_table
 from bayeslaw.runs import load_recorded as load_recorded
