@@ -1,5 +1,9 @@
 from bayeslaw.baseline import LeastSquares as LeastSquares
 from bayeslaw.baseline import least_squares as least_squares
+from bayeslaw.bootstrapping import bootstrap as bootstrap
+from bayeslaw.bootstrapping import bootstrap_parameters as bootstrap_parameters
+from bayeslaw.calibration import Evaluation as Evaluation
+from bayeslaw.calibration import evaluate as evaluate
 from bayeslaw.checking import Check as Check
 from bayeslaw.checking import check as check
 from bayeslaw.comparison import Comparison as Comparison
@@ -13,8 +17,11 @@ from bayeslaw.plan import Plan as Plan
 from bayeslaw.plan import frontier as frontier
 from bayeslaw.posterior import Fit as Fit
 from bayeslaw.posterior import load as load
+from bayeslaw.prior_draws import PriorPredictive as PriorPredictive
+from bayeslaw.prior_draws import prior_predictive as prior_predictive
 from bayeslaw.priors import default_priors as default_priors
 from bayeslaw.priors import prior_table as prior_table
 from bayeslaw.runs import load_recorded as load_recorded
 from bayeslaw.runs import load_runs as load_runs
 from bayeslaw.runs import recorded_names as recorded_names
+from bayeslaw.sufficiency import learning_curve as learning_curve

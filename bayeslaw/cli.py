@@ -50,6 +50,13 @@ def fit(
     effects: Annotated[str, typer.Option(help="Where runs differ: np (on eps_np), p (on p'), both, or none.")] = "np,p",
     noise: Annotated[str, typer.Option(help="Noise of single levels: student_t or normal.")] = "student_t",
     steep: Annotated[bool, typer.Option(help="Noise grows with the local slope.")] = True,
+    growth: Annotated[
+        bool | None,
+        typer.Option("--growth/--no-growth", help="Spreads grow with the error; by default with 20 networks or more."),
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
+    repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
     column: Annotated[list[str] | None, typer.Option(help="Column mapping, ours=yours; repeatable.")] = None,
     n_test: Annotated[int | None, typer.Option(help="Test examples, if the table does not say.")] = None,
     chance_error: Annotated[float | None, typer.Option(help="Random-guess error, if the table does not say.")] = None,
@@ -65,10 +72,15 @@ def fit(
     table = _table(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
     acting = [name for name in effects.split(",") if name not in ("", "none")]
     result = infer(
-        table, law=law, effects=acting, noise=noise, steep=steep, seed=seed, chains=chains, warmup=warmup, draws=draws
-    )
+        table, law=law, effects=acting, noise=noise, steep=steep, growth=growth, seed=seed, chains=chains,
+        warmup=warmup, draws=draws,
+    )  # fmt: skip
     result.save(output)
-    typer.echo(result.summary().round(3).to_string())
+    summary = result.summary(baseline=baseline, repetitions=repetitions, seed=seed)
+    typer.echo(summary.to_string(float_format=lambda value: f"{value:.3f}", na_rep=""))
+    typer.echo(f"\n{result.prior_note}")
+    if sensitivity:
+        typer.echo(f"\n{result.psense().to_string(float_format=lambda value: f'{value:.3f}')}")
     typer.echo(f"\n{result.diagnose()}\n\nwritten to {output}")
 
 

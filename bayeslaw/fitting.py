@@ -24,7 +24,7 @@ from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import Prior, describe_prior, resolve_priors
+from bayeslaw.priors import Prior, describe_prior, resolve_priors, store_prior
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: With fewer configurations than this the spreads are barely informed and centred effects form funnels: effects are
 #: then sampled non-centred and the metric is adapted as usual.
 FEW_CONFIGURATIONS = 8
+#: What is said of a posterior against its prior.
+_COMPARED = ("contraction", "shift")
 
 
 @in_float64
@@ -89,12 +91,12 @@ def fit(
         >>> runs = bayeslaw.load_recorded("digits_resnet")  # doctest: +SKIP
         >>> bayeslaw.fit(runs).summary()  # doctest: +SKIP
     """
-    _bind_submodules()
+    bind_submodules()
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     table = load_runs(runs, n_test=n_test, chance_error=chance_error)
     check_one_family(table)
     structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth)
-    frame = make_frame(table, _chance_error(table))
+    frame = make_frame(table, chance_error_of(table))
     _warn_about(table, structure)
     resolved = {k: v for k, v in resolve_priors(priors, law=law).items() if k not in structure.without()}
     data, labels = make_data(table, frame)
@@ -104,7 +106,7 @@ def fit(
         structure, data, resolved, few=few, seed=seed, chains=chains, warmup=warmup, draws=draws,
         target_acceptance=target_acceptance, progress=progress,
     )  # fmt: skip
-    values |= _derived(values, frame)
+    values |= derived_values(values, frame)
     tree = _tree(values, sampled, data, labels)
     settings = {
         "seed": seed,
@@ -113,14 +115,15 @@ def fit(
         "draws": draws,
         "metric": "adapted" if few else "laplace",
         "priors": {name: describe_prior(prior) for name, prior in resolved.items()},
-        "contraction": _contraction(values, resolved),
+        "stored_priors": {name: store_prior(prior) for name, prior in resolved.items()},
+        **_against_prior(values, resolved),
     }
     names = ("bayeslaw", "jax", "numpyro", "arviz", "numpy", "xarray")
     versions = {name: importlib.metadata.version(name) for name in names}
     return Fit(tree, table, frame, structure, settings, versions)
 
 
-def _bind_submodules() -> None:
+def bind_submodules() -> None:
     """Bind numpyro's submodules to their packages where that was lost.
 
     ArviZ leaves numpyro to be loaded on first use. `import arviz` followed by `import numpyro.distributions` then runs
@@ -144,7 +147,8 @@ def _check_settings(**settings: float) -> None:
         raise BayeslawError("fit: " + "; ".join(faults) + ".")
 
 
-def _chance_error(table: pd.DataFrame) -> float:
+def chance_error_of(table: pd.DataFrame) -> float:
+    """Give the error of random guessing, or 1 with a warning where a validated run table does not say."""
     if "chance_error" not in table:
         warnings.warn(
             "The table has neither classes nor chance_error: eps_up is only bounded by 1. "
@@ -217,7 +221,11 @@ def _prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
     """Give the prior means on the unconstrained scale."""
 
     def middle(prior: Any) -> jax.Array:
-        inverse = biject_to(prior.support).inv(prior.mean)
+        try:
+            inverse = biject_to(prior.support).inv(prior.mean)
+        except NotImplementedError:  # NumPyro does not know every mean
+            grid, weight = _on_grid(prior)
+            inverse = jnp.sum(weight * grid)
         return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
 
     return {name: middle(prior) for name, prior in priors.items()}
@@ -231,7 +239,7 @@ def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, 
     return {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
 
 
-def _derived(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
+def derived_values(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
     """Compute the law's parameters in the paper's units."""
     log_eps_np = saturate(jnp.asarray(values["log_e"]), jnp.asarray(values["log_eps_up"])[..., None])
     derived = {"eps_up": np.exp(values["log_eps_up"]), "eps_np": np.asarray(jnp.exp(log_eps_np))}
@@ -271,22 +279,29 @@ def _tree(values: dict[str, Any], sampled: Sampled, data: Data, labels: Labels) 
     return xr.DataTree.from_dict(groups)
 
 
-def _contraction(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, float]:
-    """Compare posterior with prior variance on the unconstrained scale, parameter by parameter."""
+def _against_prior(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, dict[str, float]]:
+    """Compare posterior with prior on the unconstrained scale, parameter by parameter: `contraction` and `shift`."""
     draws = {name: jnp.asarray(values[name]) for name in priors}
-    result = _contractions(draws, {name: prior.distribution for name, prior in priors.items()})
-    return {name: float(value) for name, value in result.items()}
+    result = _comparisons(draws, {name: prior.distribution for name, prior in priors.items()})
+    return {what: {name: float(pair[i]) for name, pair in result.items()} for i, what in enumerate(_COMPARED)}
 
 
 @jax.jit
-def _contractions(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[str, jax.Array]:
-    def one(prior: Any, draws: jax.Array) -> jax.Array:
-        transform = biject_to(prior.support)
-        grid = jnp.linspace(-40.0, 40.0, 8001)
-        inside = transform(grid)
-        log_density = prior.log_prob(inside) + transform.log_abs_det_jacobian(grid, inside)
-        weight = jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))
+def _comparisons(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def one(prior: Any, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
+        grid, weight = _on_grid(prior)
         centre = jnp.sum(weight * grid)
-        return 1 - jnp.var(transform.inv(draws)) / jnp.sum(weight * (grid - centre) ** 2)
+        variance = jnp.sum(weight * (grid - centre) ** 2)
+        free = biject_to(prior.support).inv(draws)
+        return 1 - jnp.var(free) / variance, (jnp.mean(free) - centre) / jnp.sqrt(variance)
 
     return {name: one(priors[name], value) for name, value in draws.items()}
+
+
+def _on_grid(prior: Any) -> tuple[jax.Array, jax.Array]:
+    """Give an even grid of the unconstrained scale and the prior's probabilities on it."""
+    transform = biject_to(prior.support)
+    grid = jnp.linspace(-40.0, 40.0, 8001)
+    inside = transform(grid)
+    log_density = prior.log_prob(inside) + transform.log_abs_det_jacobian(grid, inside)
+    return grid, jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))

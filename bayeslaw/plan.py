@@ -348,8 +348,7 @@ def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
             f"Note: this start lies a factor {np.exp(distance):.2g} outside what was fitted; there the interval rests "
             "on the law."
         )
-    summary = fit.summary()
-    driven = [name for name in ("gamma", "phi", "psi", "knee") if summary["driven_by"].get(name) == "prior"]
+    driven = [name for name in ("gamma", "phi", "psi", "knee") if name in fit.prior_driven]
     if driven:
         notes.append(f"Note: {', '.join(driven)} driven by the prior, not by the data.")
     return notes

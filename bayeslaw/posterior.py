@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,17 @@ from bayeslaw.laws import Law, law_named
 from bayeslaw.model import Structure
 
 if TYPE_CHECKING:
-    from bayeslaw.plan import Plan
+    from numpyro.distributions import Distribution
 
-#: A parameter whose posterior variance is more than this share of its prior variance is called prior-driven.
-PRIOR_DRIVEN = 0.7
+    from bayeslaw.plan import Plan
+    from bayeslaw.priors import Prior
+
+#: A parameter whose posterior variance is more than this share of its prior variance is called prior-driven, unless its
+#: mean moved by more than so many prior standard deviations: pressed against an end of its range it keeps its variance
+#: on the unconstrained scale.
+PRIOR_DRIVEN, MOVED = 0.7, 1.0
 #: Version of the file that holds a fit.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,70 @@ class Fit:
         coords = self.tree["posterior"].coords
         return pd.DataFrame({name: coords[name].to_numpy() for name in CONFIGURATION})
 
-    def summary(self, *, interval: float = 0.9) -> pd.DataFrame:
+    def priors(self, given: Mapping[str, Distribution] | None = None) -> dict[str, Prior]:
+        """Give the priors of the fit, by parameter name; `prior_table` lists them.
+
+        Args:
+            given: Distributions of priors that a fit cannot keep (`bayeslaw.priors.STORABLE` lists those it can).
+
+        Raises:
+            BayeslawError: A prior could not be kept and is not given.
+        """
+        from bayeslaw.priors import restore_priors
+
+        return restore_priors(self.settings["stored_priors"], law=self.structure.law, given=given)
+
+    @property
+    def prior_driven(self) -> list[str]:
+        """Names of the parameters that the data did not inform.
+
+        Their variance fell by less than 30 % and their mean moved by less than one standard deviation of the prior,
+        both on the unconstrained scale (`contraction` and `shift` of the summary).
+        """
+        shift = self.settings["shift"]
+        names = self.settings["contraction"].items()
+        return [name for name, value in names if value < 1 - PRIOR_DRIVEN and abs(shift[name]) < MOVED]
+
+    @property
+    def prior_note(self) -> str:
+        """Say in words which parameters the data did not inform."""
+        if not self.prior_driven:
+            return "The data informed every parameter."
+        contraction = self.settings["contraction"]
+        named = [f"{name} (variance {-contraction[name]:+.0%})" for name in self.prior_driven]
+        return (
+            f"Driven by the prior, not informed by the data: {', '.join(named)}. What depends on them rests on their "
+            "priors (bayeslaw.prior_table)."
+        )
+
+    def summary(
+        self,
+        *,
+        interval: float = 0.9,
+        baseline: bool = False,
+        repetitions: int = 100,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> pd.DataFrame:
         """Summarise the parameters of the law, the dense law and the noise.
 
         Args:
-            interval: Probability of the equal-tailed interval, in (0, 1).
+            interval: Probability of the equal-tailed intervals, in (0, 1).
+            baseline: Add the paper's way beside the posterior: `least_squares`, its estimate of `gamma`, `phi`, `psi`,
+                `p_prime` and `eps_up` from the same runs, in the same units, with `least_squares_lower` and
+                `least_squares_upper`, the percentile interval of the bootstrap over trajectories. It is the joint law's
+                whatever law was fitted; an exponent whose axis does not vary has none.
+            repetitions: Refits of that bootstrap.
+            seed: Seed of its starting points and resampling.
+            progress: Show its progress where standard error is a terminal and it takes more than two seconds.
 
         Returns:
             One row per parameter: `mean`, `sd`, `lower`, `upper`, `ess_bulk`, `ess_tail`, `r_hat`, `contraction`
-            (1 - posterior variance / prior variance, on the unconstrained scale) and `driven_by`, which is `prior`
-            where the data reduced the variance by less than 30 %.
+            (1 - posterior variance / prior variance), `shift` (of the mean, in prior standard deviations; both on the
+            unconstrained scale) and `driven_by`, which is `prior` for the parameters of `prior_driven`.
+
+        Raises:
+            BayeslawError: With `baseline`, as `bayeslaw.least_squares` does.
         """
         import arviz as az
 
@@ -95,11 +154,38 @@ class Fit:
             "r_hat": az.rhat(values),
         }
         table = pd.DataFrame({name: {k: float(v[k]) for k in scalars} for name, v in columns.items()})
-        contraction = pd.Series(self.settings["contraction"], dtype=float)
-        table["contraction"] = contraction.reindex(table.index)
-        driven = np.where(table["contraction"] < 1 - PRIOR_DRIVEN, "prior", "data")
+        for name in ("contraction", "shift"):
+            table[name] = pd.Series(self.settings[name], dtype=float).reindex(table.index)
+        driven = np.where(table.index.isin(self.prior_driven), "prior", "data")
         table["driven_by"] = np.where(table["contraction"].isna(), "", driven)
+        if baseline:
+            from bayeslaw.bootstrapping import baseline_table
+
+            table = table.join(
+                baseline_table(self.runs, interval=interval, repetitions=repetitions, seed=seed, progress=progress)
+            )
         return table.rename_axis("parameter")
+
+    def psense(
+        self,
+        *,
+        quantities: Mapping[str, Any] | None = None,
+        prior_var_names: Sequence[str] | None = None,
+        priors: Mapping[str, Distribution] | None = None,
+        threshold: float = 0.05,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Say how strongly parameters depend on priors and on data; see `bayeslaw.sensitivity.psense`."""
+        from bayeslaw.sensitivity import psense
+
+        return psense(
+            self,
+            quantities=quantities,
+            prior_var_names=prior_var_names,
+            priors=priors,
+            threshold=threshold,
+            progress=progress,
+        )
 
     def diagnose(self) -> Diagnosis:
         """Judge the draws by R-hat, effective sample sizes, divergences and BFMI; see `bayeslaw.diagnostics`."""
