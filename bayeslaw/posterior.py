@@ -188,8 +188,13 @@ class Fit:
         )
 
     def diagnose(self) -> Diagnosis:
-        """Judge the draws by R-hat, effective sample sizes, divergences and BFMI; see `bayeslaw.diagnostics`."""
-        return diagnose(self.tree)
+        """Judge the draws of parameters and of trained curves: R-hat, effective sample sizes, divergences and BFMI.
+
+        See `bayeslaw.diagnostics`; the curves are `bayeslaw.predict.trained_curves`.
+        """
+        from bayeslaw.predict import trained_curves
+
+        return diagnose(self.tree, trained_curves(self))
 
     def predict(
         self,

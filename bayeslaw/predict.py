@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from bayeslaw.posterior import Fit
 
+#: Trained networks whose curves are diagnosed.
+CURVES = 30
 #: Gauss-Hermite nodes per run effect.
 NODES = 7
 #: Designs computed at once; bounds the memory at draws x NODES^2 x this many numbers.
@@ -72,6 +74,30 @@ def predict(
         chains = fit.posterior.sizes["chain"]
         return xr.DataArray(draws.reshape(chains, -1, len(designs)), dims=("chain", "draw", "design"), name="error")
     return designs.assign(**summarise(draws, interval), **_novelty(fit, designs))
+
+
+@in_float64
+def trained_curves(fit: Fit) -> xr.Dataset:
+    """Compute the curves of trained networks, draw by draw, for diagnostics.
+
+    Args:
+        fit: The posterior.
+
+    Returns:
+        `log_error_at_D` for D the greatest, the middle and the least density fitted: log error of a run without
+        effects, with dimensions `chain`, `draw` and `network`, at most `CURVES` networks, evenly chosen.
+    """
+    chosen = np.unique(np.linspace(0, len(fit.configurations) - 1, CURVES).round().astype(int))
+    networks = fit.configurations.iloc[chosen]
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    log_e = fit.posterior["log_e"].to_numpy()
+    curve = fit.law.curve(value, fit.frame.covariates(networks), log_e.reshape(-1, log_e.shape[-1])[:, chosen], 0.0)
+    log_density = np.log(fit.runs["density"].to_numpy(float))
+    ends = np.array([log_density.max(), (log_density.max() + log_density.min()) / 2, log_density.min()])
+    shape = (*log_e.shape[:2], len(chosen))
+    dimensions = ("chain", "draw", "network")
+    curves = {f"{np.exp(at):.3g}": np.asarray(fit.law.log_error(curve, at)) for at in ends}
+    return xr.Dataset({f"log_error_at_{at}": (dimensions, draws.reshape(shape)) for at, draws in curves.items()})
 
 
 def summarise(draws: NDArray, interval: float) -> dict[str, NDArray]:
