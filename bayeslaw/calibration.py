@@ -61,7 +61,7 @@ class Evaluation:
         what = _groups(self.rows, self.leave_out).max() + 1
         kind = "trajectories" if self.leave_out == "trajectories" else "networks"
         farthest = self.rows["extrapolation"].max()
-        far = f", up to a factor of {np.exp(farthest):.1f} outside what was fitted" if farthest > 0 else ""
+        far = f", up to a factor of {np.exp(farthest):.1f} outside what was fitted" if farthest > 0.05 else ""
         return (
             f"relative deviation on the rows fitted\n{form(self.deviation)}\n\n"
             f"coverage of new runs: {what} {kind} left out{far}\n{form(self.coverage)}\n\n"
