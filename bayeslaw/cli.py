@@ -222,6 +222,29 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def learning_curve(
+    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
+    counts: Annotated[str, typer.Option(help="Numbers of configurations to fit, comma-separated.")] = "6,10,15,25,40",
+    repetitions: Annotated[int, typer.Option(help="Random draws of configurations for each number.")] = 5,
+    law: LawOption = "joint",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write and go on with (.csv).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf, .svg).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """See how many runs suffice: fit random configurations, predict all others."""
+    from bayeslaw.sufficiency import learning_curve as run
+
+    asked = _numbers(counts, "--counts")
+    result = run(_table(runs), counts=asked, repetitions=repetitions, law=law, seed=seed, path=output)
+    if figure is not None:
+        from bayeslaw.plots import plot_learning_curve, save_figure
+
+        save_figure(plot_learning_curve(result), figure)
+    shown = result.groupby("configurations")[["deviation", "log_width", "coverage", "passed"]].mean()
+    typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
+
+
 def _table(runs: str, **reading: Any) -> pd.DataFrame:
     """Load a recorded sweep by its name, else the run table of a path."""
     from bayeslaw.runs import load_recorded, load_runs, recorded_names

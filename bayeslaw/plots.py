@@ -269,3 +269,41 @@ def plot_ranks(check: Check) -> Figure:
     figure.supxlabel("rank of the truth among posterior draws, as a share", fontsize=9)
     figure.supylabel("distribution function less uniform", fontsize=9)
     return figure
+
+
+def plot_learning_curve(table: pd.DataFrame) -> Figure:
+    """Draw error, width and coverage of predictions against the number of configurations fitted.
+
+    Args:
+        table: What `bayeslaw.learning_curve` gave.
+
+    Returns:
+        The figure: every fit a dot, open where it failed the gate, with the mean of each number as a line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    named = (
+        ("deviation", "median |predicted / measured - 1|"),
+        ("log_width", "median width of 90 % intervals (log)"),
+        ("coverage", "coverage of 90 % intervals"),
+    )
+    passed = table["passed"].astype(bool)
+    for ax, (name, label) in zip(axes, named, strict=True):
+        mean = table.groupby("configurations")[name].mean()
+        ax.plot(mean.index, mean, color=LINE, lw=1.5)
+        ax.scatter(table["configurations"][passed], table[name][passed], s=18, color=POINT, label="passed the gate")
+        ax.scatter(
+            table["configurations"][~passed], table[name][~passed], s=18, facecolors="none", edgecolors=POINT,
+            label="failed it",
+        )  # fmt: skip
+        ax.set(xlabel="configurations fitted", ylabel=label, xscale="log")
+        ax.set_xticks(mean.index, [str(count) for count in mean.index], minor=False)
+        ax.minorticks_off()
+    axes[2].axhline(0.9, color="0.5", lw=0.8, ls="--")
+    axes[2].set_ylim(0, 1)
+    axes[0].set_ylim(0)
+    axes[1].set_ylim(0)
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure

@@ -224,7 +224,7 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
 
 def test_help_of_every_command_names_its_options() -> None:
     for arguments, parts in (
-        ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate", "check"]),
+        ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate", "learning-curve", "check"]),
         (["fit"], ["RUNS", "--column", "--n-test", "--chance-error", "--chains", "--warmup", "--draws", "--seed"]),
         (["predict"], ["FIT", "--depths", "--designs", "--kind", "--interval", "--output"]),
         (["plan"], ["FIT", "--target-error", "--confidence", "--allow-failed", "--figure"]),
