@@ -238,9 +238,9 @@ def learning_curve(
     asked = _numbers(counts, "--counts")
     result = run(_table(runs), counts=asked, repetitions=repetitions, law=law, seed=seed, path=output)
     if figure is not None:
-        from bayeslaw.plots import plot_learning_curve, save_figure
+        from bayeslaw.plots import plot_learning_curve
 
-        save_figure(plot_learning_curve(result), figure)
+        plot_learning_curve(result).savefig(figure, dpi=150)
     shown = result.groupby("configurations")[["deviation", "log_width", "coverage", "passed"]].mean()
     typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
 
