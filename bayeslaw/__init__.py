@@ -29,6 +29,7 @@ _WHERE = {
     "bootstrap_parameters": "bootstrapping",
     "PriorPredictive": "prior_draws",
     "prior_predictive": "prior_draws",
+    "size_draws": "plan",
 }
 __all__ = [
     "BayeslawError",
@@ -53,6 +54,7 @@ __all__ = [
     "prior_predictive",
     "prior_table",
     "recorded_names",
+    "size_draws",
 ]
 
 

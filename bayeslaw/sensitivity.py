@@ -155,7 +155,7 @@ def log_prior(fit: Fit, priors: Mapping[str, Distribution] | None = None) -> xr.
     """
     distributions = {name: prior.distribution for name, prior in fit.priors(priors).items()}
     values = _log_densities(distributions, {name: jnp.asarray(fit.posterior[name]) for name in distributions})
-    return xr.Dataset({name: (("chain", "draw"), np.asarray(value)) for name, value in values.items()})
+    return xr.Dataset({name: (("chain", "draw"), np.asarray(values[name])) for name in distributions})
 
 
 @jax.jit
