@@ -240,7 +240,8 @@ def size_draws(
         Sizes with dimensions `chain` and `draw`, infinite in draws in which no start reaches the error.
 
     Example:
-        >>> sizes = size_draws(fit, 0.1, depths=[8], widths=[4, 8], dataset_size=1000)  # doctest: +SKIP
+        >>> starts = {"depths": [8, 14], "widths": [4, 8], "dataset_size": 1000}
+        >>> sizes = size_draws(fit, 0.1, **starts)  # doctest: +SKIP
         >>> fit.psense(quantities={"size": sizes.clip(max=1e6)})  # doctest: +SKIP
     """
     starts = _starts(depths, widths, dataset_size)

@@ -137,7 +137,7 @@ def prior_predictive(
         raise BayeslawError(f"draws = {draws} must be 1 or more.")
     table = _table(networks, family, n_test, chance_error)
     frame = make_frame(table, chance_error_of(table))
-    designs = _designs(table) if designs is None else designs.copy()
+    designs = default_designs(table) if designs is None else designs.copy()
     check_designs(designs, interval, kind)
     if "n_test" not in designs and "n_test" in table:
         designs["n_test"] = table["n_test"].median()
@@ -202,7 +202,8 @@ def _table(networks: Any, family: Family | None, n_test: int | None, chance_erro
     return load_runs(both, n_test=n_test, chance_error=chance_error)
 
 
-def _designs(table: pd.DataFrame) -> pd.DataFrame:
+def default_designs(table: pd.DataFrame) -> pd.DataFrame:
+    """Cross all networks of a run table with densities from 1 down to its lowest."""
     lowest = float(table["density"].min())
     densities = np.geomspace(1.0, lowest if lowest < 1 else LOWEST, POINTS)
     networks = table[CONFIGURATION].drop_duplicates().sort_values(CONFIGURATION)

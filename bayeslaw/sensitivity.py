@@ -82,6 +82,7 @@ def psense(
         Kallioinen, Paananen, Buerkner, Vehtari, Statistics and Computing 34, 57, 2024; computed by ArviZ.
 
     Example:
+        >>> designs = pd.DataFrame({"depth": [20], "width": [32], "dataset_size": [1000], "density": [0.1]})
         >>> fit.psense(quantities={"error": fit.predict(designs, return_draws=True)})  # doctest: +SKIP
     """
     import arviz as az

@@ -19,7 +19,7 @@ import xarray as xr
 from simulate import CONFIGURATION, Reference, error_of, observation_of, saturated, slope_of_logit, spread_at
 
 import bayeslaw
-from bayeslaw import Family, sensitivity
+from bayeslaw import Family, prior_draws, sensitivity
 from bayeslaw.errors import BayeslawError
 from bayeslaw.prior_plots import plot_prior_posterior, plot_prior_predictive
 from bayeslaw.priors import STORABLE, Prior, describe_prior, restore_priors, store_prior
@@ -187,26 +187,19 @@ def test_networks_state_the_centre_before_any_run_exists() -> None:
 
 def test_a_run_table_gives_centre_noise_and_densities_but_no_errors(simulated) -> None:
     """The same draws whatever was measured, and the same as for the bare networks of the table."""
-    runs = simulated.runs
-    drawn = bayeslaw.prior_predictive(runs, kind="run", draws=60, seed=5)
-    other = bayeslaw.prior_predictive(
-        runs.assign(error=0.5, n_wrong=398.5).drop(columns="n_wrong"), kind="run", draws=60, seed=5
-    )
+    runs, designs = simulated.runs, designs_of(NETWORKS)
+    settings: dict[str, Any] = {"growth": True, "kind": "run", "draws": 60}
+    drawn = bayeslaw.prior_predictive(runs, designs, seed=5, **settings)
+    other = bayeslaw.prior_predictive(runs.drop(columns="n_wrong").assign(error=0.5), designs, seed=5, **settings)
     xr.testing.assert_identical(drawn.draws, other.draws)
-    bare = bayeslaw.prior_predictive(
-        runs[CONFIGURATION],
-        drawn.table[[*CONFIGURATION, "density"]],
-        family=RESNETS,
-        n_test=797,
-        kind="run",
-        draws=60,
-        seed=5,
-    )
-    np.testing.assert_allclose(bare.draws, drawn.draws, rtol=1e-9)
-    assert drawn.table["density"].min() == pytest.approx(runs["density"].min())
     assert (drawn.table["n_test"] == 797).all()
-    again = bayeslaw.prior_predictive(runs, kind="run", draws=60, seed=6)
+    bare = bayeslaw.prior_predictive(runs[CONFIGURATION], designs, family=RESNETS, n_test=797, seed=5, **settings)
+    np.testing.assert_allclose(bare.draws, drawn.draws, rtol=1e-9)
+    again = bayeslaw.prior_predictive(runs, designs, seed=6, **settings)
     assert not np.allclose(again.draws, drawn.draws)
+    grid = prior_draws.default_designs(load_runs(runs))
+    assert len(grid) == 12 * 40
+    assert (grid["density"].min(), grid["density"].max()) == pytest.approx((runs["density"].min(), 1.0))
 
 
 def test_the_law_of_one_network_has_its_prior_too() -> None:
@@ -563,9 +556,9 @@ def test_posterior_over_prior(fitted, tmp_path) -> None:
 
 
 def test_prior_curves_of_every_network(simulated, tmp_path) -> None:
-    drawn = bayeslaw.prior_predictive(simulated.runs, draws=60, seed=5, kind="run")
-    figure = plot_prior_predictive(drawn, runs=load_runs(simulated.runs), curves=3)
-    assert len(figure.axes) == 12
+    drawn = bayeslaw.prior_predictive(NETWORKS, family=RESNETS, draws=50)
+    figure = plot_prior_predictive(drawn, runs=simulated.runs, curves=3)
+    assert len(figure.axes) == 4
     ax = figure.axes[0]
     assert ax.get_title() == "depth 8, width 2, n = 250"
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
@@ -574,15 +567,15 @@ def test_prior_curves_of_every_network(simulated, tmp_path) -> None:
     np.testing.assert_allclose(lines["median"].get_ydata(), own["median"].clip(lower=1e-4))
     measured = simulated.runs.query("depth == 8 and width == 2 and dataset_size == 250")
     assert sorted(lines["measured"].get_xdata()) == sorted(measured["density"])
-    assert len(ax.get_lines()) == 3 + 3
+    assert len(ax.get_lines()) == 3 + 3  # single draws; median, random guessing, measured
     low, high = ax.get_ylim()
     assert low < own["lower"].clip(lower=1e-4).min()
     assert high > 0.9
-    width = np.repeat(np.arange(1, 31), 16)
+    width = np.repeat(np.arange(1, 33), 5)
     many = dataclasses.replace(drawn, table=drawn.table.assign(depth=8, width=width, dataset_size=1000))
     figure = plot_prior_predictive(many)
     figure.savefig(tmp_path / "curves.png", dpi=50)
     assert len(figure.axes) == 12
-    assert [figure.axes[i].get_title().split(",")[1] for i in (0, -1)] == [" width 1", " width 30"]
+    assert [figure.axes[i].get_title().split(",")[1] for i in (0, -1)] == [" width 1", " width 32"]
     with pytest.raises(BayeslawError, match=r"inner = 1\.0 must be in"):
         plot_prior_predictive(drawn, inner=1.0)
