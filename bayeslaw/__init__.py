@@ -34,6 +34,7 @@ _WHERE = {
     "learning_curve": "sufficiency",
     "PriorPredictive": "prior_draws",
     "prior_predictive": "prior_draws",
+    "size_draws": "plan",
 }
 __all__ = [
     "BayeslawError",
@@ -63,6 +64,7 @@ __all__ = [
     "prior_predictive",
     "prior_table",
     "recorded_names",
+    "size_draws",
 ]
 
 

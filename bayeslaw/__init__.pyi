@@ -15,6 +15,7 @@ from bayeslaw.families import Family as Family
 from bayeslaw.fitting import fit as fit
 from bayeslaw.plan import Plan as Plan
 from bayeslaw.plan import frontier as frontier
+from bayeslaw.plan import size_draws as size_draws
 from bayeslaw.posterior import Fit as Fit
 from bayeslaw.posterior import load as load
 from bayeslaw.prior_draws import PriorPredictive as PriorPredictive

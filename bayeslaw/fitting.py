@@ -224,7 +224,7 @@ def _prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
         try:
             inverse = biject_to(prior.support).inv(prior.mean)
         except NotImplementedError:  # NumPyro does not know every mean
-            grid, weight = _on_grid(prior)
+            grid, weight = on_grid(prior)
             inverse = jnp.sum(weight * grid)
         return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
 
@@ -283,13 +283,13 @@ def _against_prior(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> di
     """Compare posterior with prior on the unconstrained scale, parameter by parameter: `contraction` and `shift`."""
     draws = {name: jnp.asarray(values[name]) for name in priors}
     result = _comparisons(draws, {name: prior.distribution for name, prior in priors.items()})
-    return {what: {name: float(pair[i]) for name, pair in result.items()} for i, what in enumerate(_COMPARED)}
+    return {what: {name: float(result[name][i]) for name in priors} for i, what in enumerate(_COMPARED)}
 
 
 @jax.jit
 def _comparisons(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
     def one(prior: Any, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
-        grid, weight = _on_grid(prior)
+        grid, weight = on_grid(prior)
         centre = jnp.sum(weight * grid)
         variance = jnp.sum(weight * (grid - centre) ** 2)
         free = biject_to(prior.support).inv(draws)
@@ -298,7 +298,7 @@ def _comparisons(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[st
     return {name: one(priors[name], value) for name, value in draws.items()}
 
 
-def _on_grid(prior: Any) -> tuple[jax.Array, jax.Array]:
+def on_grid(prior: Any) -> tuple[jax.Array, jax.Array]:
     """Give an even grid of the unconstrained scale and the prior's probabilities on it."""
     transform = biject_to(prior.support)
     grid = jnp.linspace(-40.0, 40.0, 8001)

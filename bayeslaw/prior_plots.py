@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from numpyro.distributions import biject_to
 
 from bayeslaw.errors import BayeslawError
+from bayeslaw.fitting import on_grid
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.plots import BAND, LINE, POINT
 from bayeslaw.precision import in_float64
@@ -126,29 +128,41 @@ def plot_prior_posterior(
     names = list(known if parameters is None else parameters)
     if unknown := [name for name in names if name not in known]:
         raise BayeslawError(f"parameters {', '.join(unknown)} have no prior; those that have are {', '.join(known)}.")
+    central = _central({name: known[name].distribution for name in names})
     figure, axes = _panels(len(names), (2.9, 2.3))
     for ax, name in zip(axes, names, strict=True):
-        _prior_posterior(ax, known[name], fit.posterior[name].to_numpy().ravel())
+        draws = fit.posterior[name].to_numpy().ravel()
+        _prior_posterior(ax, known[name], np.asarray(central[name]), draws)
         driven = name in fit.prior_driven
         ax.set_title(f"{name}: prior-driven" if driven else name, fontsize=9, color=POINT if driven else "black")
     _legend_above(figure, axes[0], f"{fit.frame.family.name} on {fit.frame.dataset}: posterior over prior")
     return figure
 
 
-def _prior_posterior(ax: Axes, prior: Prior, draws: NDArray[np.float64]) -> None:
+@jax.jit
+def _central(priors: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the ends of every prior's central 98 %."""
+
+    def ends(prior: Any) -> jax.Array:
+        grid, weight = on_grid(prior)
+        free = jnp.interp(jnp.array([0.01, 0.99]), jnp.cumsum(weight), grid)
+        return jnp.asarray(biject_to(prior.support)(free))
+
+    return {name: ends(prior) for name, prior in priors.items()}
+
+
+def _prior_posterior(ax: Axes, prior: Prior, central: NDArray[np.float64], draws: NDArray[np.float64]) -> None:
     support: Any = prior.distribution.support
-    sampled = np.asarray(prior.distribution.sample(jax.random.PRNGKey(0), (10_000,)))
-    positive = bool((sampled > 0).all() and (draws > 0).all()) and not bool(support(jnp.asarray(-1.0)))
-    logarithmic = positive and not hasattr(support, "upper_bound")
+    logarithmic = bool(central[0] > 0) and not bool(support(jnp.asarray(-1.0))) and not hasattr(support, "upper_bound")
     scale = np.log if logarithmic else np.asarray
-    low, high, cut = _limits(scale(sampled), scale(draws))
+    low, high, cut = _limits(scale(central), scale(draws))
     if not logarithmic:
         ends = getattr(support, "lower_bound", -np.inf), getattr(support, "upper_bound", np.inf)
         low, high = np.clip([low, high], *ends)
     x = np.linspace(low, high, 400)
     inside = jnp.asarray(np.exp(x) if logarithmic else x)
     allowed = np.asarray(support(inside))
-    log_density = np.asarray(prior.distribution.log_prob(jnp.where(allowed, inside, sampled[0])))
+    log_density = np.asarray(prior.distribution.log_prob(jnp.where(allowed, inside, draws[0])))
     density = np.where(allowed, np.exp(log_density + (x if logarithmic else 0.0)), 0.0)
     height, edges = np.histogram(scale(draws), bins=np.linspace(low, high, 61))
     height = height / len(draws) / np.diff(edges)
@@ -162,8 +176,7 @@ def _prior_posterior(ax: Axes, prior: Prior, draws: NDArray[np.float64]) -> None
     ax.set_xlabel("\n".join(textwrap.wrap(prior.meaning, 38)), fontsize=7)
     ax.tick_params(labelsize=7)
     if cut:
-        first, last = np.quantile(sampled, [0.01, 0.99])
-        note = f"prior: {first:.2g} to {last:.2g} (98 %)"
+        note = f"prior: {central[0]:.2g} to {central[1]:.2g} (98 %)"
         ax.text(0.03, 0.95, note, transform=ax.transAxes, fontsize=6.5, va="top", color=_PRIOR)
     if logarithmic:
         _label_one_two_five(ax)
@@ -185,7 +198,7 @@ def _label_one_two_five(ax: Axes) -> None:
     ax.set_xticks([], minor=True)
 
 
-def _limits(prior: NDArray[np.float64], posterior: NDArray[np.float64]) -> tuple[float, float, bool]:
+def _limits(central: NDArray[np.float64], posterior: NDArray[np.float64]) -> tuple[float, float, bool]:
     """Span the prior's and the posterior's 98 %, but not so much more than the posterior's that it is a line.
 
     Returns:
@@ -193,8 +206,7 @@ def _limits(prior: NDArray[np.float64], posterior: NDArray[np.float64]) -> tuple
     """
     low, high = np.quantile(posterior, [0.01, 0.99])
     width = high - low
-    first, last = np.quantile(prior, [0.01, 0.99])
-    low, high = min(low - 0.2 * width, first), max(high + 0.2 * width, last)
+    low, high = min(low - 0.2 * width, central[0]), max(high + 0.2 * width, central[1])
     middle = float(np.median(posterior))
     ends = max(low, middle - _WIDTHS * width), min(high, middle + _WIDTHS * width)
     return *ends, ends != (low, high)

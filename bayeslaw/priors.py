@@ -13,7 +13,6 @@ import numpyro.distributions as dist
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.laws import law_named
-from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,7 +207,6 @@ def _stored(given: Distribution) -> dict[str, Any] | None:
     return None if None in arguments.values() else {"distribution": name, "arguments": arguments}
 
 
-@in_float64
 def restore_priors(
     stored: Mapping[str, Any], *, law: str = "joint", given: Mapping[str, Distribution] | None = None
 ) -> dict[str, Prior]:

@@ -82,6 +82,7 @@ def psense(
         Kallioinen, Paananen, Buerkner, Vehtari, Statistics and Computing 34, 57, 2024; computed by ArviZ.
 
     Example:
+        >>> designs = pd.DataFrame({"depth": [20], "width": [32], "dataset_size": [1000], "density": [0.1]})
         >>> fit.psense(quantities={"error": fit.predict(designs, return_draws=True)})  # doctest: +SKIP
     """
     import arviz as az
@@ -155,7 +156,7 @@ def log_prior(fit: Fit, priors: Mapping[str, Distribution] | None = None) -> xr.
     """
     distributions = {name: prior.distribution for name, prior in fit.priors(priors).items()}
     values = _log_densities(distributions, {name: jnp.asarray(fit.posterior[name]) for name in distributions})
-    return xr.Dataset({name: (("chain", "draw"), np.asarray(value)) for name, value in values.items()})
+    return xr.Dataset({name: (("chain", "draw"), np.asarray(values[name])) for name in distributions})
 
 
 @jax.jit
