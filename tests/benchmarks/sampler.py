@@ -75,7 +75,7 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     from bayeslaw.priors import resolve_priors
     from bayeslaw.runs import load_runs
 
-    fitting._bind_submodules()
+    fitting.bind_submodules()
     table = paper_table(arguments.configurations)
     if arguments.model == "A":
         from numpyro.infer.util import potential_energy
@@ -207,7 +207,7 @@ def nutpie_low_rank(arguments: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         trace = nutpie.sample(
             model, draws=draws, tune=max(500, draws), chains=CHAINS, cores=CHAINS, seed=draws,
-            low_rank_modified_mass_matrix=True, progress_bar=False, save_warmup=True,
+            adaptation="low_rank", progress_bar=False, save_warmup=True,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         figures = judge(np.asarray(trace.posterior["x"]))
