@@ -129,6 +129,7 @@ def check(
         likelihood as a quantity); Saeilynoja, Buerkner, Vehtari 2022 (the test).
 
     Example:
+        >>> import bayeslaw
         >>> bayeslaw.check("single", repetitions=100, output="check/single")  # doctest: +SKIP
     """
     known, planted = model_named(model), fault_named(fault)

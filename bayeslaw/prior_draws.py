@@ -153,7 +153,7 @@ def prior_predictive(
         columns = {name: value[:, None] for name, value in parameters.items()}
         errors = mean_errors(law_named(law), columns, frame, designs, values["log_e"][:, of_row])
     else:
-        errors = error_from_logit(values["response"], _n_test(designs))
+        errors = error_from_logit(values["response"][..., 0], _n_test(designs))
     return PriorPredictive(
         designs.assign(**summarise(errors, interval)),
         xr.DataArray(errors, dims=("draw", "design"), name="error"),
@@ -211,11 +211,12 @@ def default_designs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_row: NDArray[np.integer]) -> Data:
-    """Condition the model on nothing: one run of every network, whose responses are to be drawn."""
+    """Condition the model on nothing: one run of every network, whose responses are to be drawn, a line each."""
     return Data(
         response=cast("Any", None),
-        log_density=np.log(designs["density"].to_numpy(float)),
-        n_test=_n_test(designs),
+        log_density=np.log(designs[["density"]].to_numpy(float)),
+        n_test=_n_test(designs)[:, None],
+        measured=np.ones((len(designs), 1), bool),
         configuration=np.arange(len(configurations)),
         trajectory=of_row,
         **frame.covariates(configurations),

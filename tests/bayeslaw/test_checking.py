@@ -124,12 +124,12 @@ def test_log_likelihood_is_that_of_the_oracle(hierarchical) -> None:
 def test_the_table_gives_the_response_that_was_drawn(hierarchical) -> None:
     model, simulated = hierarchical
     table = load_runs(simulated.runs)
-    data, configurations, _ = make_data(table, make_frame(table, 0.9))
-    assert np.asarray(data.response) == pytest.approx(simulated.response, rel=ROUNDING)
-    assert list(configurations.itertuples(index=False, name=None)) == list(model.design.configurations)
+    data, labels = make_data(table, make_frame(table, 0.9))
+    assert labels.rows.response == pytest.approx(simulated.response, rel=ROUNDING)
+    assert list(labels.configurations.itertuples(index=False, name=None)) == list(model.design.configurations)
     for name, values in model.design.covariates().items():
         assert getattr(data, name) == pytest.approx(values, abs=ROUNDING)
-    assert (data.trajectory == model.design.trajectory).all()
+    assert (labels.rows.trajectory == model.design.trajectory).all()
     assert (data.configuration == model.design.configuration).all()
 
 
@@ -137,9 +137,9 @@ def test_counted_twice_is_every_row_twice_in_its_own_trajectory(hierarchical) ->
     model, simulated = hierarchical
     again = simulate(model.design, simulated.value, np.random.default_rng(5), Fault(copies=2))
     tables = [load_runs(runs) for runs in (simulated.runs, again.runs)]
-    once, twice = (make_data(table, make_frame(table, 0.9))[0] for table in tables)
-    for name in ("response", "log_density", "n_test", "trajectory"):
-        np.testing.assert_array_equal(getattr(twice, name), np.tile(getattr(once, name), 2))
+    (once, labels), (twice, labels_twice) = (make_data(table, make_frame(table, 0.9)) for table in tables)
+    for name in labels.rows._fields:
+        np.testing.assert_array_equal(getattr(labels_twice.rows, name), np.tile(getattr(labels.rows, name), 2))
     np.testing.assert_array_equal(twice.configuration, once.configuration)
     np.testing.assert_array_equal(again.response, simulated.response)
 
