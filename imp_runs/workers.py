@@ -77,11 +77,24 @@ def pinned(device: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def default_workers(device: str) -> int:
+    """Count one process per core on a CPU, one on a GPU."""
+    return os.cpu_count() or 1 if device == "cpu" else 1
+
+
 def worker_pool(workers: int, context: Any, finished: Any) -> concurrent.futures.ProcessPoolExecutor:
     """Make the pool; what workers `report` comes out of the queue `finished`."""
     return concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(finished,)
     )
+
+
+@contextlib.contextmanager
+def one_worker(device: str) -> Iterator[concurrent.futures.Executor]:
+    """Start a worker that measures what others will do."""
+    context = multiprocessing.get_context("spawn")
+    with pinned(device), worker_pool(1, context, context.Queue()) as pool:
+        yield pool
 
 
 def prefetch(missing: list[Trajectory], data_dir: str | Path | None, download: bool) -> None:
@@ -121,7 +134,7 @@ def report(levels: int) -> None:
 
 
 @functools.cache
-def dataset_of(name: str, pool: int, data_dir: str | None) -> Dataset:
+def dataset_of(name: str, pool: int, data_dir: str | Path | None) -> Dataset:
     """Load a dataset once for every worker process."""
     from imp_runs.datasets import load_dataset
 
