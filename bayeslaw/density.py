@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from numpyro.infer.util import constrain_fn, potential_energy
 from bayeslaw.frame import Data
 from bayeslaw.hierarchy import draw_configurations
 from bayeslaw.model import Structure, make_model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Names and shapes of unconstrained values, sorted by name.
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -41,6 +45,15 @@ def shapes_of(values: Mapping[str, Any]) -> Shapes:
     return tuple(sorted((name, np.shape(value)) for name, value in values.items()))
 
 
+def positions_of(shapes: Shapes) -> dict[str, NDArray[np.intp]]:
+    """Number the entries of the flat position that named values make."""
+    found, start = {}, 0
+    for name, shape in shapes:
+        found[name] = start + np.arange(math.prod(shape)).reshape(shape)
+        start += found[name].size
+    return found
+
+
 @functools.cache
 def unraveller(shapes: Shapes) -> Callable[[Any], dict[str, jax.Array]]:
     """Give the function that makes named values of a flat position; the same object for the same shapes."""
@@ -59,9 +72,11 @@ def named_potential(structure: Structure, centred: bool) -> Callable[[Context, d
 
 
 @functools.cache
-def flat_potential(structure: Structure, centred: bool, shapes: Shapes) -> Callable[[Context, jax.Array], jax.Array]:
-    """Give the negative log density of a flat unconstrained position."""
-    potential, unravel = named_potential(structure, centred), unraveller(shapes)
+def flat_potential(
+    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """Give the negative log density of context and flat position from that of named values."""
+    unravel = unraveller(shapes)
     return lambda context, flat: potential(context, unravel(flat))
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 from numpyro.distributions import biject_to
 
-from bayeslaw.density import Context, constrain, flat_potential, named_potential, shapes_of
+from bayeslaw.density import Context, constrain, flat_potential, named_potential, positions_of, shapes_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import estimate_spreads, groups_of, spread_variances
@@ -27,6 +27,14 @@ from bayeslaw.precision import in_float64
 from bayeslaw.priors import Prior, describe_prior, resolve_priors, store_prior
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
+from bayeslaw.straight import (
+    StraightContext,
+    bent_positions,
+    ridges_of,
+    straight_estimate,
+    straight_potential,
+    straighten,
+)
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution
@@ -54,7 +62,7 @@ def fit(
     draws: int = 1000,
     n_test: int | None = None,
     chance_error: float | None = None,
-    target_acceptance: float = 0.95,
+    target_acceptance: float = 0.9,
     progress: bool = True,
 ) -> Fit:
     """Infer a law from a run table with NUTS.
@@ -138,7 +146,7 @@ def bind_submodules() -> None:
 def _check_settings(**settings: float) -> None:
     rules = {
         "chains": (settings["chains"] >= 2, "an integer >= 2, so that chains can be compared"),
-        "warmup": (settings["warmup"] >= 50, "an integer >= 50"),
+        "warmup": (settings["warmup"] >= 100, "an integer >= 100"),
         "draws": (settings["draws"] >= 50, "an integer >= 50"),
         "target_acceptance": (0 < settings["target_acceptance"] < 1, "in (0, 1)"),
     }
@@ -186,20 +194,24 @@ def _sample(
     starts = _starts(data, structure, priors, few=few)
     context = Context(Data(*(jnp.asarray(part) for part in data)), {k: v.distribution for k, v in priors.items()})
     variances = {k: v for k, v in spread_variances(data).items() if k in priors}
-    estimate = None if few else estimate_unconstrained
+    estimate = None if few else straight_estimate(estimate_unconstrained)
     groups = {} if few else groups_of(data)
-    approximation = laplace(named_potential(structure, not few), context, starts, estimate, variances, groups)
+    density = straight_potential(named_potential(structure, not few))
+    straight = StraightContext(context, jax.tree.map(jnp.asarray, ridges_of(data)))
+    starts = [straighten(straight, start) for start in starts]
+    approximation = laplace(density, straight, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
     sampled = sample(
-        flat_potential(structure, not few, shapes),
-        context,
+        flat_potential(density, shapes),
+        straight,
         approximation.mode,
         approximation.axes,
         seed=seed,
         adapt_metric=few,
         **settings,
     )
-    return sampled, constrain(structure, not few, shapes, context, sampled.positions, seed=seed + 1)
+    plain = bent_positions(straight, positions_of(shapes), sampled.positions)
+    return sampled, constrain(structure, not few, shapes, context, plain, seed=seed + 1)
 
 
 def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:

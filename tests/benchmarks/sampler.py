@@ -68,7 +68,7 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     from paper_scale import paper_table
 
     from bayeslaw import fitting
-    from bayeslaw.density import Context, flat_potential, named_potential, shapes_of, unraveller
+    from bayeslaw.density import Context, flat_potential, named_potential, shapes_of
     from bayeslaw.frame import make_data, make_frame
     from bayeslaw.hierarchy import groups_of, spread_variances
     from bayeslaw.model import structure_of
@@ -82,14 +82,13 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
 
         cells = model_a.cells_of(table)
         start = {name: jnp.asarray(value) for name, value in model_a.start_of(cells).items()}
-        unravel = unraveller(shapes_of(start))
 
         def potential(context: Any, values: dict[str, Any]) -> jax.Array:
             return jnp.asarray(potential_energy(model_a.model, (context,), {}, values))
 
         return {
             "named": potential,
-            "flat": lambda context, flat: potential(context, unravel(flat)),
+            "flat": flat_potential(potential, shapes_of(start)),
             "context": jax.tree.map(jnp.asarray, cells),
             "starts": [start],
             "estimate": model_a.estimate,
