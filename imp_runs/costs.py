@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from imp_runs.config import Sweep, Trajectory
+from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.store import Store
-from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, one_worker, prefetch
+from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, one_worker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,8 +63,9 @@ def estimate(
     device, kernels = checked_device(device), checked_kernels(kernels)
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
-    prefetch(missing, data_dir, download)
+    check_sizes(missing)
     with one_worker(device) as pool:
+        fetch(pool, missing[0], data_dir, download)
         costs = pool.submit(costs_of, missing, data_dir, device, kernels).result()
     steps, seconds = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
     return Estimate(len(sweep.trajectories), len(missing), steps, seconds / (workers or default_workers(device)))
@@ -96,9 +97,10 @@ def bench(
     largest = max(t.dataset_size for t in sweep.trajectories)
     chosen = [t for t in sweep.trajectories if t.dataset_size == largest and t.replicate == 0]
     device, kernels = checked_device(device), checked_kernels(kernels)
-    prefetch(chosen, data_dir, download)
+    check_sizes(chosen)
     rows = []
     with one_worker(device) as pool:
+        fetch(pool, chosen[0], data_dir, download)
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
             (steps, plain), (_, seconds) = (
                 pool.submit(costs_of, [t], data_dir, device, which).result()[0] for which in ("torch", kernels)

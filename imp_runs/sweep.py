@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from imp_runs.config import Sweep, Trajectory
+from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.errors import ImpRunsError
 from imp_runs.store import Store
 from imp_runs.workers import (
@@ -17,8 +17,8 @@ from imp_runs.workers import (
     checked_kernels,
     dataset_of,
     default_workers,
+    fetch,
     pinned,
-    prefetch,
     report,
     worker_pool,
 )
@@ -54,13 +54,14 @@ def run_sweep(
     if not missing:
         return
     device, kernels = checked_device(device), checked_kernels(kernels)
+    check_sizes(missing)
     workers = workers or default_workers(device)
     context = multiprocessing.get_context("spawn")
     finished = context.Queue()
     arguments = (store, data_dir, device, kernels)
-    prefetch(missing, data_dir, download)
     levels = sum(t.protocol.levels + 1 - _levels_done(opened, t) for t in missing)
     with pinned(device), worker_pool(min(workers, len(missing)), context, finished) as pool:
+        fetch(pool, missing[0], data_dir, download)
         futures = {pool.submit(_work, trajectory, *arguments): trajectory for trajectory in missing}
         try:
             _follow(futures, finished, levels, sweep.name)
