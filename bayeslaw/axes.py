@@ -181,4 +181,5 @@ def value_and_gradient(
         axes: Their axes.
         q: Coordinates, `[dimensions]`.
     """
-    return jax.value_and_grad(lambda q: potential(context, centre + axes.move(q)))(jnp.asarray(q))
+    origin = jnp.asarray(centre)
+    return jax.value_and_grad(lambda q: potential(context, origin + axes.move(q)))(jnp.asarray(q))

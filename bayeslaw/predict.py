@@ -172,21 +172,25 @@ def average_error(
     Returns:
         Mean error, `[draws, designs]`.
     """
-    total: Any = 0.0
-    for up, up_weight in _nodes("tau_np" in value):
-        for sideways, sideways_weight in _nodes("tau_p" in value):
-            shifted = log_e + value.get("tau_np", 0.0) * up, value.get("tau_p", 0.0) * sideways
-            curve = law.curve(value, covariates, *shifted)
-            total = total + up_weight * sideways_weight * jnp.exp(law.log_error(curve, log_density))
-    return total
+    (up, up_weight), (sideways, sideways_weight) = _nodes("tau_np" in value), _nodes("tau_p" in value)
+    effects = np.repeat(up, len(sideways)), np.tile(sideways, len(up))
+
+    def add(total: jax.Array, node: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        weight, up, sideways = node
+        shifted = log_e + value.get("tau_np", 0.0) * up, value.get("tau_p", 0.0) * sideways
+        return total + weight * jnp.exp(law.log_error(law.curve(value, covariates, *shifted), log_density)), None
+
+    nothing = jnp.zeros(jnp.broadcast_shapes(jnp.shape(log_e), jnp.shape(log_density)))
+    nodes = np.outer(up_weight, sideways_weight).ravel(), *effects
+    return jax.lax.scan(add, nothing, tuple(jnp.asarray(node) for node in nodes))[0]
 
 
-def _nodes(varies: bool) -> list[tuple[float, float]]:
+def _nodes(varies: bool) -> tuple[NDArray, NDArray]:
     """Give nodes and weights of a standard normal effect, or of one that is not there."""
     if not varies:
-        return [(0.0, 1.0)]
+        return np.zeros(1), np.ones(1)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    return list(zip(nodes, weights / weights.sum(), strict=True))
+    return nodes, weights / weights.sum()
 
 
 def standard_noise(rng: np.random.Generator, value: dict[str, Any], shape: tuple[int, ...]) -> NDArray:
