@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import sys
 import warnings
@@ -126,9 +127,14 @@ def fit(
         "stored_priors": {name: store_prior(prior) for name, prior in resolved.items()},
         **_against_prior(values, resolved),
     }
+    return Fit(tree, table, frame, structure, settings, dict(versions()))
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """List the versions of the libraries that compute a posterior."""
     names = ("bayeslaw", "jax", "numpyro", "arviz", "numpy", "xarray")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return Fit(tree, table, frame, structure, settings, versions)
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def bind_submodules() -> None:
@@ -201,9 +207,10 @@ def _sample(
     starts = [straighten(straight, start) for start in starts]
     approximation = laplace(density, straight, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
+    arrays, kind = jax.tree.flatten(straight)
     sampled = sample(
-        flat_potential(density, shapes),
-        straight,
+        flat_potential(density, shapes, kind),
+        arrays,
         approximation.mode,
         approximation.axes,
         seed=seed,
