@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import multiprocessing
 import queue
 import sys
 from pathlib import Path
@@ -18,9 +17,8 @@ from imp_runs.workers import (
     dataset_of,
     default_workers,
     fetch,
-    pinned,
     report,
-    worker_pool,
+    started,
 )
 
 
@@ -56,20 +54,12 @@ def run_sweep(
     device, kernels = checked_device(device), checked_kernels(kernels)
     check_sizes(missing)
     workers = workers or default_workers(device)
-    context = multiprocessing.get_context("spawn")
-    finished = context.Queue()
     arguments = (store, data_dir, device, kernels)
     levels = sum(t.protocol.levels + 1 - _levels_done(opened, t) for t in missing)
-    with pinned(device), worker_pool(min(workers, len(missing)), context, finished) as pool:
+    with started(min(workers, len(missing)), device) as (pool, finished):
         fetch(pool, missing[0], data_dir, download)
         futures = {pool.submit(_work, trajectory, *arguments): trajectory for trajectory in missing}
-        try:
-            _follow(futures, finished, levels, sweep.name)
-        except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        _follow(futures, finished, levels, sweep.name)
     failures = [f"{t}: {future.exception()}" for future, t in futures.items() if future.exception()]
     if failures:
         raise ImpRunsError(
