@@ -71,18 +71,28 @@ def named_potential(structure: Structure, centred: bool) -> Callable[[Context, d
     return potential
 
 
-@functools.cache
 def flat_potential(
-    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes, kind: Any
-) -> Callable[[list[Any], jax.Array], jax.Array]:
-    """Give the negative log density of a context's arrays and a flat position from that of context and named values.
+    potential: Callable[[Any, dict[str, Any]], jax.Array], context: Any, shapes: Shapes
+) -> tuple[Callable[[list[Any], jax.Array], jax.Array], list[Any]]:
+    """Give the negative log density of arrays and a flat position from that of a context and named values.
 
     Args:
         potential: Negative log density of context and named values.
+        context: The context. Taking its distributions apart anew for every gradient would cost more than many a
+            gradient.
         shapes: Names and shapes of the values.
-        kind: What the context is made of (`jax.tree.structure`). Taking distributions apart anew for every gradient
-            would cost more than many a gradient.
+
+    Returns:
+        The density, the same object for contexts of the same kind, and the arrays of this one.
     """
+    arrays, kind = jax.tree.flatten(context)
+    return _flat_potential(potential, shapes, kind), arrays
+
+
+@functools.cache
+def _flat_potential(
+    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes, kind: Any
+) -> Callable[[list[Any], jax.Array], jax.Array]:
     unravel = unraveller(shapes)
     return lambda arrays, flat: potential(jax.tree.unflatten(kind, arrays), unravel(flat))
 

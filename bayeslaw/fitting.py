@@ -207,10 +207,8 @@ def _sample(
     starts = [straighten(straight, start) for start in starts]
     approximation = laplace(density, straight, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
-    arrays, kind = jax.tree.flatten(straight)
     sampled = sample(
-        flat_potential(density, shapes, kind),
-        arrays,
+        *flat_potential(density, straight, shapes),
         approximation.mode,
         approximation.axes,
         seed=seed,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import scipy.optimize
+from jax.flatten_util import ravel_pytree
 from threadpoolctl import threadpool_limits
 
 from bayeslaw.axes import Axes, Layout, axes_from, lay_out, seeds_of, unit_axes, value_and_gradient
@@ -71,8 +72,8 @@ def laplace(
         Mode and axes; each spread has an axis of its own.
     """
     shapes = shapes_of(starts[0])
-    arrays, kind = jax.tree.flatten(context)
-    density, positions = flat_potential(potential, shapes, kind), positions_of(shapes)
+    density, arrays = flat_potential(potential, context, shapes)
+    positions = positions_of(shapes)
     spreads = {name: int(positions[name]) for name in sorted(variances)} if estimate else {}
     held = np.array(list(spreads.values()), int)
     layout = lay_out(positions, groups or {})
@@ -98,7 +99,7 @@ def laplace(
         products[of_spreads, held] = [1 / variances[name] for name in spreads]
         return axes_from(layout, products)
 
-    searches = [search(_flattened(start), unit_axes(layout), ROUGH) for start in starts]
+    searches = [search(np.asarray(ravel_pytree(start)[0]), unit_axes(layout), ROUGH) for start in starts]
     flat = min(searches, key=lambda found: found[0])[1]
     for _ in range(ROUNDS):
         for name, value in _moments(estimate, shapes, tuple(spreads), context, flat).items() if estimate else ():
@@ -119,10 +120,6 @@ def _hessian_products(density: Callable[..., jax.Array], arrays: list[Any], flat
 
     steps = STEP * seeds_of(layout, len(flat))
     return np.stack([(gradient(flat + step) - gradient(flat - step)) / (2 * STEP) for step in steps])
-
-
-def _flattened(values: Mapping[str, Any]) -> NDArray:
-    return np.concatenate([np.ravel(np.asarray(values[name], float)) for name in sorted(values)])
 
 
 @jax.jit

@@ -115,10 +115,9 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
     return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
 
 
-@jax.jit
 def network_values(value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
     """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
-    return value | spreads_at(value, log_dense_at(value, covariates))
+    return value | _centre_and_spreads(value, covariates)[1]
 
 
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> NDArray:
@@ -255,12 +254,7 @@ def observations(
     Returns:
         Location and scale, each `[draws, designs]`.
     """
-
-    def one(covariates: dict[str, Any], log_density: NDArray, *own: NDArray) -> tuple[jax.Array, jax.Array]:
-        *run, n_test = own
-        return _observation(law, value, covariates, log_density, *run, n_test=n_test)
-
-    return _by_block(one, frame, designs, *runs, n_test)
+    return _by_block(functools.partial(_observation, law, value), frame, designs, *runs, n_test)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -280,13 +274,12 @@ def _by_block(
     function: Callable[..., tuple[jax.Array, ...]], frame: Frame, designs: pd.DataFrame, *columns: NDArray
 ) -> tuple[NDArray, ...]:
     """Call a function of covariates, log density and columns `[..., designs]` with blocks of equal size."""
-    every = {**frame.covariates(designs), "density": np.log(designs["density"].to_numpy(float))}
+    covariates, log_density = frame.covariates(designs), np.log(designs["density"].to_numpy(float))
     order = np.pad(np.arange(len(designs)), (0, -len(designs) % BLOCK), mode="edge")
     parts = []
     for block in order.reshape(-1, BLOCK):
-        own = {name: values[block] for name, values in every.items()}
-        log_density = own.pop("density")
-        found = function(own, log_density, *(column[..., block] for column in columns))
+        own = {name: values[block] for name, values in covariates.items()}
+        found = function(own, log_density[block], *(column[..., block] for column in columns))
         parts.append([np.asarray(part) for part in found])
     return tuple(np.concatenate(part, axis=1)[:, : len(designs)] for part in zip(*parts, strict=True))
 

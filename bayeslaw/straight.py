@@ -90,13 +90,12 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         z = straight[name]
         values[name] = z * jnp.sqrt(1 + z**2 / 4)
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
-    for name, (share, spread) in _terms(context, values).items():
-        wide, spread = spread > 0, jnp.where(spread > 0, spread, 1.0)
+    for name, (share, wide, spread) in _terms(context, values).items():
         x = jnp.arcsinh(jnp.exp(straight[name] + jnp.log(spread) - jnp.log(share)))
         values[name] = jnp.where(wide, jnp.log(x) - jnp.log(spread), straight[name])
         log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
         values["dense"] = values["dense"] - jnp.where(wide, _above_centre(share, x), 0.0)
-    if _has_noises(context):
+    if _are_positive(context, "floor", "sigma"):
         total, ratio = straight["floor"], straight["sigma"]
         values["floor"] = total + 0.5 * jax.nn.log_sigmoid(-2 * ratio) - context.ridges.log_binomial
         values["sigma"] = total + 0.5 * jax.nn.log_sigmoid(2 * ratio)
@@ -106,12 +105,11 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
     straight = dict(values)
-    for name, (share, spread) in _terms(context, values).items():
-        wide, spread = spread > 0, jnp.where(spread > 0, spread, 1.0)
+    for name, (share, wide, spread) in _terms(context, values).items():
         x = jnp.exp(values[name]) * spread
         straight[name] = jnp.where(wide, jnp.log(share) + jnp.log(jnp.sinh(x)) - jnp.log(spread), values[name])
         straight["dense"] = straight["dense"] + jnp.where(wide, _above_centre(share, x), 0.0)
-    if _has_noises(context):
+    if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
     return straight | {name: _shortened(values[name]) for name in _bounded(context, values)}
@@ -145,19 +143,24 @@ def _bounded(context: StraightContext, values: Mapping[str, Any]) -> list[str]:
     return [name for name in priors if name in values and isinstance(priors[name].support, constraints.interval)]
 
 
-def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Give each exponent's share of the central dense error, and the spread of what it is the exponent of."""
+def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
+    """Give each exponent's share of the central dense error, whether what it is the exponent of varies, and its spread.
+
+    Where it does not vary the spread is 1, and not to be used.
+    """
     priors = context.plain.priors
-    if not {"alpha", "beta", "dense", "share_n", "share_c"} <= set(priors):
+    if not {"share_n", "share_c"} <= set(priors) or not _are_positive(context, "dense"):
         return {}
     of_data, constant = (biject_to(priors[name].support)(values[name]) for name in ("share_n", "share_c"))
     terms = {
         "alpha": (of_data * (1 - constant), context.ridges.size_spread),
         "beta": ((1 - of_data) * (1 - constant), context.ridges.count_spread),
     }
-    if priors["dense"].support is not constraints.positive:
-        return {}
-    return {name: term for name, term in terms.items() if priors[name].support is constraints.positive}
+    return {
+        name: (share, spread > 0, jnp.where(spread > 0, spread, 1.0))
+        for name, (share, spread) in terms.items()
+        if _are_positive(context, name)
+    }
 
 
 def _above_centre(share: Any, x: Any) -> Any:
@@ -165,9 +168,10 @@ def _above_centre(share: Any, x: Any) -> Any:
     return 0.5 * jnp.log1p(2 * share * (1 - share) * (jnp.cosh(x) - 1))
 
 
-def _has_noises(context: StraightContext) -> bool:
+def _are_positive(context: StraightContext, *names: str) -> bool:
+    """Tell whether there are such parameters, with all positive numbers for their range."""
     priors = context.plain.priors
-    return all(name in priors and priors[name].support is constraints.positive for name in ("floor", "sigma"))
+    return all(name in priors and priors[name].support is constraints.positive for name in names)
 
 
 @functools.cache

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from tqdm import tqdm
-
-from imp_runs.config import Protocol, Sweep, Trajectory, check_sizes
+from imp_runs.config import Protocol, Sweep, Trajectory
 from imp_runs.store import Store
-from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, started
+from imp_runs.sweep import run_trajectories
+from imp_runs.table import make_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Replicates trained, whatever the sweep has: a spread needs some.
 REPLICATES = 3
@@ -46,36 +47,21 @@ def settle(
     """
     protocol = dataclasses.replace(sweep.protocol, levels=0)
     longer = dataclasses.replace(protocol, epochs=-(-3 * protocol.epochs // 2))
-    corners = [*_corners(sweep, protocol), *_corners(sweep, longer)]
-    device, kernels = checked_device(device), checked_kernels(kernels)
-    check_sizes(corners)
-    with started(min(workers or default_workers(device), len(corners)), device) as (pool, _):
-        fetch(pool, corners[0], data_dir, download)
-        trainings = [pool.submit(_train, corner, data_dir, device, kernels) for corner in corners]
-        errors = [one.result() for one in tqdm(trainings, sweep.name, unit="training", disable=None, file=sys.stderr)]
-    rows = [(t.depth, t.width, t.dataset_size, t.protocol.epochs, e) for t, e in zip(corners, errors, strict=True)]
-    trained = pd.DataFrame(rows, columns=["depth", "width", "dataset_size", "epochs", "error"]).set_index("epochs")
-    short, long = (
-        trained.loc[training.epochs].groupby(["depth", "width", "dataset_size"])["error"]
-        for training in (protocol, longer)
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {training: Store(Path(folder) / str(training.epochs), training) for training in (protocol, longer)}
+        work = [(corner, store) for training, store in stores.items() for corner in _corners(sweep, training)]
+        run_trajectories(
+            work, sweep.name, data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels
+        )
+        short, long = (
+            make_table(store).groupby(["depth", "width", "dataset_size"])["error"] for store in stores.values()
+        )
     table = short.mean().to_frame("error")
     table["error_longer"] = long.mean()
     table["moved"] = table["error_longer"] - table["error"]
     table["seed_sd"] = ((short.var() + long.var()) / 2) ** 0.5
     table["settled"] = table["moved"].abs() <= table["seed_sd"]
     return table.reset_index()
-
-
-def _train(trajectory: Trajectory, data_dir: str | Path | None, device: str, kernels: str) -> float:
-    """Train an unpruned network, and give its error."""
-    from imp_runs.imp import run_trajectory
-
-    dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir)
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder, trajectory.protocol)
-        run_trajectory(trajectory, dataset, store, device=device, kernels=kernels)
-        return float(store.records(trajectory.key)[0]["error"])
 
 
 def _corners(sweep: Sweep, protocol: Protocol) -> tuple[Trajectory, ...]:

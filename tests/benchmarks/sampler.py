@@ -113,23 +113,14 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def flattened(potential: Any, context: Any, start: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """Give the density of a flat position, and the arrays that it depends on besides."""
-    import jax
-
-    from bayeslaw.density import flat_potential, shapes_of
-
-    arrays, kind = jax.tree.flatten(context)
-    return flat_potential(potential, shapes_of(start), kind), arrays
-
-
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find the Laplace axes and sample, twice: the second time nothing is compiled."""
+    from bayeslaw.density import flat_potential, shapes_of
     from bayeslaw.laplace import laplace
     from bayeslaw.sampler import sample
 
     given = problem(arguments)
-    flat, arrays = flattened(given["named"], given["context"], given["starts"][0])
+    flat, arrays = flat_potential(given["named"], given["context"], shapes_of(given["starts"][0]))
 
     def once(seed: int) -> tuple[Any, float]:
         start = time.perf_counter()
@@ -170,8 +161,10 @@ def numpyro_nuts(arguments: argparse.Namespace) -> dict[str, Any]:
     from jax.flatten_util import ravel_pytree
     from numpyro.infer import MCMC, NUTS
 
+    from bayeslaw.density import flat_potential, shapes_of
+
     named, context, start = problem(arguments)["peers"]
-    density, arrays = flattened(named, context, start)
+    density, arrays = flat_potential(named, context, shapes_of(start))
     centre = ravel_pytree(start)[0]
     begin = centre + 0.1 * jax.random.normal(jax.random.PRNGKey(1), (CHAINS, len(centre)))
     kernel = NUTS(potential_fn=lambda q: density(arrays, q))
@@ -198,8 +191,10 @@ def nutpie_low_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     import nutpie
     from jax.flatten_util import ravel_pytree
 
+    from bayeslaw.density import flat_potential, shapes_of
+
     named, context, start = problem(arguments)["peers"]
-    flat, arrays = flattened(named, context, start)
+    flat, arrays = flat_potential(named, context, shapes_of(start))
     centre = np.asarray(ravel_pytree(start)[0])
     gradient = jax.jit(jax.value_and_grad(lambda q: -flat(arrays, q)))
 
