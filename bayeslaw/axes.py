@@ -49,6 +49,12 @@ class Axes(NamedTuple):
         own = jnp.einsum("gij,gj->gi", self.own_factor, own) - self.coupling @ shared
         return result.at[self.own].set(own, mode="drop")
 
+    def own_variances(self, dimensions: int) -> NDArray:
+        """Give the variance of every group's entries given the shared ones, and 0 for those, `[dimensions]`."""
+        result = np.zeros(dimensions + 1)
+        result[self.own] = (np.asarray(self.own_factor) ** 2).sum(2)
+        return result[:-1]
+
     def dense(self, dimensions: int) -> NDArray:
         """Write the map as a matrix, `[dimensions, dimensions]`."""
         return np.asarray(jax.vmap(self.move, out_axes=1)(jnp.eye(dimensions, dtype=self.shared_factor.dtype)))

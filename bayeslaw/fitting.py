@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,11 +16,11 @@ import pandas as pd
 import xarray as xr
 from numpyro.distributions import biject_to
 
-from bayeslaw.density import Context, constrain, flat_potential, named_potential, positions_of, shapes_of
+from bayeslaw.density import Context, constrain, flat_potential, named_potential, positions_of, shapes_of, unraveller
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import estimate_spreads, groups_of, spread_variances
-from bayeslaw.laplace import laplace
+from bayeslaw.laplace import Laplace, laplace
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
@@ -32,6 +32,7 @@ from bayeslaw.straight import (
     StraightContext,
     bent_positions,
     ridges_of,
+    standardise,
     straight_estimate,
     straight_potential,
     straighten,
@@ -205,7 +206,7 @@ def _sample(
     density = straight_potential(named_potential(structure, not few))
     straight = StraightContext(context, jax.tree.map(jnp.asarray, ridges_of(data)))
     starts = [straighten(straight, start) for start in starts]
-    approximation = laplace(density, straight, starts, estimate, variances, groups)
+    straight, approximation = approximate(density, straight, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
     sampled = sample(
         *flat_potential(density, straight, shapes),
@@ -219,6 +220,32 @@ def _sample(
     return sampled, constrain(structure, not few, shapes, context, plain, seed=seed + 1)
 
 
+def approximate(
+    density: Callable[[StraightContext, dict[str, Any]], jax.Array],
+    straight: StraightContext,
+    starts: Sequence[Mapping[str, Any]],
+    *settings: Any,
+) -> tuple[StraightContext, Laplace]:
+    """Find the Laplace metric, and again once it says how far sideways effects are to be standardised.
+
+    Args:
+        density: Negative log density of context and straight coordinates.
+        straight: The context; effects are not standardised.
+        starts: Straight coordinates to start from.
+        settings: What else `laplace` takes.
+
+    Returns:
+        The context to sample in, and the metric.
+    """
+    shapes = shapes_of(starts[0])
+    found = laplace(density, straight, starts, *settings)
+    if "effect_p" not in starts[0]:
+        return straight, found
+    variances = found.axes.own_variances(len(found.mode))
+    straight, start = standardise(straight, *(unraveller(shapes)(flat) for flat in (found.mode, variances)))
+    return straight, laplace(density, straight, [start], *settings)
+
+
 def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:
     """Give unconstrained values to search the mode from: at the prior means, and to both sides of them."""
     absent = structure.without()
@@ -230,7 +257,11 @@ def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, fe
         latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
     centre = _prior_middles({k: v.distribution for k, v in priors.items() if k not in absent})
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
-    return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
+    held = {"growth_p"} & set(centre)  # nothing estimates it, so that it stays at its prior mean until it is sampled
+    return [
+        {name: value + (0.0 if name in held else shift) for name, value in centre.items()} | latent
+        for shift in (0.0, -0.5, 0.5)
+    ]
 
 
 @jax.jit

@@ -190,7 +190,8 @@ def spread_variances(data: Data) -> dict[str, float]:
     """
     groups, count = len(data.depth), len(data.configuration)
     share = 4 / groups + 4 / (count - groups) if count > groups else 2.0
-    return {"spread_np": 1 / groups, "share_np": min(share, 2.0), "tau_p": 1 / count}
+    spreads = {"spread_np": 1 / groups, "share_np": min(share, 2.0), "tau_p": 1 / count}
+    return spreads | {"growth_p": 1 / count}
 
 
 def groups_of(data: Data) -> dict[str, Any]:

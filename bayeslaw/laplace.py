@@ -102,7 +102,7 @@ def laplace(
     searches = [search(np.asarray(ravel_pytree(start)[0]), unit_axes(layout), ROUGH) for start in starts]
     flat = min(searches, key=lambda found: found[0])[1]
     for _ in range(ROUNDS):
-        for name, value in _moments(estimate, shapes, tuple(spreads), context, flat).items() if estimate else ():
+        for name, value in _moments(estimate, shapes, context, flat).items() if estimate else ():
             flat[spreads[name]] = value
         flat = search(flat, axes_at(flat)[0], FINE)[1]
     return Laplace(flat, *axes_at(flat))
@@ -127,13 +127,9 @@ def _move(axes: Axes, q: jax.Array) -> jax.Array:
     return axes.move(q)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _moments(
-    estimate: Callable[[Any, dict[str, Any]], dict[str, jax.Array]],
-    shapes: Shapes,
-    spreads: tuple[str, ...],
-    context: Any,
-    flat: jax.Array,
+    estimate: Callable[[Any, dict[str, Any]], dict[str, jax.Array]], shapes: Shapes, context: Any, flat: jax.Array
 ) -> dict[str, jax.Array]:
-    """Estimate the spreads from all other parameters."""
-    return estimate(context, {k: v for k, v in unraveller(shapes)(flat).items() if k not in spreads})
+    """Estimate the spreads at a position."""
+    return estimate(context, unraveller(shapes)(flat))

@@ -133,6 +133,10 @@ def test_axes_of_an_arrowhead_are_those_of_the_whole_matrix() -> None:
         factor = axes.dense(12)
         assert clipped == 0
         assert factor @ factor.T == pytest.approx(np.linalg.inv(precision), rel=1e-9, abs=1e-12)
+        own = np.setdiff1d(np.arange(12), layout.shared)
+        given_shared = np.zeros(12)
+        given_shared[own] = np.linalg.inv(precision[np.ix_(own, own)]).diagonal()
+        assert axes.own_variances(12) == pytest.approx(given_shared)
     assert unit_axes(layout).dense(12) == pytest.approx(np.eye(12))
 
 

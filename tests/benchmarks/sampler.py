@@ -64,13 +64,13 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
     import model_a
-    import numpy as np
     from paper_scale import paper_table
 
     from bayeslaw import fitting
     from bayeslaw.density import Context, named_potential
     from bayeslaw.frame import make_data, make_frame
     from bayeslaw.hierarchy import groups_of, spread_variances
+    from bayeslaw.laplace import laplace
     from bayeslaw.model import structure_of
     from bayeslaw.priors import resolve_priors
     from bayeslaw.runs import load_runs
@@ -87,14 +87,12 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
         def potential(context: Any, values: dict[str, Any]) -> jax.Array:
             return jnp.asarray(potential_energy(model_a.model, (context,), {}, values))
 
+        context, settings = jax.tree.map(jnp.asarray, cells), (model_a.variances(cells), model_a.groups_of(cells))
         return {
             "named": potential,
-            "context": jax.tree.map(jnp.asarray, cells),
-            "starts": [start],
-            "estimate": model_a.estimate,
-            "variances": model_a.variances(cells),
-            "groups": model_a.groups_of(cells),
-            "peers": (potential, jax.tree.map(jnp.asarray, cells), start),
+            "start": start,
+            "approximate": lambda: (context, laplace(potential, context, [start], model_a.estimate, *settings)),
+            "peers": (potential, context, start),
         }
     runs = load_runs(table)
     structure, (data, _) = structure_of(runs), make_data(runs, make_frame(runs, 0.9))
@@ -102,13 +100,13 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     starts = fitting._starts(data, structure, priors, few=False)
     plain = Context(jax.tree.map(jnp.asarray, data), {k: v.distribution for k, v in priors.items()})
     context, named = StraightContext(plain, ridges_of(data)), named_potential(structure, True)
+    density, straight = straight_potential(named), [straighten(context, start) for start in starts]
+    variances = {k: v for k, v in spread_variances(data).items() if k in priors}
+    settings = (straight_estimate(fitting.estimate_unconstrained), variances, groups_of(data))
     return {
-        "named": straight_potential(named),
-        "context": context,
-        "starts": [straighten(context, start) for start in starts],
-        "estimate": straight_estimate(fitting.estimate_unconstrained),
-        "variances": {k: v for k, v in spread_variances(data).items() if k in priors},
-        "groups": groups_of(jax.tree.map(np.asarray, data)),
+        "named": density,
+        "start": straight[0],
+        "approximate": lambda: fitting.approximate(density, context, straight, *settings),
         "peers": (named, plain, starts[0]),
     }
 
@@ -116,19 +114,16 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find the Laplace axes and sample, twice: the second time nothing is compiled."""
     from bayeslaw.density import flat_potential, shapes_of
-    from bayeslaw.laplace import laplace
     from bayeslaw.sampler import sample
 
     given = problem(arguments)
-    flat, arrays = flat_potential(given["named"], given["context"], shapes_of(given["starts"][0]))
 
     def once(seed: int) -> tuple[Any, float]:
         start = time.perf_counter()
-        parts = (given["named"], given["context"], given["starts"], given["estimate"], given["variances"])
-        found = laplace(*parts, given["groups"])
+        context, found = given["approximate"]()
         drawn = sample(
-            flat, arrays, found.mode, found.axes, seed=seed, chains=CHAINS, warmup=200,
-            draws=arguments.draws, progress=False,
+            *flat_potential(given["named"], context, shapes_of(given["start"])), found.mode, found.axes, seed=seed,
+            chains=CHAINS, warmup=200, draws=arguments.draws, progress=False,
         )  # fmt: skip
         return drawn, time.perf_counter() - start
 
