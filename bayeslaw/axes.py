@@ -55,6 +55,11 @@ class Axes(NamedTuple):
         result[self.own] = (np.asarray(self.own_factor) ** 2).sum(2)
         return result[:-1]
 
+    def own_variances_of(self, direction: NDArray) -> NDArray:
+        """Give the variance, given the shared entries, of each group's part of a weighted sum, `[groups]`."""
+        weight = np.append(direction, 0.0)[self.own]
+        return (np.einsum("gij,gi->gj", np.asarray(self.own_factor), weight) ** 2).sum(1)
+
     def dense(self, dimensions: int) -> NDArray:
         """Write the map as a matrix, `[dimensions, dimensions]`."""
         return np.asarray(jax.vmap(self.move, out_axes=1)(jnp.eye(dimensions, dtype=self.shared_factor.dtype)))

@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from numpyro.distributions import biject_to
 
-from bayeslaw.density import Context, constrain, flat_potential, named_potential, positions_of, shapes_of, unraveller
+from bayeslaw.density import Context, constrain, flat_potential, named_potential, positions_of, shapes_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import estimate_spreads, groups_of, spread_variances
@@ -31,14 +31,15 @@ from bayeslaw.sampler import Sampled, sample
 from bayeslaw.straight import (
     StraightContext,
     bent_positions,
+    recentre,
     ridges_of,
-    standardise,
     straight_estimate,
     straight_potential,
     straighten,
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from numpyro.distributions import Distribution
 
 #: With fewer configurations than this the spreads are barely informed and centred effects form funnels: effects are
@@ -224,26 +225,33 @@ def approximate(
     density: Callable[[StraightContext, dict[str, Any]], jax.Array],
     straight: StraightContext,
     starts: Sequence[Mapping[str, Any]],
-    *settings: Any,
+    estimate: Callable[[StraightContext, dict[str, Any], dict[str, Any]], dict[str, jax.Array]] | None,
+    variances: Mapping[str, float],
+    groups: Mapping[str, NDArray],
 ) -> tuple[StraightContext, Laplace]:
-    """Find the Laplace metric, and again once it says how far sideways effects are to be standardised.
+    """Find the Laplace metric, and again once it says how far effects are to be standardised.
 
     Args:
         density: Negative log density of context and straight coordinates.
-        straight: The context; effects are not standardised.
+        straight: The context, with effects as they are.
         starts: Straight coordinates to start from.
-        settings: What else `laplace` takes.
+        estimate: Estimates of the spreads, as in `laplace`, like what follows.
+        variances: Variance of each.
+        groups: Group of every entry of the effects.
 
     Returns:
         The context to sample in, and the metric.
     """
-    shapes = shapes_of(starts[0])
-    found = laplace(density, straight, starts, *settings)
-    if "effect_p" not in starts[0]:
+    found = laplace(density, straight, starts, estimate, variances, groups)
+    if not np.size(found.axes.own):
         return straight, found
-    variances = found.axes.own_variances(len(found.mode))
-    straight, start = standardise(straight, *(unraveller(shapes)(flat) for flat in (found.mode, variances)))
-    return straight, laplace(density, straight, [start], *settings)
+    chosen, start = recentre(straight, positions_of(shapes_of(starts[0])), found.mode, found.axes)
+    return chosen, laplace(density, chosen, [start], as_they_are, variances, groups)
+
+
+def as_they_are(*_: Any) -> dict[str, jax.Array]:
+    """Estimate nothing: spreads stay at what was found before."""
+    return {}
 
 
 def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:
@@ -257,11 +265,7 @@ def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, fe
         latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
     centre = _prior_middles({k: v.distribution for k, v in priors.items() if k not in absent})
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
-    held = {"growth_p"} & set(centre)  # nothing estimates it, so that it stays at its prior mean until it is sampled
-    return [
-        {name: value + (0.0 if name in held else shift) for name, value in centre.items()} | latent
-        for shift in (0.0, -0.5, 0.5)
-    ]
+    return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
 
 
 @jax.jit
@@ -279,11 +283,11 @@ def _prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: middle(prior) for name, prior in priors.items()}
 
 
-def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the moment estimates of the spreads from all other parameters, all unconstrained."""
+def estimate_unconstrained(context: Context, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the estimates of the spreads (`estimate_spreads`) from unconstrained values, themselves unconstrained."""
     transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
     value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
-    found = estimate_spreads(value, context.data)
+    found = estimate_spreads(value, context.data, variances)
     return {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
 
 

@@ -19,7 +19,7 @@ from bayeslaw.density import Shapes, flat_potential, positions_of, shapes_of, un
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Rounds of mode search and of moment estimates of the spreads.
+#: Rounds of mode search and of estimates of the spreads.
 ROUNDS = 5
 #: Iterations of the search from each start, and of the search in the coordinates of each round.
 ROUGH, FINE = 150, 100
@@ -47,23 +47,23 @@ def laplace(
     potential: Callable[[Any, dict[str, Any]], jax.Array],
     context: Any,
     starts: Sequence[Mapping[str, Any]],
-    estimate: Callable[[Any, dict[str, Any]], dict[str, jax.Array]] | None,
+    estimate: Callable[[Any, dict[str, Any], dict[str, Any]], dict[str, jax.Array]] | None,
     variances: Mapping[str, float],
     groups: Mapping[str, NDArray] | None = None,
 ) -> Laplace:
     """Find the mode with the spreads held fixed, and the axes of the exact Hessian there.
 
     A joint mode over effects and their spread degenerates (spread to zero), so spreads are held fixed in every
-    search and set between searches to moment estimates. After a rough search every round takes the Hessian where it
-    stands and searches on in its axes, where few steps suffice. Given the same functions and shapes again, nothing is
-    compiled.
+    search and set between searches to estimates from the effects and their variances. After a rough search every round
+    takes the Hessian where it stands and searches on in its axes, where few steps suffice. Given the same functions and
+    shapes again, nothing is compiled.
 
     Args:
         potential: Negative log density of context and unconstrained parameters.
         context: What it depends on besides, a pytree of arrays.
         starts: Unconstrained values to start from; the best mode is kept.
-        estimate: Moment estimates of the spreads from the context and all other parameters, all unconstrained; none
-            where spreads are to be treated like any other parameter.
+        estimate: Estimates of the spreads from the context, all parameters, and the variances that those in groups have
+            when all others are known, all unconstrained; none where spreads are to be treated like any other parameter.
         variances: Variance of each estimate on the unconstrained scale.
         groups: For parameters that are independent between groups given all others, the group of every entry; the
             Hessian then costs as many products as there are others, and entries in the largest group.
@@ -102,9 +102,11 @@ def laplace(
     searches = [search(np.asarray(ravel_pytree(start)[0]), unit_axes(layout), ROUGH) for start in starts]
     flat = min(searches, key=lambda found: found[0])[1]
     for _ in range(ROUNDS):
-        for name, value in _moments(estimate, shapes, context, flat).items() if estimate else ():
-            flat[spreads[name]] = value
-        flat = search(flat, axes_at(flat)[0], FINE)[1]
+        axes, _ = axes_at(flat)
+        if estimate:
+            for name, value in _estimated(estimate, shapes, context, flat, axes.own_variances(len(flat))).items():
+                flat[spreads[name]] = value
+        flat = search(flat, axes, FINE)[1]
     return Laplace(flat, *axes_at(flat))
 
 
@@ -128,8 +130,12 @@ def _move(axes: Axes, q: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _moments(
-    estimate: Callable[[Any, dict[str, Any]], dict[str, jax.Array]], shapes: Shapes, context: Any, flat: jax.Array
+def _estimated(
+    estimate: Callable[[Any, dict[str, Any], dict[str, Any]], dict[str, jax.Array]],
+    shapes: Shapes,
+    context: Any,
+    flat: jax.Array,
+    variances: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Estimate the spreads at a position."""
-    return estimate(context, unraveller(shapes)(flat))
+    """Estimate the spreads at a position, the others of which have these variances."""
+    return estimate(context, unraveller(shapes)(flat), unraveller(shapes)(variances))

@@ -17,10 +17,7 @@ $$\tfrac12 \log(f^2 B^2 + \sigma^2), \qquad \log\sigma - \log(f B)$$
 with B a typical binomial standard deviation. The logits of bounded parameters have the tails of an exponential; sampled
 is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
 
-A trajectory's sideways effect is sampled as $\mathrm{effect} / \tau^w$ with tau the spread that it comes from and w the
-share of its prior variance that is left when all else is known: 0, the effect itself, where its rows tell it; 1, in
-units of its spread, where they say nothing of it. Either way it does not narrow as the spread does, which would be a
-funnel (Papaspiliopoulos et al. 2003, Statistica Sinica; Yu and Meng 2011 for what lies between).
+Latent effects are sampled as `bayeslaw.centring` says.
 """
 
 from __future__ import annotations
@@ -34,13 +31,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
+from bayeslaw.centring import Centring, centred, choose_centring, standardise, unstandardise
 from bayeslaw.density import Context
-from bayeslaw.hierarchy import spreads_at
-from bayeslaw.laws import log_dense_at
+from bayeslaw.hierarchy import groups_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from bayeslaw.axes import Axes
     from bayeslaw.frame import Data
 
 
@@ -55,13 +53,13 @@ class Ridges(NamedTuple):
         size_spread: Standard deviation of log dataset size over the configurations; 0 leaves alpha as it is.
         count_spread: That of log parameter count, for beta.
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
-        standardised: How far each trajectory's sideways effect is in units of its spread, from 0 to 1.
+        centring: How far effects are in units of their spreads.
     """
 
     size_spread: Any
     count_spread: Any
     log_binomial: Any
-    standardised: Any
+    centring: Centring
 
 
 class StraightContext(NamedTuple):
@@ -86,7 +84,7 @@ def ridges_of(data: Data) -> Ridges:
     log_binomial = 0.5 * float(np.log(np.median(variance[known]))) if known.any() else 0.0
     size, count = (float(np.std(np.asarray(part))) for part in (data.dataset_size, data.parameters))
     size, count = (value if value > LEAST else 0.0 for value in (size, count))
-    return Ridges(size, count, log_binomial, np.zeros(len(data.configuration)))
+    return Ridges(size, count, log_binomial, centred(data))
 
 
 def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -109,11 +107,8 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         total, ratio = straight["floor"], straight["sigma"]
         values["floor"] = total + 0.5 * jax.nn.log_sigmoid(-2 * ratio) - context.ridges.log_binomial
         values["sigma"] = total + 0.5 * jax.nn.log_sigmoid(2 * ratio)
-    if "effect_p" in straight:
-        log_scale = context.ridges.standardised * _log_spread(context, values)
-        values["effect_p"] = straight["effect_p"] * jnp.exp(log_scale)
-        log_determinant += jnp.sum(log_scale)
-    return values, log_determinant
+    effects, log_scale = unstandardise(context.ridges.centring, *_hierarchy(context, values))
+    return values | effects, log_determinant + log_scale
 
 
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,8 +121,7 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
-    if "effect_p" in values:
-        straight["effect_p"] = values["effect_p"] * jnp.exp(-context.ridges.standardised * _log_spread(context, values))
+    straight |= standardise(context.ridges.centring, *_hierarchy(context, values))
     return straight | {name: _shortened(values[name]) for name in _bounded(context, values)}
 
 
@@ -149,23 +143,24 @@ def bent_positions(context: StraightContext, where: Mapping[str, NDArray], posit
     return plain
 
 
-def standardise(
-    context: StraightContext, values: Mapping[str, Any], variances: Mapping[str, Any]
+def recentre(
+    context: StraightContext, where: Mapping[str, NDArray], mode: NDArray, axes: Axes
 ) -> tuple[StraightContext, dict[str, Any]]:
-    """Choose how far effects are standardised, from how wide they are.
+    """Choose how far effects are in units of their spreads, from how wide they are.
 
     Args:
-        context: The coordinates in which effects are not.
-        values: Where the posterior is, in those coordinates.
-        variances: How wide each value is there when all shared ones are known.
+        context: Coordinates in which effects are as they are.
+        where: Where the entries of every value are in the flat position.
+        mode: Where the posterior is, `[dimensions]`.
+        axes: Coordinates about it in which it is round.
 
     Returns:
-        The coordinates in which effects are as far standardised as they should be, and the same place in them.
+        The coordinates to sample in, and the same place in them.
     """
-    plain = bend(context, values)[0]
-    left = variances["effect_p"] * jnp.exp(-2 * _log_spread(context, plain))
-    chosen = context._replace(ridges=context.ridges._replace(standardised=jnp.clip(left, 0.0, 1.0)))
-    return chosen, straighten(chosen, plain)
+    values, _ = bend(context, {name: mode[index] for name, index in where.items()})
+    centring = choose_centring(*_hierarchy(context, values), axes, where)
+    chosen = context._replace(ridges=context.ridges._replace(centring=jax.tree.map(jnp.asarray, centring)))
+    return chosen, straighten(chosen, values)
 
 
 def _shortened(value: Any) -> Any:
@@ -173,12 +168,11 @@ def _shortened(value: Any) -> Any:
     return jnp.sign(value) * jnp.sqrt(2 * (jnp.sqrt(1 + value**2) - 1))
 
 
-def _log_spread(context: StraightContext, values: Mapping[str, Any]) -> Any:
-    """Give the log spread that each trajectory's sideways effect comes from, by plain values."""
+def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Data, dict[str, Any], dict[str, Any]]:
+    """Give the data, the parameters and the effects, by plain values."""
     priors, data = context.plain.priors, context.plain.data
     value = {name: biject_to(prior.support)(values[name]) for name, prior in priors.items() if name in values}
-    at_network = spreads_at(value, log_dense_at(value, data.covariates))
-    return jnp.log(at_network["tau_p"])[..., data.configuration]
+    return data, value, {name: values[name] for name in groups_of(data) if name in values}
 
 
 def _bounded(context: StraightContext, values: Mapping[str, Any]) -> list[str]:
@@ -233,12 +227,14 @@ def straight_potential(
 
 @functools.cache
 def straight_estimate(
-    estimate: Callable[[Context, dict[str, Any]], dict[str, jax.Array]],
-) -> Callable[[StraightContext, dict[str, Any]], dict[str, jax.Array]]:
-    """Give moment estimates of the spreads from straight coordinates."""
+    estimate: Callable[[Context, dict[str, Any], dict[str, Any]], dict[str, jax.Array]],
+) -> Callable[[StraightContext, dict[str, Any], dict[str, Any]], dict[str, jax.Array]]:
+    """Give estimates of the spreads from straight coordinates with effects as they are, and from variances in them."""
 
-    def straightened(context: StraightContext, straight: dict[str, Any]) -> dict[str, jax.Array]:
-        found = estimate(context.plain, bend(context, straight)[0])
+    def straightened(
+        context: StraightContext, straight: dict[str, Any], variances: dict[str, Any]
+    ) -> dict[str, jax.Array]:
+        found = estimate(context.plain, bend(context, straight)[0], variances)
         return found | {name: _shortened(found[name]) for name in _bounded(context, found)}
 
     return straightened

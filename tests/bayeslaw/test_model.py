@@ -249,20 +249,42 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
     assert np.abs(correlation).max() < STANDARD_ERRORS / np.sqrt(draws)
 
 
-def test_moment_estimates_find_the_spreads() -> None:
-    """With 400 configurations of 4 trajectories the estimates are good to a tenth (about 3 standard errors)."""
+@pytest.mark.parametrize("measured", [0.0, 0.25], ids=["known", "half known"])
+def test_estimates_find_the_spreads_and_their_growth(measured: float) -> None:
+    """With 400 configurations of 4 trajectories they are good to a tenth (about 3 standard errors).
+
+    Also from what is known of effects by measurements with an error as wide as they are: their conditional means, which
+    spread less, and variances.
+    """
     rng = np.random.default_rng(5)
     configuration = np.repeat(np.arange(400), 4)
-    nothing, zeros = np.zeros(0), np.zeros(400)
-    rows = [nothing] * 4
-    data = Data(*rows, configuration, nothing, zeros, zeros, zeros, zeros, 0.0)
-    constants = {"dense": 0.21, "share_c": 0.05, "share_n": 0.5, "alpha": 0.5, "beta": 0.5}
-    log_e = np.log(0.21) + 0.3 * rng.standard_normal(400)[configuration] + 0.2 * rng.standard_normal(1600)
-    value = constants | {"log_e_run": log_e, "effect_p": 0.15 * rng.standard_normal(1600)}
-    estimated = estimate_spreads(jax.tree.map(jnp.asarray, value), data)
+    nothing, zeros, above = np.zeros(0), np.zeros(400), rng.uniform(-1, 1, 400)
+    data = Data(*[nothing] * 4, configuration, nothing, zeros, zeros, zeros, -above, 0.0)
+    constants = {"dense": 0.21, "share_c": 0.0, "share_n": 1.0, "alpha": 1.0, "beta": 0.5}
+    grown = {"np": np.exp(0.6 * above), "p": np.exp(-0.5 * above)[configuration]}
+    effects = {
+        "between": 0.3 * grown["np"] * rng.standard_normal(400),
+        "within": 0.2 * grown["np"][configuration] * rng.standard_normal(1600),
+        "effect_p": 0.15 * grown["p"] * rng.standard_normal(1600),
+    }
+    spread = {"between": 0.3 * grown["np"], "within": 0.2 * grown["np"][configuration], "effect_p": 0.15 * grown["p"]}
+    variances = {
+        name: 1 / (1 / measured**2 + spread[name] ** -2) if measured else 0.0 * v for name, v in effects.items()
+    }
+    for name, v in effects.items() if measured else ():
+        effects[name] = (v + measured * rng.standard_normal(len(v))) / measured**2 * variances[name]
+    log_e = np.log(0.21) + (above + effects["between"])[configuration] + effects["within"]
+    value = constants | {"log_e_run": log_e, "effect_p": effects["effect_p"], "growth_np": 0.0, "growth_p": 0.0}
+    unknown = {"effect_p": variances["effect_p"], "log_e_run": variances["within"]}
+    if measured:  # what is not known of a configuration is not known of all its trajectories at once; left out here
+        value["log_e_run"] = log_e + (np.sqrt(variances["between"]) * rng.standard_normal(400))[configuration]
+    estimated = estimate_spreads(jax.tree.map(jnp.asarray, value), data, unknown)
     assert float(estimated["spread_np"]) == pytest.approx(np.hypot(0.3, 0.2), rel=0.1)
     assert float(estimated["share_np"]) == pytest.approx(0.09 / 0.13, rel=0.1)
     assert float(estimated["tau_p"]) == pytest.approx(0.15, rel=0.1)
+    assert float(estimated["growth_np"]) == pytest.approx(0.6, abs=0.1)
+    assert float(estimated["growth_p"]) == pytest.approx(-0.5, abs=0.1)
+    assert "growth_p" not in estimate_spreads({k: v for k, v in value.items() if k != "growth_p"}, data, unknown)
 
 
 def test_empirical_logit_is_finite_at_both_ends_and_plain_where_n_test_is_unknown() -> None:

@@ -1,0 +1,154 @@
+r"""How far latent effects are sampled in units of their spreads, so that they do not narrow as the spreads do.
+
+Effects x have centres mu and spreads tau that are inferred too. Sampled is
+
+$$(x - \mu) \tau^{-w} + (1 - w) \mu$$
+
+with w the share of an effect's prior variance that is left when all else is known: 0, the effect itself, where its rows
+tell it; 1, in units of its spread, where they say nothing of it. Anything else would be a funnel (Papaspiliopoulos,
+Roberts and Skold 2003, "Non-centered parameterizations for hierarchical models and data augmentation"). So for sideways
+effects, about 0; for log e of networks, about their dense law; or, where runs have their own, for the mean of a
+network's runs about that, and for their distances from their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bayeslaw.hierarchy import group_mean, split_spread, spreads_at
+from bayeslaw.laws import log_dense_at
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bayeslaw.axes import Axes
+    from bayeslaw.frame import Data
+
+
+class Centring(NamedTuple):
+    """Hold how far effects are in units of their spreads, from 0 to 1.
+
+    Attributes:
+        log_e: For log e of every configuration, `[configurations]`.
+        mean: For the mean log e of the runs of every configuration, `[configurations]`.
+        within: For their distances from it, `[configurations]`.
+        effect_p: For the sideways effect of every trajectory, `[trajectories]`.
+    """
+
+    log_e: Any
+    mean: Any
+    within: Any
+    effect_p: Any
+
+
+def centred(data: Data) -> Centring:
+    """Take all effects as they are."""
+    own = np.zeros(len(data.depth))
+    return Centring(own, own, own, np.zeros(len(data.configuration)))
+
+
+def unstandardise(
+    centring: Centring, data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """Turn what is sampled into effects.
+
+    Args:
+        centring: How far they are in units of their spreads.
+        data: The data.
+        value: Parameters.
+        effects: What is sampled, as far as there is `log_e`, `log_e_run` and `effect_p`.
+
+    Returns:
+        The effects, and the log determinant.
+    """
+    if not effects:
+        return {}, 0.0
+    centre, log_spread = _priors(data, value, effects)
+    found, log_determinant = dict(effects), jnp.asarray(0.0)
+    size = jnp.zeros(len(data.depth)).at[data.configuration].add(1.0)
+    degrees = {"within": size - 1}
+    for name, spread in log_spread.items():
+        log_determinant += jnp.sum(getattr(centring, name) * spread * degrees.get(name, 1.0))
+    if "log_e" in effects:
+        found["log_e"] = _wide(centring.log_e, centre, log_spread["log_e"], effects["log_e"])
+    if "log_e_run" in effects:
+        mean = group_mean(effects["log_e_run"], data)
+        apart = effects["log_e_run"] - mean[..., data.configuration]
+        apart = apart * jnp.exp(centring.within * log_spread["within"])[..., data.configuration]
+        found["log_e_run"] = _wide(centring.mean, centre, log_spread["mean"], mean)[..., data.configuration] + apart
+    if "effect_p" in effects:
+        found["effect_p"] = effects["effect_p"] * jnp.exp(centring.effect_p * log_spread["effect_p"])
+    return found, log_determinant
+
+
+def standardise(centring: Centring, data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn effects into what is sampled."""
+    if not effects:
+        return {}
+    centre, log_spread = _priors(data, value, effects)
+    found = dict(effects)
+    if "log_e" in effects:
+        found["log_e"] = _narrow(centring.log_e, centre, log_spread["log_e"], effects["log_e"])
+    if "log_e_run" in effects:
+        mean = group_mean(effects["log_e_run"], data)
+        apart = effects["log_e_run"] - mean[..., data.configuration]
+        apart = apart * jnp.exp(-centring.within * log_spread["within"])[..., data.configuration]
+        found["log_e_run"] = _narrow(centring.mean, centre, log_spread["mean"], mean)[..., data.configuration] + apart
+    if "effect_p" in effects:
+        found["effect_p"] = effects["effect_p"] * jnp.exp(-centring.effect_p * log_spread["effect_p"])
+    return found
+
+
+def choose_centring(
+    data: Data, value: Mapping[str, Any], effects: Mapping[str, Any], axes: Axes, where: Mapping[str, NDArray]
+) -> Centring:
+    """Look how much of the effects' prior variance is left.
+
+    Args:
+        data: The data.
+        value: Parameters, where the posterior is.
+        effects: The effects there.
+        axes: Coordinates in which the posterior is round, made of effects as they are.
+        where: Where the entries of every value are in the flat position.
+    """
+    _, log_spread = _priors(data, value, effects)
+    dimensions = sum(np.size(index) for index in where.values())
+    variance, configuration = axes.own_variances(dimensions), np.asarray(data.configuration)
+    size = np.bincount(configuration, minlength=len(data.depth))
+    found = {name: variance[where[name]] for name in ("log_e", "effect_p") if name in effects}
+    if "log_e_run" in effects:
+        weight = np.zeros(dimensions)
+        weight[where["log_e_run"]] = 1 / size[configuration]
+        found["mean"] = axes.own_variances_of(weight)
+        total = np.bincount(configuration, variance[where["log_e_run"]], len(size))
+        found["within"] = (total - size * found["mean"]) / np.maximum(size - 1, 1)
+    left = {name: np.clip(v * np.exp(-2 * np.asarray(log_spread[name])), 0.0, 1.0) for name, v in found.items()}
+    return centred(data)._replace(**left)
+
+
+def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give the dense law's log e, `[..., configurations]`, and the log spreads of the effects, as in `Centring`."""
+    centre = log_dense_at(value, data.covariates)
+    spread = spreads_at({**value, **split_spread(value)}, centre)
+    found = {}
+    if "log_e" in effects:
+        found["log_e"] = jnp.log(spread["sigma_np"])
+    if "log_e_run" in effects:
+        size = jnp.zeros(len(data.depth)).at[data.configuration].add(1.0)
+        found["mean"] = 0.5 * jnp.log(spread["sigma_np"] ** 2 + spread["tau_np"] ** 2 / size)
+        found["within"] = jnp.log(spread["tau_np"])
+    if "effect_p" in effects:
+        found["effect_p"] = jnp.log(spread["tau_p"])[..., data.configuration]
+    return centre, found
+
+
+def _wide(power: Any, centre: Any, log_spread: Any, standardised: Any) -> Any:
+    return centre + jnp.exp(power * log_spread) * (standardised - (1 - power) * centre)
+
+
+def _narrow(power: Any, centre: Any, log_spread: Any, effect: Any) -> Any:
+    return (effect - centre) * jnp.exp(-power * log_spread) + (1 - power) * centre
