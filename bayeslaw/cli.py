@@ -54,6 +54,9 @@ def fit(
         bool | None,
         typer.Option("--growth/--no-growth", help="Spreads grow with the error; by default with 20 networks or more."),
     ] = None,
+    correlated: Annotated[
+        bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
+    ] = True,
     baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
@@ -72,8 +75,8 @@ def fit(
     table = _table(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
     acting = [name for name in effects.split(",") if name not in ("", "none")]
     result = infer(
-        table, law=law, effects=acting, noise=noise, steep=steep, growth=growth, seed=seed, chains=chains,
-        warmup=warmup, draws=draws,
+        table, law=law, effects=acting, noise=noise, steep=steep, growth=growth, correlated=correlated, seed=seed,
+        chains=chains, warmup=warmup, draws=draws,
     )  # fmt: skip
     result.save(output)
     summary = result.summary(baseline=baseline, repetitions=repetitions, seed=seed)

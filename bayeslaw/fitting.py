@@ -58,6 +58,7 @@ def fit(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
+    correlated: bool = True,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -79,6 +80,7 @@ def fit(
         steep: Whether that noise grows with the local slope of the curve.
         growth: Whether the spreads of configurations and runs grow with the error that the dense law expects; by
             default where there are 20 configurations or more to tell.
+        correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
         seed: Seed of everything random; same seed, versions and machine give the same draws.
         chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.
@@ -106,7 +108,9 @@ def fit(
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     table = load_runs(runs, n_test=n_test, chance_error=chance_error)
     check_one_family(table)
-    structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth)
+    structure = structure_of(
+        table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth, correlated=correlated
+    )
     frame = make_frame(table, chance_error_of(table))
     _warn_about(table, structure)
     resolved = {k: v for k, v in resolve_priors(priors, law=law).items() if k not in structure.without()}

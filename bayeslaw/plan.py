@@ -312,7 +312,7 @@ def _deepest_rounds(
     result = np.empty((len(starts), 3))
     for i, row in enumerate(starts[CONFIGURATION].itertuples(index=False, name=None)):
         own = start == i
-        noise = standard_noise(generator(seed, row, "jitter"), value, (len(location), len(kept[i])))
+        noise = standard_noise(generator(seed, row, "jitter"), value, np.arange(len(kept[i])))
         logits = location[:, own] + scale[:, own] * noise
         reach = (logits <= scipy.special.logit(target_error)).mean(0)
         sure = np.flatnonzero(reach >= confidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import scipy.special
 import xarray as xr
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, Frame
+from bayeslaw.frame import CONFIGURATION, ROUND, Frame
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.noise import observation
@@ -192,11 +193,30 @@ def _nodes(varies: bool) -> tuple[NDArray, NDArray]:
     return nodes, weights / weights.sum()
 
 
-def standard_noise(rng: np.random.Generator, value: dict[str, Any], shape: tuple[int, ...]) -> NDArray:
-    """Draw the noise of single levels in units of its scale, `[draws, ...]`."""
-    if "nu" not in value:
-        return rng.standard_normal(shape)
-    return rng.standard_t(np.broadcast_to(value["nu"], shape))
+def standard_noise(rng: np.random.Generator, value: dict[str, Any], rounds: NDArray) -> NDArray:
+    """Draw the noise of a new run in units of its scale, after numbers of pruning rounds of 20 %.
+
+    Args:
+        rng: Source of randomness; the noise after a round does not depend on what other rounds are asked for.
+        value: `nu` and `rho`, as far as there are such parts, each `[draws, 1]`.
+        rounds: `[designs]`.
+
+    Returns:
+        `[draws, designs]`.
+    """
+    shape = (rounds.max(initial=0) + 1, len(value["sigma"]))
+    noise = rng.standard_t(value["nu"].ravel(), shape) if "nu" in value else rng.standard_normal(shape)
+    if "rho" in value:
+        rho = value["rho"].ravel()
+        for before, now in itertools.pairwise(noise):
+            now *= np.sqrt(1 - rho**2)
+            now += rho * before
+    return noise[rounds].T
+
+
+def rounds_at(density: Any) -> NDArray:
+    """Count the pruning rounds of 20 % that lead to a density, to the nearest."""
+    return np.round(-np.log(np.asarray(density, float)) / ROUND).astype(int)
 
 
 def unique_configurations(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]:
@@ -291,9 +311,10 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     n_test = _n_test(fit, designs)
     runs = log_e[:, index], effect_p[:, index]
     location, scale = observations(fit.law, value, fit.frame, designs, runs, n_test)
-    rows = designs[[*CONFIGURATION, "density"]].itertuples(index=False, name=None)
-    noise = [standard_noise(generator(seed, row, "noise"), value, (len(log_e), 1))[:, 0] for row in rows]
-    return error_from_logit(location + scale * np.stack(noise, axis=1), n_test)
+    noise, rounds = np.empty_like(location), rounds_at(designs["density"])
+    for i, row in enumerate(configurations.itertuples(index=False, name=None)):
+        noise[:, index == i] = standard_noise(generator(seed, row, "noise"), value, rounds[index == i])
+    return error_from_logit(location + scale * noise, n_test)
 
 
 def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray, NDArray]:

@@ -88,6 +88,7 @@ def prior_predictive(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
+    correlated: bool = True,
     family: Family | None = None,
     n_test: int | None = None,
     chance_error: float | None = None,
@@ -110,6 +111,7 @@ def prior_predictive(
         noise: Noise of single levels, as there.
         steep: Whether that noise grows with the local slope, as there.
         growth: Whether spreads grow with the error; by default with 20 networks or more, as there.
+        correlated: Whether the noise is correlated along a trajectory, as there.
         family: Family of networks that are no run table; it gives parameter counts and, by its classes, the
             random-guess error.
         n_test: Number of test examples, for `kind="run"`; default that of the runs, else the whole population.
@@ -141,7 +143,9 @@ def prior_predictive(
     check_designs(designs, interval, kind)
     if "n_test" not in designs and "n_test" in table:
         designs["n_test"] = table["n_test"].median()
-    structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth)
+    structure = structure_of(
+        table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth, correlated=correlated
+    )
     resolved = resolve_priors(priors, law=law)
     distributions = {k: v.distribution for k, v in resolved.items() if k not in structure.without()}
     configurations, of_row = unique_configurations(designs)
@@ -216,6 +220,7 @@ def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_
         response=cast("Any", None),
         log_density=np.log(designs[["density"]].to_numpy(float)),
         n_test=_n_test(designs)[:, None],
+        gap=np.full((len(designs), 1), np.inf),
         measured=np.ones((len(designs), 1), bool),
         configuration=np.arange(len(configurations)),
         trajectory=of_row,

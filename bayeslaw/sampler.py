@@ -89,8 +89,10 @@ def sample(
                 target, coordinates, _initial(target, coordinates, keys[:, 1], begin), warmup - pilot, bar
             )
             pooled = np.concatenate([part["position"][len(part["position"]) // 2 :] for part in piloted])
-            axes, turn = refine(axes, pooled)
-            begin = [_turned(part["position"][-1], axes, turn) for part in piloted]
+            before, axes = axes, refine(axes, pooled)
+            begin = [
+                jnp.asarray(axes.back(np.asarray(before.move(jnp.asarray(part["position"][-1]))))) for part in piloted
+            ]
         coordinates = _on_device(context, centre, axes)
         states = _initial(target, coordinates, keys[:, 2], begin)
         states, _ = _run(target, coordinates, states, warmup - pilot, bar)
@@ -103,14 +105,6 @@ def sample(
 
 def _on_device(context: Any, centre: NDArray, axes: Axes) -> Any:
     return context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes)
-
-
-def _turned(position: NDArray, axes: Axes, turn: NDArray) -> jax.Array:
-    """Write a position in refined coordinates."""
-    shared = np.asarray(axes.shared)
-    position = position.copy()
-    position[shared] = turn @ position[shared]
-    return jnp.asarray(position)
 
 
 def _in_step(states: list[Any]) -> list[Any]:

@@ -30,7 +30,7 @@ def float64() -> Iterator[None]:
 def data() -> Data:
     """With alpha = 1 and nothing but it, log dataset size sets the dense law: each network lies `ABOVE` the centre."""
     nothing, zeros = np.zeros(0), np.zeros(3)
-    return Data(nothing, nothing, nothing, nothing, CONFIGURATION, nothing, zeros, zeros, zeros, -ABOVE, 0.0)
+    return Data(*[nothing] * 5, CONFIGURATION, nothing, zeros, zeros, zeros, -ABOVE, 0.0)
 
 
 def spreads(name: str) -> np.ndarray:

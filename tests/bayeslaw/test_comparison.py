@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import xarray as xr
-from simulate import error_of, log_student_t, observation_of, saturated, slope_of_logit, spread_at
+from simulate import error_of, log_density_along, observation_of, saturated, slope_of_logit, spread_at
 
 import bayeslaw
 from bayeslaw import BayeslawError, compare
@@ -30,7 +30,7 @@ def log_density_of_rows(draw: dict[str, float], rows, e, effect) -> np.ndarray:
     location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), rows["n_test"].to_numpy(float), draw)
     wrong = rows["n_wrong"].to_numpy(float)
     response = np.log((wrong + 0.5) / (rows["n_test"] - wrong + 0.5).to_numpy())
-    return log_student_t(response, draw["nu"], location, scale)
+    return log_density_along(draw, rows["density"].to_numpy(float), response, location, scale)
 
 
 def test_trajectories_are_integrated_over_their_effects(fitted) -> None:

@@ -28,7 +28,7 @@ from bayeslaw.runs import load_runs
 STANDARD_ERRORS = 5.0
 #: Parameters on the whole line, and between 0 and 1; all others are positive.
 UNBOUNDED = ("phi", "psi", "growth_np", "growth_p")
-SHARES = ("plateau", "share_c", "share_n", "share_np")
+SHARES = ("plateau", "share_c", "share_n", "share_np", "rho")
 with jax.enable_x64(True):
     PRIORS = default_priors()
 
@@ -51,14 +51,16 @@ def small_table(kind: str) -> pd.DataFrame:
         runs = runs.assign(error=0.0, n_wrong=0)
     if kind == "errors of 1":
         runs = runs.assign(error=1.0, n_wrong=runs["n_test"])
+    if kind == "shuffled, correlated":  # and trajectories of unequal length, so that one takes several lines
+        runs = runs[(runs["level"] < 20) | (runs["replicate"] == 0)].sample(frac=1, random_state=0)
     return load_runs(runs, chance_error=0.9)
 
 
-KINDS = ["full", "no n_test", "no trajectory", "one replicate"]
+KINDS = ["full", "no n_test", "no trajectory", "one replicate", "shuffled, correlated"]
 
 
-def parts_of(table: pd.DataFrame) -> tuple[Structure, Data]:
-    structure, frame = structure_of(table, growth=True), make_frame(table, 0.9)
+def parts_of(table: pd.DataFrame, *, correlated: bool = False) -> tuple[Structure, Data]:
+    structure, frame = structure_of(table, growth=True, correlated=correlated), make_frame(table, 0.9)
     data, _ = make_data(table, frame)
     return structure, Data(*(jnp.asarray(part) for part in data))
 
@@ -78,7 +80,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
     middle = {
         "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06,
-        "kappa": 0.15, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2,
+        "kappa": 0.15, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
@@ -134,7 +136,7 @@ def spreads_of(values: dict[str, float]) -> tuple[float, float]:
 @pytest.mark.parametrize("centred", [True, False], ids=["centred", "standardised"])
 def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
     table = small_table(kind)
-    structure, data = parts_of(table)
+    structure, data = parts_of(table, correlated=kind.endswith("correlated"))
     reference, rng = Reference(table), np.random.default_rng(7)
     effects = structure.has_trajectories
     configurations, trajectories = len(reference.configurations), len(reference.trajectories)
@@ -201,7 +203,7 @@ def test_group_term_is_a_multivariate_normal() -> None:
     configuration = np.repeat(np.arange(6), [1, 2, 3, 4, 1, 2])
     rng.shuffle(configuration)
     nothing = np.zeros(0)
-    rows = [nothing] * 4
+    rows = [nothing] * 5
     data = Data(*rows, configuration, nothing, np.zeros(6), nothing, nothing, nothing, 0.0)
     for _ in range(20):
         centre, log_e = rng.normal(-2, 1, 6), rng.normal(-2, 1, len(configuration))
@@ -259,7 +261,7 @@ def test_estimates_find_the_spreads_and_their_growth(measured: float) -> None:
     rng = np.random.default_rng(5)
     configuration = np.repeat(np.arange(400), 4)
     nothing, zeros, above = np.zeros(0), np.zeros(400), rng.uniform(-1, 1, 400)
-    data = Data(*[nothing] * 4, configuration, nothing, zeros, zeros, zeros, -above, 0.0)
+    data = Data(*[nothing] * 5, configuration, nothing, zeros, zeros, zeros, -above, 0.0)
     constants = {"dense": 0.21, "share_c": 0.0, "share_n": 1.0, "alpha": 1.0, "beta": 0.5}
     grown = {"np": np.exp(0.6 * above), "p": np.exp(-0.5 * above)[configuration]}
     effects = {
@@ -337,7 +339,7 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     assert structure_of(small_table("full"), growth=True).without() == set()
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
     assert structure_of(shallow) == Structure(False, True, False, False, growth=False)
-    assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_np", "growth_p", "floor"}
+    assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_np", "growth_p", "floor", "rho"}
     assert set(SPREADS) <= set(PRIORS)
 
 

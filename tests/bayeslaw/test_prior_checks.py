@@ -272,7 +272,7 @@ def test_a_loaded_fit_has_its_priors(fitted) -> None:
         "spread_np": scipy.stats.lognorm(0.9, scale=np.exp(-1.6)), "share_np": scipy.stats.beta(4, 4),
         "tau_p": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "sigma": scipy.stats.lognorm(1, scale=np.exp(-3)),
         "kappa": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "floor": scipy.stats.lognorm(0.25),
-        "nu": scipy.stats.gamma(2, scale=10),
+        "nu": scipy.stats.gamma(2, scale=10), "rho": scipy.stats.beta(2, 2),
     }  # fmt: skip
     log_prior = sensitivity.log_prior(fitted)
     assert set(log_prior) == set(frozen) == set(priors)
