@@ -80,7 +80,8 @@ def fit(
         steep: Whether that noise grows with the local slope of the curve.
         growth: Whether the spreads of configurations and runs grow with the error that the dense law expects; by
             default where there are 20 configurations or more to tell.
-        correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory.
+        correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory, by
+            `rho` to the power of the rounds of 20 % between them.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
         seed: Seed of everything random; same seed, versions and machine give the same draws.
         chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.
