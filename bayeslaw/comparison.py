@@ -269,7 +269,7 @@ class _Sample(NamedTuple):
     covariates: dict[str, NDArray]
     trajectory: NDArray[np.intp]
     configuration: NDArray[np.intp]
-    order: NDArray[np.intp]
+    order: NDArray[np.integer[Any]]
     columns: tuple[NDArray, NDArray, NDArray, NDArray]
 
     @classmethod

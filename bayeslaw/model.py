@@ -171,7 +171,7 @@ def make_model(structure: Structure, *, centred: bool = True):
         curve = law.curve(value, covariates, log_e, effect_p)
         of_line = jax.tree.map(lambda part: part[data.trajectory, None] if jnp.ndim(part) else part, curve)
         measured = response_distribution(law, of_line, data.log_density, data.n_test, value, data.gap)
-        numpyro.sample("response", measured.mask(data.measured), obs=data.response)
+        numpyro.sample("response", measured.mask(jnp.asarray(data.measured)), obs=data.response)
 
     return model
 
