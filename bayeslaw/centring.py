@@ -8,9 +8,9 @@ with w = 0, the effect itself, where its rows tell it, and w = 1, in units of it
 anything else would be a funnel (Papaspiliopoulos, Roberts and Skold 2003, "Non-centered parameterizations for
 hierarchical models and data augmentation"). In between w is the cube root of the share of the effect's prior variance
 that is left when all else is known: nearer to 1 than the share itself, because it is found at one value of the spread,
-and more is left where the spread is smaller, which is where the funnel is. So for sideways
-effects, about 0; for log e of networks, about their dense law; or, where runs have their own, for the mean of a
-network's runs about that, and for their distances from their mean.
+and more is left where the spread is smaller, which is where the funnel is. So for sideways effects, about 0; for log e
+of networks, about their dense law; or, where runs have their own, for the mean of a network's runs about that, and for
+their distances from their mean.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def sample(
 
     A linear change of coordinates changes no posterior, only its shape: with the axes of a Laplace covariance it is
     nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. After half of
-    the warm-up their draws refine the axes of the shared entries; after it they go on in step (`_in_step`). Given the
-    same `potential` and shapes again, nothing is compiled.
+    the warm-up their draws reshape the axes (`refine`); after it they go on in step (`_in_step`). Given the same
+    `potential` and shapes again, nothing is compiled.
 
     Args:
         potential: Negative log density of context and flat unconstrained position.

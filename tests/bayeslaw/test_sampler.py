@@ -155,12 +155,11 @@ def test_a_higher_target_acceptance_takes_smaller_steps() -> None:
     assert careful.statistics["acceptance_rate"].mean() > eager.statistics["acceptance_rate"].mean()
 
 
-@pytest.mark.parametrize("target", [0.8, 0.9])
-def test_chains_keep_in_step_and_off_resonance(target: float) -> None:
+def test_chains_keep_in_step_and_off_resonance() -> None:
     """A round Gaussian of 400 dimensions, whose steps are as long as those of real fits: no tree is ever too deep."""
     sampled = sample(
         lambda _, x: 0.5 * x @ x, None, np.zeros(400), dense_axes(np.eye(400)), seed=4, chains=3, warmup=200, draws=100,
-        target_acceptance=target, progress=False,
+        target_acceptance=0.9, progress=False,
     )  # fmt: skip
     (step,) = np.unique(sampled.statistics["step_size"])
     (steps,) = np.unique(sampled.statistics["n_steps"])
