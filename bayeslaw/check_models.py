@@ -66,7 +66,6 @@ def _hierarchy_priors() -> dict[str, Any]:
         "kappa": dist.LogNormal(math.log(0.1), 0.3),
         "floor": dist.LogNormal(0.0, 0.15),
         "nu": dist.Gamma(20.0, 2.0),
-        "rho": dist.Beta(4.0, 4.0),
     }
 
 
@@ -84,7 +83,7 @@ def models() -> dict[str, Model]:
         Model(
             "single", "equation (1), one run",
             Design(((20, 16, 50_000),), 1, tuple(0.8 ** np.arange(28))),
-            _law_priors(), {"law": "single", "noise": "normal", "steep": False, "correlated": False},
+            _law_priors(), {"law": "single", "noise": "normal", "steep": False},
             {"prediction": ((20, 16, 50_000), 0.02)}, False, 1000,
         ),
         Model(

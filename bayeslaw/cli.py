@@ -56,7 +56,7 @@ def fit(
     ] = None,
     correlated: Annotated[
         bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
-    ] = True,
+    ] = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,

@@ -58,7 +58,7 @@ def fit(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
-    correlated: bool = True,
+    correlated: bool = False,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,

@@ -55,7 +55,7 @@ class Structure:
     noise: str = "student_t"
     steep: bool = True
     growth: bool = True
-    correlated: bool = True
+    correlated: bool = False
 
     def without(self) -> set[str]:
         """Name the parameters that the model does not have."""
@@ -85,7 +85,7 @@ def structure_of(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
-    correlated: bool = True,
+    correlated: bool = False,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
 

@@ -88,7 +88,7 @@ def prior_predictive(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
-    correlated: bool = True,
+    correlated: bool = False,
     family: Family | None = None,
     n_test: int | None = None,
     chance_error: float | None = None,

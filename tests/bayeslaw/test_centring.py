@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,6 +45,11 @@ def spreads(name: str) -> np.ndarray:
     }[name]
 
 
+def power_of(left: Any) -> Any:
+    odds = np.square(left / 0.22)
+    return odds / (odds + 1 - left)
+
+
 def test_effects_are_in_units_of_their_spreads_by_the_formula() -> None:
     rng = np.random.default_rng(0)
     centring = Centring(*(rng.uniform(0, 1, n) for n in (3, 3, 3, 6)))
@@ -82,13 +88,13 @@ def test_by_how_much_is_what_is_left_of_their_prior_variance() -> None:
     found = choose_centring(data(), VALUE, effects, axes, where)
     covariance = np.linalg.inv(precision[:12, :12])
     sideways = covariance[:6, :6].diagonal() / spreads("effect_p") ** 2
-    assert found.effect_p == pytest.approx(np.cbrt(np.minimum(sideways, 1.0)))
+    assert found.effect_p == pytest.approx(power_of(np.minimum(sideways, 1.0)))
     for i in range(3):
         own = 6 + np.flatnonzero(i == CONFIGURATION)
         block, size = covariance[np.ix_(own, own)], len(own)
-        assert found.mean[i] == pytest.approx(np.cbrt(min(block.mean() / spreads("mean")[i] ** 2, 1.0)))
+        assert found.mean[i] == pytest.approx(power_of(min(block.mean() / spreads("mean")[i] ** 2, 1.0)))
         centre = np.eye(size) - 1 / size
         within = np.trace(centre @ block @ centre) / max(size - 1, 1)
-        assert found.within[i] == pytest.approx(np.cbrt(min(within / spreads("within")[i] ** 2, 1.0)))
+        assert found.within[i] == pytest.approx(power_of(min(within / spreads("within")[i] ** 2, 1.0)))
     assert 0.05 < found.effect_p.min() < found.effect_p.max()
     assert not found.log_e.any()

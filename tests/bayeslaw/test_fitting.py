@@ -111,7 +111,7 @@ def test_posterior_of_the_spreads_is_that_of_quadrature() -> None:
         "share_np": dist.Beta(3.0, 3.0),
         "tau_p": dist.LogNormal(-1.6, 0.5),
     }
-    fit = bayeslaw.fit(simulated.runs, priors=priors, growth=False, seed=6, chains=2, draws=2000)
+    fit = bayeslaw.fit(simulated.runs, priors=priors, growth=False, correlated=True, seed=6, chains=2, draws=2000)
     assert fit.settings["metric"] == "laplace"
 
     reference = Reference(load_runs(simulated.runs))

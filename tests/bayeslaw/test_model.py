@@ -336,7 +336,7 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     assert structure_of(small_table("full")) == Structure(True, True, True, True, growth=False)
     many = simulate(Truth(), widths=range(1, 11), dataset_sizes=(1000,), levels=(0, 9)).runs
     assert structure_of(load_runs(many)) == Structure(True, True, True, True, growth=True)
-    assert structure_of(small_table("full"), growth=True).without() == set()
+    assert structure_of(small_table("full"), growth=True, correlated=True).without() == set()
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
     assert structure_of(shallow) == Structure(False, True, False, False, growth=False)
     assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_np", "growth_p", "floor", "rho"}

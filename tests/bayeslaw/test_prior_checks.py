@@ -123,7 +123,7 @@ def test_measured_runs_are_those_of_plain_numpy() -> None:
     """Each error, and what ties errors: those of one run at two densities, and of two networks at one."""
     drawn = bayeslaw.prior_predictive(
         NETWORKS, priors=OVERRIDDEN, designs=designs_of(NETWORKS).iloc[SHUFFLED], family=RESNETS, n_test=797,
-        growth=True, kind="run", draws=DRAWS, seed=1,
+        growth=True, correlated=True, kind="run", draws=DRAWS, seed=1,
     )  # fmt: skip
     hand = ByHand(DRAWS, seed=2)
     error, slope = hand.curves(hand.normal(hand.log_e.shape), hand.normal(hand.log_e.shape))
@@ -395,7 +395,7 @@ def test_weighted_draws_are_those_of_a_fit_with_scaled_priors(simulated, fitted)
         "share_c": dist.Beta(3.0, 39.0),
         "alpha": dist.LogNormal(-0.5 - 0.5**2 / 2, 0.5 / np.sqrt(2)),
     }
-    fit = bayeslaw.fit(simulated.runs, priors=squared, chains=2, draws=400, seed=7)
+    fit = bayeslaw.fit(simulated.runs, priors=squared, correlated=True, chains=2, draws=400, seed=7)
     own = sensitivity.log_prior(fitted)
     log_weight = (own["share_c"] + own["alpha"]).to_numpy().ravel()
     weight = np.exp(log_weight - log_weight.max())

@@ -19,7 +19,8 @@ VARIANTS = {
     "steep=False": {"steep": False},
     "noise=normal": {"noise": "normal"},
     "growth=False": {"growth": False},
-    "correlated=False": {"correlated": False},
+    "correlated=True": {"correlated": True},
+    "law=sharpness, correlated=True": {"law": "sharpness", "correlated": True},
 }
 
 
