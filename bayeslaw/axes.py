@@ -196,6 +196,12 @@ def refine(axes: Axes, q: NDArray) -> Axes:
     )
 
 
+@jax.jit
+def moved(axes: Axes, q: Numbers) -> jax.Array:
+    """Map coordinates to a displacement (`Axes.move`), compiled."""
+    return axes.move(jnp.asarray(q))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def value_and_gradient(
     potential: Callable[[Any, jax.Array], jax.Array], context: Any, centre: Numbers, axes: Axes, q: Numbers

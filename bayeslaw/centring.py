@@ -11,9 +11,9 @@ hierarchical models and data augmentation"). Between them
 $$w = l^2 / (l^2 + h^2 (1 - l))$$
 
 with l the share of the effect's prior variance that is left when all else is known, and h a half-way mark below 1/2:
-l is found at one value of the spread, and more is left where the spread is smaller, which is where the funnel is. So for
-sideways effects, about 0; for log e of networks, about their dense law; or, where runs have their own, for the mean of
-a network's runs about that, and for their distances from their mean.
+l is found at one value of the spread, and more is left where the spread is smaller, which is where the funnel is. So
+for sideways effects, about 0; for log e of networks, about their dense law; or, where runs have their own, for the mean
+of a network's runs about that, and for their distances from their mean.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -140,6 +141,7 @@ def choose_centring(
     return centred(data)._replace(**{k: v**2 / (v**2 + HALF_WAY**2 * (1 - v)) for k, v in left.items()})
 
 
+@jax.jit
 def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Give the dense law's log e, `[..., configurations]`, and the log spreads of the effects, as in `Centring`."""
     centre = log_dense_at(value, data.covariates)

@@ -13,7 +13,7 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 from threadpoolctl import threadpool_limits
 
-from bayeslaw.axes import Axes, Layout, axes_from, lay_out, seeds_of, unit_axes, value_and_gradient
+from bayeslaw.axes import Axes, Layout, axes_from, lay_out, moved, seeds_of, unit_axes, value_and_gradient
 from bayeslaw.density import Shapes, flat_potential, positions_of, shapes_of, unraveller
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def laplace(
 
         options = {"maxiter": iterations, "maxcor": 10, "maxfun": 3 * iterations}
         found = scipy.optimize.minimize(evaluate, np.zeros_like(origin), jac=True, method="L-BFGS-B", options=options)
-        return found.fun, origin + np.asarray(_move(axes, found.x))
+        return found.fun, origin + np.asarray(moved(axes, found.x))
 
     def axes_at(flat: NDArray) -> tuple[Axes, int]:
         products = _hessian_products(density, arrays, flat, layout)
@@ -122,11 +122,6 @@ def _hessian_products(density: Callable[..., jax.Array], arrays: list[Any], flat
 
     steps = STEP * seeds_of(layout, len(flat))
     return np.stack([(gradient(flat + step) - gradient(flat - step)) / (2 * STEP) for step in steps])
-
-
-@jax.jit
-def _move(axes: Axes, q: jax.Array) -> jax.Array:
-    return axes.move(q)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

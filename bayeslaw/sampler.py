@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
 
-from bayeslaw.axes import Axes, refine, value_and_gradient
+from bayeslaw.axes import Axes, moved, refine, value_and_gradient
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -90,9 +90,8 @@ def sample(
             )
             pooled = np.concatenate([part["position"][len(part["position"]) // 2 :] for part in piloted])
             before, axes = axes, refine(axes, pooled)
-            begin = [
-                jnp.asarray(axes.back(np.asarray(before.move(jnp.asarray(part["position"][-1]))))) for part in piloted
-            ]
+            places = [np.asarray(moved(before, part["position"][-1])) for part in piloted]
+            begin = [jnp.asarray(axes.back(place)) for place in places]
         coordinates = _on_device(context, centre, axes)
         states = _initial(target, coordinates, keys[:, 2], begin)
         states, _ = _run(target, coordinates, states, warmup - pilot, bar)
@@ -118,7 +117,12 @@ def _in_step(states: list[Any]) -> list[Any]:
     for leapfrogs in (2**depth - 1 for depth in range(1, 10)):
         if RESONANCE[0] < leapfrogs * step < RESONANCE[1]:
             step = RESONANCE[1] / leapfrogs
-    return [s._replace(adapt_state=s.adapt_state._replace(step_size=jnp.asarray(step))) for s in states]
+
+    def with_step(state: Any) -> Any:
+        adapted = state.adapt_state
+        return state._replace(adapt_state=adapted._replace(step_size=jnp.full_like(adapted.step_size, step)))
+
+    return [with_step(state) for state in states]
 
 
 def _initial(target: _Target, coordinates: Any, keys: jax.Array, begin: list[jax.Array]) -> list[Any]:

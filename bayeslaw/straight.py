@@ -111,6 +111,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
     return values | effects, log_determinant + log_scale
 
 
+@jax.jit
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
     straight = dict(values)
@@ -123,6 +124,11 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
     straight |= standardise(context.ridges.centring, *_hierarchy(context, values))
     return straight | {name: _shortened(values[name]) for name in _bounded(context, values)}
+
+
+@jax.jit
+def _bent(context: StraightContext, straight: Mapping[str, Any]) -> dict[str, Any]:
+    return bend(context, straight)[0]
 
 
 def bent_positions(context: StraightContext, where: Mapping[str, NDArray], positions: NDArray) -> NDArray:
@@ -138,7 +144,7 @@ def bent_positions(context: StraightContext, where: Mapping[str, NDArray], posit
     """
     plain = np.array(positions)
     named = {name: positions[..., np.atleast_1d(index)] for name, index in where.items()}
-    for name, values in bend(context, named)[0].items():
+    for name, values in _bent(context, named).items():
         plain[..., np.atleast_1d(where[name])] = values
     return plain
 
@@ -157,7 +163,7 @@ def recentre(
     Returns:
         The coordinates to sample in, and the same place in them.
     """
-    values, _ = bend(context, {name: mode[index] for name, index in where.items()})
+    values = _bent(context, {name: mode[index] for name, index in where.items()})
     centring = choose_centring(*_hierarchy(context, values), axes, where)
     chosen = context._replace(ridges=context.ridges._replace(centring=jax.tree.map(jnp.asarray, centring)))
     return chosen, straighten(chosen, values)
