@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -81,6 +81,7 @@ def evaluate(
     runs: pd.DataFrame,
     *,
     law: str = "joint",
+    correlated: bool = False,
     leave_out: str = "configurations",
     folds: int = 5,
     seed: int = 0,
@@ -92,6 +93,7 @@ def evaluate(
     Args:
         runs: Validated run table of one family.
         law: The posterior's law, as in `bayeslaw.fit`; least squares is always that of the joint law.
+        correlated: Whether the posterior's noise is correlated along a trajectory, as there.
         leave_out: `"configurations"`, dealt into folds at random, each predicted by a fit to the others;
             `"trajectories"`, likewise, other runs of the same network mostly staying; `"largest"`, the largest third
             of the networks and the largest dataset size, predicted from smaller networks on less data.
@@ -109,13 +111,14 @@ def evaluate(
     from tqdm import tqdm
 
     fold = _fold_of(runs, leave_out, folds, seed)
+    settings: dict[str, Any] = {"law": law, "correlated": correlated, "seed": seed, "draws": draws, "progress": False}
     left_out, gates = [], {}
     for index in tqdm(range(fold.max() + 1), desc="folds", disable=None, file=sys.stderr):
         inside, outside = runs[fold != index], runs[fold == index]
-        rows, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, law, seed, repetitions, draws)
+        rows, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, settings, seed, repetitions)
         left_out.append(rows)
     rows = pd.concat(left_out)
-    whole = fit(runs, law=law, seed=seed, draws=draws, progress=False)
+    whole = fit(runs, **settings)
     gates["whole table"] = whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
     return Evaluation(deviation, _coverage(rows, leave_out, seed), rows, gates, leave_out)
@@ -153,10 +156,10 @@ def _is_small(runs: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def _predict_left_out(
-    inside: pd.DataFrame, outside: pd.DataFrame, law: str, seed: int, repetitions: int, draws: int
+    inside: pd.DataFrame, outside: pd.DataFrame, settings: Mapping[str, Any], seed: int, repetitions: int
 ) -> tuple[pd.DataFrame, Diagnosis]:
     """Fit the one, predict new runs of the other with both methods' intervals; give the gate's verdict with them."""
-    posterior = fit(inside, law=law, seed=seed, draws=draws, progress=False)
+    posterior = fit(inside, **settings)
     rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
     rows["extrapolation"] = extrapolation(posterior, outside)
     ours = posterior.predict(outside, kind="run", seed=seed, return_draws=True)

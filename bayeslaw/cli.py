@@ -24,6 +24,9 @@ app = typer.Typer(
 FitArgument = Annotated[Path, typer.Argument(metavar="FIT", help="Fit written by `bayeslaw fit` (.nc).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness, anchored, sparse or single.")]
+CorrelatedOption = Annotated[
+    bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
+]
 
 
 @app.command()
@@ -54,9 +57,7 @@ def fit(
         bool | None,
         typer.Option("--growth/--no-growth", help="Spreads grow with the error; by default with 20 networks or more."),
     ] = None,
-    correlated: Annotated[
-        bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
-    ] = False,
+    correlated: CorrelatedOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
@@ -180,6 +181,7 @@ def compare(
 def evaluate(
     runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
     law: LawOption = "joint",
+    correlated: CorrelatedOption = False,
     leave_out: Annotated[str, typer.Option(help="configurations, trajectories, or largest.")] = "configurations",
     folds: Annotated[int, typer.Option(help="Groups left out in turn.")] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
@@ -188,7 +190,7 @@ def evaluate(
     """Compare posterior and least squares: deviation, seed spread, coverage of what was left out."""
     from bayeslaw.calibration import evaluate as run
 
-    result = run(_table(runs), law=law, leave_out=leave_out, folds=folds, seed=seed)
+    result = run(_table(runs), law=law, correlated=correlated, leave_out=leave_out, folds=folds, seed=seed)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))
