@@ -31,5 +31,5 @@ def fitted(simulated, tmp_path_factory) -> bayeslaw.Fit:
     file = folder / "fitted.nc"
     with FileLock(folder / "fitted.lock"):
         if not file.exists():
-            bayeslaw.fit(simulated.runs, priors=priors, correlated=True, chains=2, warmup=300, draws=1500).save(file)
+            bayeslaw.fit(simulated.runs, priors=priors, chains=2, warmup=300, draws=1500).save(file)
     return bayeslaw.load(file)

@@ -278,7 +278,7 @@ def test_a_loaded_fit_has_its_priors(fitted) -> None:
         "spread_np": scipy.stats.lognorm(0.9, scale=np.exp(-1.6)), "share_np": scipy.stats.beta(4, 4),
         "tau_p": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "sigma": scipy.stats.lognorm(1, scale=np.exp(-3)),
         "kappa": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "floor": scipy.stats.lognorm(0.25),
-        "nu": scipy.stats.gamma(2, scale=10), "rho": scipy.stats.beta(2, 2),
+        "nu": scipy.stats.gamma(2, scale=10),
     }  # fmt: skip
     log_prior = sensitivity.log_prior(fitted)
     assert set(log_prior) == set(frozen) == set(priors)
@@ -395,7 +395,7 @@ def test_weighted_draws_are_those_of_a_fit_with_scaled_priors(simulated, fitted)
         "share_c": dist.Beta(3.0, 39.0),
         "alpha": dist.LogNormal(-0.5 - 0.5**2 / 2, 0.5 / np.sqrt(2)),
     }
-    fit = bayeslaw.fit(simulated.runs, priors=squared, correlated=True, chains=2, draws=400, seed=7)
+    fit = bayeslaw.fit(simulated.runs, priors=squared, chains=2, draws=400, seed=7)
     own = sensitivity.log_prior(fitted)
     log_weight = (own["share_c"] + own["alpha"]).to_numpy().ravel()
     weight = np.exp(log_weight - log_weight.max())
