@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayeslaw.hierarchy import group_mean, split_spread, spreads_at
+from bayeslaw.hierarchy import group_mean, group_total, split_spread, spreads_at
 from bayeslaw.laws import log_dense_at
 
 if TYPE_CHECKING:
@@ -79,21 +79,13 @@ def unstandardise(
     if not effects:
         return {}, 0.0
     centre, log_spread = _priors(data, value, effects)
-    found, log_determinant = dict(effects), jnp.asarray(0.0)
-    size = jnp.zeros(len(data.depth)).at[data.configuration].add(1.0)
-    degrees = {"within": size - 1}
+    parts, log_determinant = _parts(data, effects), jnp.asarray(0.0)
+    degrees = {"within": group_total(jnp.ones(len(data.configuration)), data) - 1}
     for name, spread in log_spread.items():
         log_determinant += jnp.sum(getattr(centring, name) * spread * degrees.get(name, 1.0))
-    if "log_e" in effects:
-        found["log_e"] = _wide(centring.log_e, centre, log_spread["log_e"], effects["log_e"])
-    if "log_e_run" in effects:
-        mean = group_mean(effects["log_e_run"], data)
-        apart = effects["log_e_run"] - mean[..., data.configuration]
-        apart = apart * jnp.exp(centring.within * log_spread["within"])[..., data.configuration]
-        found["log_e_run"] = _wide(centring.mean, centre, log_spread["mean"], mean)[..., data.configuration] + apart
-    if "effect_p" in effects:
-        found["effect_p"] = effects["effect_p"] * jnp.exp(centring.effect_p * log_spread["effect_p"])
-    return found, log_determinant
+    for name, (log_scale, origin, shift) in _maps(centring, data, centre, log_spread).items():
+        parts[name] = origin + jnp.exp(log_scale) * (parts[name] - shift)
+    return _joined(data, parts), log_determinant
 
 
 def standardise(centring: Centring, data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,17 +93,10 @@ def standardise(centring: Centring, data: Data, value: Mapping[str, Any], effect
     if not effects:
         return {}
     centre, log_spread = _priors(data, value, effects)
-    found = dict(effects)
-    if "log_e" in effects:
-        found["log_e"] = _narrow(centring.log_e, centre, log_spread["log_e"], effects["log_e"])
-    if "log_e_run" in effects:
-        mean = group_mean(effects["log_e_run"], data)
-        apart = effects["log_e_run"] - mean[..., data.configuration]
-        apart = apart * jnp.exp(-centring.within * log_spread["within"])[..., data.configuration]
-        found["log_e_run"] = _narrow(centring.mean, centre, log_spread["mean"], mean)[..., data.configuration] + apart
-    if "effect_p" in effects:
-        found["effect_p"] = effects["effect_p"] * jnp.exp(-centring.effect_p * log_spread["effect_p"])
-    return found
+    parts = _parts(data, effects)
+    for name, (log_scale, origin, shift) in _maps(centring, data, centre, log_spread).items():
+        parts[name] = (parts[name] - origin) * jnp.exp(-log_scale) + shift
+    return _joined(data, parts)
 
 
 def choose_centring(
@@ -150,7 +135,7 @@ def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) ->
     if "log_e" in effects:
         found["log_e"] = jnp.log(spread["sigma_np"])
     if "log_e_run" in effects:
-        size = jnp.zeros(len(data.depth)).at[data.configuration].add(1.0)
+        size = group_total(jnp.ones(len(data.configuration)), data)
         found["mean"] = 0.5 * jnp.log(spread["sigma_np"] ** 2 + spread["tau_np"] ** 2 / size)
         found["within"] = jnp.log(spread["tau_np"])
     if "effect_p" in effects:
@@ -158,9 +143,30 @@ def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) ->
     return centre, found
 
 
-def _wide(power: Any, centre: Any, log_spread: Any, standardised: Any) -> Any:
-    return centre + jnp.exp(power * log_spread) * (standardised - (1 - power) * centre)
+def _maps(
+    centring: Centring, data: Data, centre: Any, log_spread: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any, Any]]:
+    """Give log scale, origin and shift of the lines x = origin + scale (z - shift) from what is sampled to effects."""
+    log_scale = {name: getattr(centring, name) * spread for name, spread in log_spread.items()}
+    if "within" in log_scale:
+        log_scale["within"] = log_scale["within"][..., data.configuration]
+    about_law = {name: (centre, (1 - getattr(centring, name)) * centre) for name in ("log_e", "mean")}
+    return {name: (scale, *about_law.get(name, (0.0, 0.0))) for name, scale in log_scale.items()}
 
 
-def _narrow(power: Any, centre: Any, log_spread: Any, effect: Any) -> Any:
-    return (effect - centre) * jnp.exp(-power * log_spread) + (1 - power) * centre
+def _parts(data: Data, effects: Mapping[str, Any]) -> dict[str, Any]:
+    """Take log e of runs apart into a network's mean and distances from it, named as in `Centring`."""
+    parts = dict(effects)
+    if "log_e_run" in parts:
+        of_runs = parts.pop("log_e_run")
+        parts["mean"] = group_mean(of_runs, data)
+        parts["within"] = of_runs - parts["mean"][..., data.configuration]
+    return parts
+
+
+def _joined(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Put log e of runs together again."""
+    effects = {name: part for name, part in parts.items() if name not in ("mean", "within")}
+    if "mean" in parts:
+        effects["log_e_run"] = parts["mean"][..., data.configuration] + parts["within"]
+    return effects

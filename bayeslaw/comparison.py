@@ -165,7 +165,7 @@ def leave_row_out(fit: Fit, *, draws: int = 1000) -> LeftOut:
         One entry per row.
     """
     found = _importance(np.concatenate(list(row_log_likelihood(fit, draws=draws)), axis=1))
-    back = np.argsort(_Sample.of(fit, 1).order)
+    back = np.argsort(_row_order(fit))
     return found._replace(elpd=found.elpd[back], pareto_k=found.pareto_k[back])
 
 
@@ -281,7 +281,7 @@ class _Sample(NamedTuple):
         value = {name: values[index, None] for name, values in parameter_draws(fit).items()}
         covariates = fit.frame.covariates(fit.configurations)
         trajectory, log_density = (constant[name].to_numpy() for name in ("trajectory_of_row", "log_density"))
-        order = along_trajectories(trajectory, log_density)
+        order = _row_order(fit)
         trajectory, log_density = trajectory[order], log_density[order]
         n_test, gap = constant["n_test"].to_numpy()[order], gaps(trajectory, log_density)
         return cls(
@@ -292,6 +292,12 @@ class _Sample(NamedTuple):
             order,
             (response[order], log_density, n_test, gap),
         )
+
+
+def _row_order(fit: Fit) -> NDArray[np.integer[Any]]:
+    """Give the positions in the run table of rows by trajectory, from the densest to the sparsest."""
+    constant = fit.tree["constant_data"].to_dataset()
+    return along_trajectories(constant["trajectory_of_row"].to_numpy(), constant["log_density"].to_numpy())
 
 
 def _thinning(fit: Fit, draws: int) -> NDArray[np.intp]:

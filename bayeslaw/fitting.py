@@ -20,7 +20,7 @@ from bayeslaw.density import Context, constrain, flat_potential, named_potential
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import estimate_spreads, groups_of, spread_variances
-from bayeslaw.laplace import Laplace, laplace
+from bayeslaw.laplace import Estimate, Laplace, laplace
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
@@ -230,7 +230,7 @@ def approximate(
     density: Callable[[StraightContext, dict[str, Any]], jax.Array],
     straight: StraightContext,
     starts: Sequence[Mapping[str, Any]],
-    estimate: Callable[[StraightContext, dict[str, Any], dict[str, Any]], dict[str, jax.Array]] | None,
+    estimate: Estimate | None,
     variances: Mapping[str, float],
     groups: Mapping[str, NDArray],
 ) -> tuple[StraightContext, Laplace]:

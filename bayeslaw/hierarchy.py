@@ -125,22 +125,21 @@ def log_density_of_groups(log_e: jax.Array, data: Data, centre: jax.Array, sprea
     return -0.5 * jnp.sum(density)
 
 
-def _group_moments(log_e: jax.Array, data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Count the trajectories of every configuration, their mean and their sum of squares around it."""
-
-    def total(values: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum(values, data.configuration, len(data.depth))
-
-    size = total(jnp.ones_like(log_e))
-    mean = total(log_e) / size
-    return size, mean, total((log_e - mean[data.configuration]) ** 2)
+def group_total(values: Any, data: Data) -> jax.Array:
+    """Add values of trajectories, `[..., trajectories]`, up for every configuration, `[..., configurations]`."""
+    return jnp.zeros((*jnp.shape(values)[:-1], len(data.depth))).at[..., data.configuration].add(values)
 
 
 def group_mean(values: Any, data: Data) -> jax.Array:
-    """Average values of trajectories, `[..., trajectories]`, over every configuration, `[..., configurations]`."""
-    zeros = jnp.zeros((*jnp.shape(values)[:-1], len(data.depth)))
-    size = jnp.zeros(len(data.depth)).at[data.configuration].add(1.0)
-    return zeros.at[..., data.configuration].add(values) / size
+    """Average values of trajectories over every configuration, shaped as in `group_total`."""
+    return group_total(values, data) / group_total(jnp.ones(len(data.configuration)), data)
+
+
+def _group_moments(log_e: jax.Array, data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Count the trajectories of every configuration, their mean and their sum of squares around it."""
+    mean = group_mean(log_e, data)
+    size = group_total(jnp.ones_like(log_e), data)
+    return size, mean, group_total((log_e - mean[data.configuration]) ** 2, data)
 
 
 def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) -> jax.Array:
@@ -200,7 +199,7 @@ def estimate_spreads(value: Mapping[str, Any], data: Data, variances: Mapping[st
         return found
     unit = jnp.exp(growth * above)
     size, mean, squares = _group_moments(value["log_e_run"], data)
-    unknown = jax.ops.segment_sum(variances["log_e_run"], data.configuration, len(data.depth)) / size
+    unknown = group_mean(variances["log_e_run"], data)
     repeated = jnp.sum(size - 1)
     within = jnp.sum((squares + (size - 1) * unknown) / unit**2) / jnp.maximum(repeated, 1)
     apart = jnp.mean(((mean - centre) ** 2 + unknown / size) / unit**2)

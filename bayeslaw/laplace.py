@@ -19,6 +19,8 @@ from bayeslaw.density import Shapes, flat_potential, positions_of, shapes_of, un
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Estimates of the spreads from context, all parameters and the variances of those in groups, all unconstrained.
+Estimate = Callable[[Any, dict[str, Any], dict[str, Any]], dict[str, jax.Array]]
 #: Rounds of mode search and of estimates of the spreads.
 ROUNDS = 5
 #: Iterations of the search from each start, and of the search in the coordinates of each round.
@@ -47,7 +49,7 @@ def laplace(
     potential: Callable[[Any, dict[str, Any]], jax.Array],
     context: Any,
     starts: Sequence[Mapping[str, Any]],
-    estimate: Callable[[Any, dict[str, Any], dict[str, Any]], dict[str, jax.Array]] | None,
+    estimate: Estimate | None,
     variances: Mapping[str, float],
     groups: Mapping[str, NDArray] | None = None,
 ) -> Laplace:
@@ -62,8 +64,8 @@ def laplace(
         potential: Negative log density of context and unconstrained parameters.
         context: What it depends on besides, a pytree of arrays.
         starts: Unconstrained values to start from; the best mode is kept.
-        estimate: Estimates of the spreads from the context, all parameters, and the variances that those in groups have
-            when all others are known, all unconstrained; none where spreads are to be treated like any other parameter.
+        estimate: Estimates of the spreads, given the variances that parameters in groups have when all others are
+            known; none where spreads are to be treated like any other parameter.
         variances: Variance of each estimate on the unconstrained scale.
         groups: For parameters that are independent between groups given all others, the group of every entry; the
             Hessian then costs as many products as there are others, and entries in the largest group.
@@ -126,7 +128,7 @@ def _hessian_products(density: Callable[..., jax.Array], arrays: list[Any], flat
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _estimated(
-    estimate: Callable[[Any, dict[str, Any], dict[str, Any]], dict[str, jax.Array]],
+    estimate: Estimate,
     shapes: Shapes,
     context: Any,
     flat: jax.Array,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from bayeslaw.axes import Axes
     from bayeslaw.frame import Data
+    from bayeslaw.laplace import Estimate
 
 
 #: Covariates that spread less than this do not vary.
@@ -232,9 +233,7 @@ def straight_potential(
 
 
 @functools.cache
-def straight_estimate(
-    estimate: Callable[[Context, dict[str, Any], dict[str, Any]], dict[str, jax.Array]],
-) -> Callable[[StraightContext, dict[str, Any], dict[str, Any]], dict[str, jax.Array]]:
+def straight_estimate(estimate: Estimate) -> Estimate:
     """Give estimates of the spreads from straight coordinates with effects as they are, and from variances in them."""
 
     def straightened(
