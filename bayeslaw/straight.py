@@ -14,8 +14,14 @@ and sigma, of which one or the other may vanish, go together too: in the places 
 
 $$\tfrac12 \log(f^2 B^2 + \sigma^2), \qquad \log\sigma - \log(f B)$$
 
-with B a typical binomial standard deviation. The logits of bounded parameters have the tails of an exponential; sampled
-is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
+with B a typical binomial standard deviation. Runs inform where a curve rises and how steeply at most, less its bends at
+either end: with a rise of L from plateau to plateau, in the places of knee p', slope gamma and sharpness k are sampled
+
+$$\log p' + \frac{L}{2 \gamma}, \qquad \log \left( \gamma \tanh \frac{k L}{4 \gamma} \right), \qquad
+\log \gamma - \log k$$
+
+the middle of the rise, its slope there, and which of the two makes it. The logits of bounded parameters have the tails
+of an exponential; sampled is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
 
 Latent effects are sampled as `bayeslaw.centring` says.
 """
@@ -45,6 +51,8 @@ if TYPE_CHECKING:
 
 #: Covariates that spread less than this do not vary.
 LEAST = 1e-6
+#: Runs that rise by less, in logs, do not show how far theirs would.
+LEAST_RISE = 0.7
 
 
 class Ridges(NamedTuple):
@@ -54,12 +62,14 @@ class Ridges(NamedTuple):
         size_spread: Standard deviation of log dataset size over the configurations; 0 leaves alpha as it is.
         count_spread: That of log parameter count, for beta.
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
+        rise: By how much the log error of a typical run rises in all.
         centring: How far effects are in units of their spreads.
     """
 
     size_spread: Any
     count_spread: Any
     log_binomial: Any
+    rise: Any
     centring: Centring
 
 
@@ -85,7 +95,17 @@ def ridges_of(data: Data) -> Ridges:
     log_binomial = 0.5 * float(np.log(np.median(variance[known]))) if known.any() else 0.0
     size, count = (float(np.std(np.asarray(part))) for part in (data.dataset_size, data.parameters))
     size, count = (value if value > LEAST else 0.0 for value in (size, count))
-    return Ridges(size, count, log_binomial, centred(data))
+    return Ridges(size, count, log_binomial, _rise_of(data), centred(data))
+
+
+def _rise_of(data: Data) -> float:
+    """Give the median over the trajectories of how far log error rises."""
+    measured = np.asarray(data.measured)
+    log_error = -np.log1p(np.exp(-np.asarray(data.response)))
+    low, high = np.full((2, len(data.configuration)), [[np.inf], [-np.inf]])
+    np.minimum.at(low, np.asarray(data.trajectory), np.where(measured, log_error, np.inf).min(1))
+    np.maximum.at(high, np.asarray(data.trajectory), np.where(measured, log_error, -np.inf).max(1))
+    return max(float(np.median(high - low)), LEAST_RISE)
 
 
 def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -104,6 +124,11 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         values[name] = jnp.where(wide, jnp.log(x) - jnp.log(spread), straight[name])
         log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
         values["dense"] = values["dense"] - jnp.where(wide, _above_centre(share, x), 0.0)
+    if _are_positive(context, "gamma", "sharpness"):
+        values["gamma"] = straight["gamma"] - _steepness(context, straight["sharpness"])
+        values["sharpness"] = values["gamma"] - straight["sharpness"]
+    if _are_positive(context, "gamma", "knee"):
+        values["knee"] = straight["knee"] - _half_way(context, values["gamma"])
     if _are_positive(context, "floor", "sigma"):
         total, ratio = straight["floor"], straight["sigma"]
         values["floor"] = total + 0.5 * jax.nn.log_sigmoid(-2 * ratio) - context.ridges.log_binomial
@@ -120,6 +145,11 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
         x = jnp.exp(values[name]) * spread
         straight[name] = jnp.where(wide, jnp.log(share) + jnp.log(jnp.sinh(x)) - jnp.log(spread), values[name])
         straight["dense"] = straight["dense"] + jnp.where(wide, _above_centre(share, x), 0.0)
+    if _are_positive(context, "gamma", "knee"):
+        straight["knee"] = values["knee"] + _half_way(context, values["gamma"])
+    if _are_positive(context, "gamma", "sharpness"):
+        straight["sharpness"] = values["gamma"] - values["sharpness"]
+        straight["gamma"] = values["gamma"] + _steepness(context, straight["sharpness"])
     if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
@@ -211,6 +241,16 @@ def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tup
 def _above_centre(share: Any, x: Any) -> Any:
     """Give how far the middle of the log errors at both ends lies above the log error at the centre."""
     return 0.5 * jnp.log1p(2 * share * (1 - share) * (jnp.cosh(x) - 1))
+
+
+def _half_way(context: StraightContext, log_gamma: Any) -> Any:
+    """Give how far the middle of the rise lies above log p'."""
+    return 0.5 * context.ridges.rise * jnp.exp(-log_gamma)
+
+
+def _steepness(context: StraightContext, log_ratio: Any) -> Any:
+    """Give the logarithm of the slope in the middle of the rise, in units of gamma, by log gamma / sharpness."""
+    return jnp.log(jnp.tanh(0.25 * context.ridges.rise * jnp.exp(-log_ratio)))
 
 
 def _are_positive(context: StraightContext, *names: str) -> bool:

@@ -16,13 +16,22 @@ from simulate import Truth, simulate
 from bayeslaw.centring import Centring
 from bayeslaw.density import Context, positions_of, shapes_of
 from bayeslaw.frame import make_data, make_frame
+from bayeslaw.law import Curve, log_error, log_slope
 from bayeslaw.priors import default_priors
 from bayeslaw.runs import load_runs
-from bayeslaw.straight import StraightContext, bend, bent_positions, ridges_of, straight_potential, straighten
+from bayeslaw.straight import (
+    LEAST_RISE,
+    StraightContext,
+    bend,
+    bent_positions,
+    ridges_of,
+    straight_potential,
+    straighten,
+)
 
 NAMES = (
-    "alpha", "beta", "dense", "floor", "growth_np", "growth_p", "plateau", "share_c", "share_n", "share_np", "sigma",
-    "spread_np", "tau_p",
+    "alpha", "beta", "dense", "floor", "gamma", "growth_np", "growth_p", "knee", "plateau", "share_c", "share_n",
+    "share_np", "sharpness", "sigma", "spread_np", "tau_p",
 )  # fmt: skip
 EFFECTS = ("log_e_run", "effect_p")
 
@@ -38,18 +47,20 @@ def context_of(changes: dict[str, Any] | None = None, **table: Any) -> StraightC
     runs = load_runs(simulate(Truth(), widths=(2, 8), replicates=2, levels=(0, 10), **table).runs, chance_error=0.9)
     runs = runs[(runs["depth"] == 8) | (runs["replicate"] == 0)]
     data, _ = make_data(runs, make_frame(runs, 0.9))
-    priors = {name: default_priors()[name].distribution for name in NAMES} | (changes or {})
+    priors = {name: default_priors("sharpness")[name].distribution for name in NAMES} | (changes or {})
     ridges = ridges_of(data)
     halves = (np.resize([0.0, 0.3, 1.0], len(part)) for part in ridges.centring)
     return StraightContext(Context(data, priors), ridges._replace(centring=Centring(*halves)))
 
 
 def random_values(seed: int, context: StraightContext) -> dict[str, np.ndarray]:
-    """Draw plain unconstrained values, some of them far out; no exponents of a hundred and more."""
+    """Draw plain unconstrained values, some of them far out; no exponents of a hundred and more, nor such spreads."""
     rng = np.random.default_rng(seed)
     values = {name: rng.standard_t(3) * 3 + np.zeros(()) for name in NAMES}
     values |= {name: np.minimum(values[name], 4.0) for name in ("alpha", "beta")}
+    values |= {name: 0.5 * values[name] for name in ("gamma", "sharpness")}
     values |= {name: 0.1 * values[name] for name in ("growth_np", "growth_p", "share_np", "spread_np", "tau_p")}
+    values |= {name: np.clip(values[name], -0.1, 0.1) for name in ("growth_np", "growth_p")}
     return values | {name: rng.standard_normal(len(context.plain.data.configuration)) for name in EFFECTS}
 
 
@@ -91,6 +102,12 @@ def test_coordinates_are_those_of_the_formulas() -> None:
     noises = np.exp(values["floor"]) * binomial, np.exp(values["sigma"])
     assert straight["floor"] == pytest.approx(np.log(np.hypot(*noises)))
     assert straight["sigma"] == pytest.approx(np.log(noises[1] / noises[0]))
+    gamma, sharpness, rise = np.exp(values["gamma"]), np.exp(values["sharpness"]), context.ridges.rise
+    # Of the curve between plateaus that lie apart by the rise, the middle and the slope there, by the law itself.
+    curve = Curve(-rise, 0.0, gamma, values["knee"], sharpness)
+    assert float(log_error(curve, straight["knee"])) == pytest.approx(-rise / 2)
+    assert float(log_slope(curve, straight["knee"])) == pytest.approx(-np.exp(straight["gamma"]))
+    assert straight["sharpness"] == pytest.approx(np.log(gamma / sharpness))
     z = straight["plateau"]
     assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(values["plateau"])
 
@@ -101,6 +118,16 @@ def test_a_typical_binomial_deviation_is_that_of_the_median_row() -> None:
     share = (runs["n_wrong"] + 0.5) / (runs["n_test"] + 1)
     expected = np.sqrt(np.median(1 / (runs["n_test"] * share * (1 - share))))
     assert np.exp(ridges_of(data).log_binomial) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_typical_rise_is_that_of_the_median_run() -> None:
+    runs = simulate(Truth(), levels=(0, 10, 20, 30)).runs
+    data, _ = make_data(load_runs(runs), make_frame(load_runs(runs), 0.9))
+    log_error = np.log((runs["n_wrong"] + 0.5) / (runs["n_test"] + 1))
+    of_runs = log_error.groupby([runs[name] for name in ("depth", "width", "dataset_size", "replicate")])
+    assert ridges_of(data).rise == pytest.approx((of_runs.max() - of_runs.min()).median(), rel=1e-9)
+    flat, _ = make_data(load_runs(runs[runs["density"] == 1]), make_frame(load_runs(runs), 0.9))
+    assert ridges_of(flat).rise == LEAST_RISE
 
 
 def test_what_runs_do_not_inform_is_left_as_it_is() -> None:
