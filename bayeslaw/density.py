@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from numpyro.distributions import biject_to
 from numpyro.infer.util import constrain_fn, potential_energy
 
 from bayeslaw.frame import Data
-from bayeslaw.hierarchy import draw_configurations
+from bayeslaw.hierarchy import draw_configurations, estimate_spreads
 from bayeslaw.model import Structure, make_model
 
 #: Names and shapes of unconstrained values, sorted by name.
@@ -59,10 +60,29 @@ def named_potential(structure: Structure, centred: bool) -> Callable[[Context, d
 
 
 @functools.cache
-def flat_potential(structure: Structure, centred: bool, shapes: Shapes) -> Callable[[Context, jax.Array], jax.Array]:
-    """Give the negative log density of a flat unconstrained position."""
-    potential, unravel = named_potential(structure, centred), unraveller(shapes)
+def flat_potential(potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes) -> Callable[..., jax.Array]:
+    """Give the negative log density of context and flat position from that of named values."""
+    unravel = unraveller(shapes)
     return lambda context, flat: potential(context, unravel(flat))
+
+
+@jax.jit
+def prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the prior means on the unconstrained scale."""
+
+    def middle(prior: Any) -> jax.Array:
+        inverse = biject_to(prior.support).inv(prior.mean)
+        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
+
+    return {name: middle(prior) for name, prior in priors.items()}
+
+
+def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the moment estimates of the spreads from all other parameters, all unconstrained."""
+    transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
+    value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
+    found = estimate_spreads(value, context.data)
+    return {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
 
 
 @functools.cache

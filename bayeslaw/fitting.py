@@ -6,7 +6,8 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +16,71 @@ import pandas as pd
 import xarray as xr
 from numpyro.distributions import biject_to
 
-from bayeslaw.density import Context, constrain, flat_potential, named_potential, shapes_of
+from bayeslaw.density import (
+    Context,
+    constrain,
+    estimate_unconstrained,
+    flat_potential,
+    named_potential,
+    prior_middles,
+    shapes_of,
+)
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, check_one_family, make_data, make_frame, varies
-from bayeslaw.hierarchy import estimate_spreads, spread_variances
+from bayeslaw.hierarchy import spread_variances
 from bayeslaw.laplace import laplace
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import Prior, describe_prior, resolve_priors
+from bayeslaw.priors import POOLS, Prior, describe_prior, resolve_priors
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from numpyro.distributions import Distribution
+
+    from bayeslaw.pooling import PooledFit
+
+#: Where warnings do not point to.
+PACKAGE = str(Path(__file__).parent)
 
 #: With fewer configurations than this the spreads are barely informed and centred effects form funnels: effects are
 #: then sampled non-centred and the metric is adapted as usual.
 FEW_CONFIGURATIONS = 8
+#: Adapting a metric takes so many transitions at least.
+FEW_WARMUP = 1000
 
 
+class Settings(TypedDict, total=False):
+    """Name the settings of `fit`, for type checkers."""
+
+    law: str
+    effects: Sequence[str]
+    noise: str
+    steep: bool
+    growth: bool | None
+    priors: Mapping[str, Distribution] | None
+    seed: int
+    chains: int
+    warmup: int
+    draws: int
+    n_test: int | None
+    chance_error: float | None
+    target_acceptance: float
+    progress: bool
+
+
+@overload
+def fit(runs: Any, *, pool: None = None, **settings: Unpack[Settings]) -> Fit: ...
+@overload
+def fit(runs: Any, *, pool: Literal["family"], **settings: Unpack[Settings]) -> PooledFit: ...
 @in_float64
 def fit(
     runs: Any,
     *,
+    pool: str | None = None,
     law: str = "joint",
     effects: Sequence[str] = EFFECTS,
     noise: str = "student_t",
@@ -54,11 +95,14 @@ def fit(
     chance_error: float | None = None,
     target_acceptance: float = 0.95,
     progress: bool = True,
-) -> Fit:
+) -> Fit | PooledFit:
     """Infer a law from a run table with NUTS.
 
     Args:
-        runs: Run table of one family: a path, a DataFrame, or what `load_runs` gave.
+        runs: Run table of one family: a path, a DataFrame, or what `load_runs` gave. With `pool="family"` of several,
+            or a list of such tables, which need not have the same optional columns.
+        pool: `"family"`: fit several (family, dataset) together, their exponents drawn from one population; see
+            `bayeslaw.pooling`. By default there is one family.
         law: `"joint"`, the paper's (M1); `"parameter_count"` (M0), `"sharpness"` (M2), `"anchored"` (M3) or `"sparse"`
             (Frantar et al.), to be compared with it; `"single"`, equation (1), for the runs of one network.
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
@@ -77,12 +121,12 @@ def fit(
         progress: Show a progress bar where standard error is a terminal.
 
     Returns:
-        The fit. Call its `diagnose` before believing it; planning does so by itself. A second fit with the same
-        structure and shapes compiles nothing.
+        The fit, or with `pool="family"` a `PooledFit` with one fit per family. Call its `diagnose` before believing
+        it; planning does so by itself. A second fit with the same structure and shapes compiles nothing.
 
     Raises:
         RunTableError: The table is faulty; all faults are listed.
-        BayeslawError: Several families in one table, unknown priors, or settings out of range.
+        BayeslawError: Several families without pooling or one with it, unknown priors, or settings out of range.
 
     Example:
         >>> import bayeslaw
@@ -91,33 +135,102 @@ def fit(
     """
     _bind_submodules()
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
+    parts = {"law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth}
+    sampling = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}
+    fine = {"target_acceptance": target_acceptance, "progress": progress}
+    if pool is not None:
+        if pool not in POOLS:
+            raise BayeslawError(f"pool = {pool!r} must be None or one of {', '.join(POOLS)}.")
+        from bayeslaw.pooling import fit_families
+
+        return fit_families(
+            runs, parts=parts, priors=priors, n_test=n_test, chance_error=chance_error, **sampling, **fine
+        )
     table = load_runs(runs, n_test=n_test, chance_error=chance_error)
     check_one_family(table)
-    structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth)
-    frame = make_frame(table, _chance_error(table))
-    _warn_about(table, structure)
-    resolved = {k: v for k, v in resolve_priors(priors, law=law).items() if k not in structure.without()}
-    data, configurations, trajectories = make_data(table, frame)
-    few = len(configurations) < FEW_CONFIGURATIONS
-    warmup = max(warmup, 1000) if few else warmup
-    sampled, values = _sample(
-        structure, data, resolved, few=few, seed=seed, chains=chains, warmup=warmup, draws=draws,
-        target_acceptance=target_acceptance, progress=progress,
-    )  # fmt: skip
-    values |= _derived(values, frame)
-    tree = _tree(values, sampled, data, configurations, trajectories)
-    settings = {
-        "seed": seed,
-        "chains": chains,
-        "warmup": warmup,
-        "draws": draws,
-        "metric": "adapted" if few else "laplace",
-        "priors": {name: describe_prior(prior) for name, prior in resolved.items()},
-        "contraction": _contraction(values, resolved),
+    own = prepare(table, parts, resolve_priors(priors, law=law))
+    sampling["warmup"] = max(warmup, FEW_WARMUP) if own.few else warmup
+    sampled, values = _sample(own, **sampling, **fine)
+    settings = sampling | {
+        "metric": "adapted" if own.few else "laplace",
+        "priors": {name: describe_prior(prior) for name, prior in own.priors.items()},
+        "contraction": contraction(values, own.priors),
     }
+    return to_fit(own, values, sampled.statistics, settings)
+
+
+class Prepared(NamedTuple):
+    """Hold all that the posterior of one family is computed from.
+
+    Attributes:
+        table: The validated runs.
+        frame: What turns designs into covariates.
+        structure: Which parts the model has.
+        data: What the model is conditioned on.
+        configurations: Labels of its configurations.
+        trajectories: Labels of its trajectories.
+        priors: The priors of its parameters.
+        few: Whether there are too few configurations for centred effects.
+    """
+
+    table: pd.DataFrame
+    frame: Frame
+    structure: Structure
+    data: Data
+    configurations: pd.DataFrame
+    trajectories: pd.Index
+    priors: dict[str, Prior]
+    few: bool
+
+    @property
+    def label(self) -> str:
+        """Say which family it is."""
+        return f"{self.frame.family.name} on {self.frame.dataset}"
+
+    @property
+    def context(self) -> Context:
+        """What the density depends on besides the position."""
+        data = Data(*(jnp.asarray(part) for part in self.data))
+        return Context(data, {name: prior.distribution for name, prior in self.priors.items()})
+
+
+def prepare(
+    table: pd.DataFrame, parts: Mapping[str, Any], priors: Mapping[str, Prior], *, pooled: bool = False
+) -> Prepared:
+    """Turn the validated runs of one family into all that its posterior is computed from, and warn of what is missing.
+
+    Args:
+        table: The runs.
+        parts: What `structure_of` is asked for.
+        priors: The priors by name; those of parameters that the structure does not have are left out.
+        pooled: Whether other families inform what this one does not.
+
+    Raises:
+        BayeslawError: What is asked for does not fit the table.
+    """
+    structure = structure_of(table, **parts)
+    frame = make_frame(table, _chance_error(table))
+    data, configurations, trajectories = make_data(table, frame)
+    own = {name: prior for name, prior in priors.items() if name not in structure.without()}
+    few = len(configurations) < FEW_CONFIGURATIONS
+    prepared = Prepared(table, frame, structure, data, configurations, trajectories, own, few)
+    _warn_about(prepared, pooled=pooled)
+    return prepared
+
+
+def to_fit(
+    own: Prepared, values: Mapping[str, Any], statistics: Mapping[str, NDArray], settings: dict[str, Any]
+) -> Fit:
+    """Put named draws `[chains, draws, ...]` and the sampler's statistics together to a fit."""
+    every = {**values, **_derived(values, own.frame)}
+    tree = _tree(every, statistics, own)
+    return Fit(tree, own.table, own.frame, own.structure, settings, versions())
+
+
+def versions() -> dict[str, str]:
+    """List the versions of the libraries that compute a posterior."""
     names = ("bayeslaw", "jax", "numpyro", "arviz", "numpy", "xarray")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return Fit(tree, table, frame, structure, settings, versions)
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _bind_submodules() -> None:
@@ -149,52 +262,56 @@ def _chance_error(table: pd.DataFrame) -> float:
         warnings.warn(
             "The table has neither classes nor chance_error: eps_up is only bounded by 1. "
             "Pass chance_error=, for instance 0.9 for ten balanced classes.",
-            stacklevel=4,
+            skip_file_prefixes=(PACKAGE,),
         )
         return 1.0
     return float(table["chance_error"].iloc[0])
 
 
-def _warn_about(table: pd.DataFrame, structure: Structure) -> None:
+def _warn_about(own: Prepared, *, pooled: bool) -> None:
+    whose, driver = (f"{own.label}: ", "the other families") if pooled else ("", "its prior")
+    alone = "" if pooled else " alone"
     fixed = [
-        f"{name} never varies, so {parameter} is driven by its prior alone"
-        for name, parameter, varies in (
-            ("depth", "phi", structure.depth_varies),
-            ("width", "psi", structure.width_varies),
-            ("dataset_size", "alpha", varies(table["dataset_size"])),
-        )
-        if not varies and parameter not in structure.without()
+        f"{name} never varies, so {parameter} is driven by {driver}{alone}"
+        for name, parameter in (("depth", "phi"), ("width", "psi"), ("dataset_size", "alpha"))
+        if parameter in own.priors and not varies(own.table[name])
     ]
     if fixed:
-        warnings.warn("; ".join(fixed) + ": predictions along it rest on the prior.", stacklevel=4)
-    if not structure.has_trajectories:
+        rests = "them" if pooled else "the prior"
         warnings.warn(
-            "The table has no trajectory (or replicate) column: there are no trajectory effects, and intervals take "
-            "rows of one run as independent. Map it with load_runs(..., columns={'trajectory': ...}).",
-            stacklevel=4,
+            f"{whose}{'; '.join(fixed)}: predictions along it rest on {rests}.", skip_file_prefixes=(PACKAGE,)
+        )
+    if not own.structure.has_trajectories:
+        warnings.warn(
+            f"{whose or 'The table '}has no trajectory (or replicate) column: there are no trajectory effects, and "
+            "intervals take rows of one run as independent. Map it with "
+            "load_runs(..., columns={'trajectory': ...}).",
+            skip_file_prefixes=(PACKAGE,),
         )
 
 
-def _sample(
-    structure: Structure, data: Data, priors: Mapping[str, Prior], *, few: bool, seed: int, **settings: Any
-) -> tuple[Sampled, dict[str, Any]]:
+def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict[str, Any]]:
     """Find the Laplace metric and sample; give the draws also as named parameters."""
-    starts = _starts(data, structure, priors, few=few)
-    context = Context(Data(*(jnp.asarray(part) for part in data)), {k: v.distribution for k, v in priors.items()})
-    variances = {k: v for k, v in spread_variances(data).items() if k in priors}
-    estimate = None if few else estimate_unconstrained
-    approximation = laplace(named_potential(structure, not few), context, starts, estimate, variances)
+    density, starts = named_potential(own.structure, not own.few), starts_of(own)
+    variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
+    estimate = None if own.few else estimate_unconstrained
+    approximation = laplace(density, own.context, starts, estimate, variances)
     shapes = shapes_of(starts[0])
     sampled = sample(
-        flat_potential(structure, not few, shapes),
-        context,
+        flat_potential(density, shapes),
+        own.context,
         approximation.mode,
         approximation.factor,
         seed=seed,
-        adapt_metric=few,
+        adapt_metric=own.few,
         **settings,
     )
-    return sampled, constrain(structure, not few, shapes, context, sampled.positions, seed=seed + 1)
+    return sampled, constrain(own.structure, not own.few, shapes, own.context, sampled.positions, seed=seed + 1)
+
+
+def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:
+    """Give unconstrained values to search the mode of one family from."""
+    return _starts(own.data, own.structure, own.priors, few=own.few)
 
 
 def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:
@@ -206,28 +323,9 @@ def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, fe
         standard = {"standard_np": "np", "standard_p": "p"}
         effects = structure.effects if structure.has_trajectories else ()
         latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
-    centre = _prior_middles({k: v.distribution for k, v in priors.items() if k not in absent})
+    centre = prior_middles({k: v.distribution for k, v in priors.items() if k not in absent})
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
     return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
-
-
-@jax.jit
-def _prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the prior means on the unconstrained scale."""
-
-    def middle(prior: Any) -> jax.Array:
-        inverse = biject_to(prior.support).inv(prior.mean)
-        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
-
-    return {name: middle(prior) for name, prior in priors.items()}
-
-
-def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the moment estimates of the spreads from all other parameters, all unconstrained."""
-    transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
-    value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
-    found = estimate_spreads(value, context.data)
-    return {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
 
 
 def _derived(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
@@ -240,21 +338,20 @@ def _derived(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
     return derived
 
 
-def _tree(
-    values: dict[str, Any], sampled: Sampled, data: Data, configurations: pd.DataFrame, trajectories: pd.Index
-) -> xr.DataTree:
+def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], own: Prepared) -> xr.DataTree:
+    data = own.data
     chains, draws = values["plateau"].shape
     coords: dict[str, Any] = {"chain": np.arange(chains), "draw": np.arange(draws)}
-    coords |= {name: ("configuration", configurations[name].to_numpy()) for name in CONFIGURATION}
-    coords |= {"trajectory": np.asarray(trajectories, dtype=str)}
-    own = {"log_e": ["configuration"], "eps_np": ["configuration"]}
-    own |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
+    coords |= {name: ("configuration", own.configurations[name].to_numpy()) for name in CONFIGURATION}
+    coords |= {"trajectory": np.asarray(own.trajectories, dtype=str)}
+    groups = {"log_e": ["configuration"], "eps_np": ["configuration"]}
+    groups |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
     variables = {
-        name: (["chain", "draw", *own.get(name, [])], np.asarray(value))
+        name: (["chain", "draw", *groups.get(name, [])], np.asarray(value))
         for name, value in values.items()
         if name != "log_eps_up"
     }
-    statistics = {name: (["chain", "draw"], value) for name, value in sampled.statistics.items()}
+    sampler = {name: (["chain", "draw"], value) for name, value in statistics.items()}
     observed = {"response": ("row", data.response)}
     constant = {
         "log_density": ("row", data.log_density),
@@ -262,16 +359,16 @@ def _tree(
         "trajectory_of_row": ("row", data.trajectory),
         "configuration_of_trajectory": ("run", data.configuration),
     }
-    groups = {
+    datasets = {
         "posterior": xr.Dataset(variables, coords),
-        "sample_stats": xr.Dataset(statistics, {k: coords[k] for k in ("chain", "draw")}),
+        "sample_stats": xr.Dataset(sampler, {k: coords[k] for k in ("chain", "draw")}),
         "observed_data": xr.Dataset(observed),
         "constant_data": xr.Dataset(constant),
     }
-    return xr.DataTree.from_dict(groups)
+    return xr.DataTree.from_dict(datasets)
 
 
-def _contraction(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, float]:
+def contraction(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, float]:
     """Compare posterior with prior variance on the unconstrained scale, parameter by parameter."""
     draws = {name: jnp.asarray(values[name]) for name in priors}
     result = _contractions(draws, {name: prior.distribution for name, prior in priors.items()})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PRIOR_DRIVEN = 0.7
 #: Version of the file that holds a fit.
 FORMAT = 2
+#: Group of a file that holds several fits.
+FAMILIES = "families"
 
 
 @dataclass(frozen=True)
@@ -76,30 +79,12 @@ class Fit:
         Returns:
             One row per parameter: `mean`, `sd`, `lower`, `upper`, `ess_bulk`, `ess_tail`, `r_hat`, `contraction`
             (1 - posterior variance / prior variance, on the unconstrained scale) and `driven_by`, which is `prior`
-            where the data reduced the variance by less than 30 %.
+            where the data reduced the variance by less than 30 %. The prior of a pooled exponent is what all families
+            say of a new one; where it drives, that is called `population`.
         """
-        import arviz as az
-
-        posterior = self.posterior
-        scalars = [name for name in posterior.data_vars if posterior[name].ndim == 2]
-        values = posterior[scalars]
-        tail = (1 - interval) / 2
-        quantiles = values.quantile([tail, 1 - tail], dim=("chain", "draw"))
-        columns = {
-            "mean": values.mean(("chain", "draw")),
-            "sd": values.std(("chain", "draw"), ddof=1),
-            "lower": quantiles.isel(quantile=0),
-            "upper": quantiles.isel(quantile=1),
-            "ess_bulk": az.ess(values, method="bulk"),
-            "ess_tail": az.ess(values, method="tail"),
-            "r_hat": az.rhat(values),
-        }
-        table = pd.DataFrame({name: {k: float(v[k]) for k in scalars} for name, v in columns.items()})
-        contraction = pd.Series(self.settings["contraction"], dtype=float)
-        table["contraction"] = contraction.reindex(table.index)
-        driven = np.where(table["contraction"] < 1 - PRIOR_DRIVEN, "prior", "data")
-        table["driven_by"] = np.where(table["contraction"].isna(), "", driven)
-        return table.rename_axis("parameter")
+        return summarise(
+            self.posterior, self.settings["contraction"], interval=interval, pooled=self.settings.get("pooled", [])
+        )
 
     def diagnose(self) -> Diagnosis:
         """Judge the draws by R-hat, effective sample sizes, divergences and BFMI; see `bayeslaw.diagnostics`."""
@@ -150,8 +135,10 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write the fit to one NetCDF file, whole or not at all; `bayeslaw.load` gives it back."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        write(self.packed(), path)
+
+    def packed(self) -> xr.DataTree:
+        """Put the posterior and all else that the file of a fit holds into one tree."""
         tree = self.tree.copy()
         columns = {str(name): column.tolist() for name, column in self.runs.items()}
         tree["runs"] = xr.DataTree(xr.Dataset({"json": json.dumps(columns, default=np.ndarray.tolist)}))
@@ -163,12 +150,67 @@ class Fit:
             "versions": self.versions,
         }
         tree.attrs["bayeslaw"] = json.dumps(about)
-        temporary = path.with_name(f".{path.name}.tmp")
-        tree.to_netcdf(temporary, engine="h5netcdf")
-        digest = _seal(temporary.read_bytes())
-        with temporary.open("ab") as file:
-            file.write(digest)
-        temporary.replace(path)
+        return tree
+
+    @classmethod
+    def unpacked(cls, tree: xr.DataTree) -> Fit:
+        """Undo `packed`."""
+        about = json.loads(tree.attrs.pop("bayeslaw"))
+        runs = pd.DataFrame(json.loads(str(tree["runs"]["json"].item())))
+        del tree["runs"]
+        frame = Frame(**about["frame"] | {"family": _family(about["frame"]["family"])})
+        return cls(tree, runs, frame, _structure(about["structure"]), about["settings"], about["versions"])
+
+
+def summarise(
+    posterior: xr.Dataset, contraction: Mapping[str, float], *, interval: float, pooled: Collection[str] = ()
+) -> pd.DataFrame:
+    """Summarise the parameters that are one number per draw; see `Fit.summary`.
+
+    Args:
+        posterior: The draws.
+        contraction: How far data narrowed each parameter.
+        interval: Probability of the equal-tailed interval.
+        pooled: Parameters whose prior is the population's.
+
+    Raises:
+        BayeslawError: `interval` is out of range.
+    """
+    import arviz as az
+
+    if not 0 < interval < 1:
+        raise BayeslawError(f"interval = {interval} must be in (0, 1), for instance 0.9.")
+    scalars = [str(name) for name in posterior.data_vars if posterior[name].ndim == 2]
+    values = posterior[scalars]
+    tail = (1 - interval) / 2
+    quantiles = values.quantile([tail, 1 - tail], dim=("chain", "draw"))
+    columns = {
+        "mean": values.mean(("chain", "draw")),
+        "sd": values.std(("chain", "draw"), ddof=1),
+        "lower": quantiles.isel(quantile=0),
+        "upper": quantiles.isel(quantile=1),
+        "ess_bulk": az.ess(values, method="bulk"),
+        "ess_tail": az.ess(values, method="tail"),
+        "r_hat": az.rhat(values),
+    }
+    table = pd.DataFrame({name: {k: float(v[k]) for k in scalars} for name, v in columns.items()})
+    table["contraction"] = pd.Series(dict(contraction), dtype=float).reindex(table.index)
+    other = np.where(table.index.isin(list(pooled)), "population", "prior")
+    driven = np.where(table["contraction"] < 1 - PRIOR_DRIVEN, other, "data")
+    table["driven_by"] = np.where(table["contraction"].isna(), "", driven)
+    return table.rename_axis("parameter")
+
+
+def write(tree: xr.DataTree, path: str | Path) -> None:
+    """Write a tree to one sealed NetCDF file, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    tree.to_netcdf(temporary, engine="h5netcdf")
+    digest = _seal(temporary.read_bytes())
+    with temporary.open("ab") as file:
+        file.write(digest)
+    temporary.replace(path)
 
 
 def _seal(content: bytes) -> bytes:
@@ -179,14 +221,38 @@ def _seal(content: bytes) -> bytes:
     return b"bayeslaw:" + hashlib.sha256(content).hexdigest().encode()
 
 
-def load(path: str | Path) -> Fit:
-    """Read a fit that `Fit.save` wrote.
+def load(path: str | Path, *, family: str | None = None) -> Fit:
+    """Read a fit that `Fit.save` wrote, or one family of what `PooledFit.save` wrote.
 
     Args:
         path: The NetCDF file.
+        family: Which family of a pooled fit, as `"cifar_resnet/digits"` (`PooledFit.labels`).
 
     Returns:
         The fit; its predictions are those of the fit that was saved.
+
+    Raises:
+        BayeslawError: The file is missing, damaged, or no fit; or it holds other families than the one named.
+    """
+    with reading(path) as tree:
+        if FAMILIES not in tree.children:
+            fits = [Fit.unpacked(tree)]
+        else:
+            fits = [Fit.unpacked(node) for node in tree[FAMILIES].children.values()]
+    labels = [fit.frame.label for fit in fits]
+    if family is None and len(fits) > 1:
+        raise BayeslawError(
+            f"{path} holds {len(fits)} families fitted together ({', '.join(labels)}): choose one of them with "
+            "family= (--family), or read all with bayeslaw.load_pooled."
+        )
+    if family is not None and family not in labels:
+        raise BayeslawError(f"{path}: family = {family!r} was not fitted; it holds {', '.join(labels)}.")
+    return fits[0 if family is None else labels.index(family)]
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[xr.DataTree]:
+    """Read the tree of a sealed file; what goes wrong with it is one kind of error.
 
     Raises:
         BayeslawError: The file is missing, damaged, or no fit.
@@ -197,13 +263,10 @@ def load(path: str | Path) -> Fit:
         if not content.endswith(_seal(content[: -len(_seal(b""))])):
             raise BayeslawError(f"{path}: not a fit written by Fit.save, or damaged since; fit again.")
         tree = xr.open_datatree(path, engine="h5netcdf").load()
-        about = json.loads(tree.attrs.pop("bayeslaw"))
-        if about["format"] != FORMAT:
-            raise BayeslawError(f"{path}: format {about['format']}, this version reads {FORMAT}; fit again.")
-        runs = pd.DataFrame(json.loads(str(tree["runs"]["json"].item())))
-        del tree["runs"]
-        frame = Frame(**about["frame"] | {"family": _family(about["frame"]["family"])})
-        return Fit(tree, runs, frame, _structure(about["structure"]), about["settings"], about["versions"])
+        found = json.loads(tree.attrs["bayeslaw"])["format"]
+        if found != FORMAT:
+            raise BayeslawError(f"{path}: format {found}, this version reads {FORMAT}; fit again.")
+        yield tree
     except FileNotFoundError:
         raise BayeslawError(f"{path}: there is no such file; give the path of a fit written by Fit.save.") from None
     except BayeslawError:

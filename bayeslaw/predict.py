@@ -234,7 +234,12 @@ def _novelty(fit: Fit, designs: pd.DataFrame) -> dict[str, NDArray]:
 
 
 def extrapolation(fit: Fit, designs: pd.DataFrame) -> NDArray:
-    """Measure how far designs lie outside the fitted range, in natural logs along the worst axis; 0 inside."""
+    """Measure how far designs lie outside the fitted range, in natural logs along the worst axis; 0 inside.
+
+    Infinite where no run was fitted (`PooledFit.new_family`).
+    """
+    if fit.runs.empty:
+        return np.full(len(designs), np.inf)
     axes = [name for name in (*CONFIGURATION, "density") if name in designs]
     outside = np.zeros(len(designs))
     for name in axes:
