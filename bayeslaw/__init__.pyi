@@ -9,8 +9,8 @@ from bayeslaw.families import Family as Family
 from bayeslaw.fitting import fit as fit
 from bayeslaw.plan import Plan as Plan
 from bayeslaw.plan import frontier as frontier
-from bayeslaw.pooling import PooledFit as PooledFit
-from bayeslaw.pooling import load_pooled as load_pooled
+from bayeslaw.pooled import PooledFit as PooledFit
+from bayeslaw.pooled import load_pooled as load_pooled
 from bayeslaw.posterior import Fit as Fit
 from bayeslaw.posterior import load as load
 from bayeslaw.priors import default_priors as default_priors

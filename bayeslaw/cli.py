@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -22,6 +22,9 @@ app = typer.Typer(
 )
 FitArgument = Annotated[Path, typer.Argument(metavar="FIT", help="Fit written by `bayeslaw fit` (.nc).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+FamilyOption = Annotated[
+    str | None, typer.Option(help="Which family of a pooled fit, for instance cifar_resnet/digits.")
+]
 LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness, anchored, sparse or single.")]
 
 
@@ -43,8 +46,11 @@ def quickstart(
 
 @app.command()
 def fit(
-    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Run table (.parquet or .csv), or a recorded sweep.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUNS...", help="Run tables (.parquet or .csv), or recorded sweeps.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Fit to write (.nc).")] = Path("fit.nc"),
+    pool: Annotated[str | None, typer.Option(help="family: fit several families together.")] = None,
     law: LawOption = "joint",
     effects: Annotated[str, typer.Option(help="Where runs differ: np (on eps_np), p (on p'), both, or none.")] = "np,p",
     noise: Annotated[str, typer.Option(help="Noise of single levels: student_t or normal.")] = "student_t",
@@ -58,14 +64,21 @@ def fit(
     seed: Seed = 0,
 ) -> None:
     """Infer a law from a run table; print the posterior and the diagnostics."""
+    import pandas as pd
+
     from bayeslaw import fit as infer
 
     mapping = dict(_pair(entry) for entry in column or [])
-    table = _table(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
+    reading = {"columns": mapping or None, "n_test": n_test, "chance_error": chance_error}
+    tables = [_table(name, **reading) for name in runs]
     acting = [name for name in effects.split(",") if name not in ("", "none")]
-    result = infer(
-        table, law=law, effects=acting, noise=noise, steep=steep, seed=seed, chains=chains, warmup=warmup, draws=draws
-    )
+    settings: Any = {"law": law, "effects": acting, "noise": noise, "steep": steep}
+    settings |= {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}
+    if pool is None:
+        result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)
+    else:
+        result = infer(tables, pool=cast("Any", pool), **settings)
+        typer.echo(f"{result.exponents().round(3).to_string()}\n")
     result.save(output)
     typer.echo(result.summary().round(3).to_string())
     typer.echo(f"\n{result.diagnose()}\n\nwritten to {output}")
@@ -81,6 +94,7 @@ def predict(
     designs: Annotated[Path | None, typer.Option(help="Designs as a table (.parquet or .csv) instead.")] = None,
     kind: Annotated[str, typer.Option(help="mean: the curve; run: a new replicate.")] = "mean",
     interval: Annotated[float, typer.Option(help="Probability of the interval.")] = 0.9,
+    family: FamilyOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -91,7 +105,7 @@ def predict(
 
     from bayeslaw import load
 
-    posterior = load(fit)
+    posterior = load(fit, family=family)
     if designs is not None:
         try:
             table = pd.read_parquet(designs) if designs.suffix == ".parquet" else pd.read_csv(designs)
@@ -118,6 +132,7 @@ def plan(
     widths: Annotated[str, typer.Option(help="Widths, comma-separated; default the fitted ones.")] = "",
     confidence: Annotated[float, typer.Option(help="Wanted probability of reaching the target.")] = 0.9,
     allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Plan with a fit that failed its gate.")] = False,
+    family: FamilyOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf).")] = None,
     seed: Seed = 0,
@@ -125,7 +140,7 @@ def plan(
     """Choose the network to start from and how far to prune it."""
     from bayeslaw import load
 
-    posterior = load(fit)
+    posterior = load(fit, family=family)
     runs = posterior.runs
     decision = posterior.plan(
         target_error,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from numpyro.distributions import Distribution
 
-    from bayeslaw.pooling import PooledFit
+    from bayeslaw.pooled import PooledFit
 
 #: Where warnings do not point to.
 PACKAGE = str(Path(__file__).parent)

@@ -258,9 +258,25 @@ def pooled_estimate(parts: tuple[Part, ...]) -> Callable[[PooledContext, dict[st
     return estimate
 
 
-def between_variance(families: int) -> float:
-    """Give the variance of the estimate of a log spread between so many families."""
-    return 0.5 / families + 0.02
+def spread_moments(prior: Any, told: Told) -> tuple[float, float]:
+    r"""Give mean and standard deviation of an unconstrained spread between families, what is said taken for normal.
+
+    With centre and exponents integrated out, and h = w m, the likelihood of the spread b is
+
+    $$\log L = \frac{H^2}{2R} - \frac{\log R}{2} + \frac12 \sum_k \left( \frac{b^2 h_k^2}{1 + w_k b^2}
+    - \log(1 + w_k b^2) \right), \quad H = h_0 + \sum_k \frac{h_k}{1 + w_k b^2}$$
+    """
+    grid = jnp.linspace(-20.0, 20.0, 4001)
+    transform = biject_to(prior.support)
+    spread = transform(grid)
+    mean, precision, shrink = _centre_given(told, spread)
+    log_density = prior.log_prob(spread) + transform.log_abs_det_jacobian(grid, spread)
+    log_density += 0.5 * (mean**2 * precision - jnp.log(precision))
+    for weighted, one in zip(told.weighted[1:], shrink, strict=True):
+        log_density += 0.5 * (spread**2 * weighted**2 / one - jnp.log(one))
+    weight = jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))
+    middle = jnp.sum(weight * grid)
+    return float(middle), float(jnp.sqrt(jnp.sum(weight * (grid - middle) ** 2)))
 
 
 def draw_exponents(population: Mapping[Any, Any], name: str, rng: np.random.Generator) -> np.ndarray:
