@@ -78,11 +78,15 @@ def prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the moment estimates of the spreads from all other parameters, all unconstrained."""
+    """Give the moment estimates of the spreads from all other parameters, all unconstrained.
+
+    An estimate that a prior does not allow gives way to the middle of the prior.
+    """
     transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
     value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
-    found = estimate_spreads(value, context.data)
-    return {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
+    found = {k: transforms[k].inv(v) for k, v in estimate_spreads(value, context.data).items() if k in transforms}
+    middles = prior_middles({name: context.priors[name] for name in found})
+    return {name: jnp.where(jnp.isfinite(v), v, middles[name]) for name, v in found.items()}
 
 
 @functools.cache

@@ -110,7 +110,9 @@ def fit(
         steep: Whether that noise grows with the local slope of the curve.
         growth: Whether the spreads of configurations and runs grow with the error that the dense law expects; by
             default where there are 20 configurations or more to tell.
-        priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
+        priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`). Of pooled
+            exponents they are those of the population's centre (`phi`) and of the spread between families
+            (`between_phi`); all others hold for every family.
         seed: Seed of everything random; same seed, versions and machine give the same draws.
         chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.
         warmup: Transitions per chain in which the step size (with few configurations also the metric) is adapted.

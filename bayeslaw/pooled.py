@@ -23,7 +23,7 @@ from bayeslaw.model import EFFECTS, Structure
 from bayeslaw.population import draw_exponents
 from bayeslaw.posterior import FAMILIES, FORMAT, Fit, reading, summarise, write
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import exponents_of
+from bayeslaw.priors import ON_LINE, exponents_of
 
 #: What the exponents of a family that was not fitted are called in tables.
 NEW = "a new family"
@@ -165,8 +165,8 @@ class PooledFit:
         fitted = next(iter(self.families.values())).tree["sample_stats"]
         statistics = {str(name): value.to_numpy() for name, value in fitted.data_vars.items()}
         contraction = dict.fromkeys((*pooled, *(str(name) for name in self.prior)), 0.0)
-        contraction |= {name_in_family(name): value for name, value in self.settings["contraction"].items()}
-        return to_fit(own, values, statistics, self.settings | {"pooled": pooled, "contraction": contraction})
+        settings = settings_in_family(self.settings, pooled, contraction, self.settings["priors"])
+        return to_fit(own, values, statistics, settings)
 
     def _structure(self) -> Structure:
         """Give every part that any of the families has."""
@@ -188,7 +188,7 @@ class PooledFit:
     def save(self, path: str | Path) -> None:
         """Write all families and the population to one NetCDF file; `bayeslaw.load_pooled` gives them back."""
         tree = xr.DataTree.from_dict({"population": self.population, "prior": self.prior})
-        tree[FAMILIES] = xr.DataTree(children={str(i): f.packed() for i, f in enumerate(self.families.values())})
+        tree[FAMILIES] = xr.DataTree(children={f"{i:04d}": f.packed() for i, f in enumerate(self.families.values())})
         about = {"format": FORMAT, "settings": self.settings, "versions": self.versions}
         tree.attrs["bayeslaw"] = json.dumps(about)
         write(tree, path)
@@ -267,3 +267,25 @@ def values_in_family(population: Mapping[Any, Any]) -> dict[str, Any]:
 def name_in_family(name: str) -> str:
     """Tell the population's centre from the family's own exponent."""
     return name if name.startswith("between_") else f"population_{name}"
+
+
+def settings_in_family(
+    settings: Mapping[str, Any], pooled: Sequence[str], contraction: Mapping[str, float], priors: Mapping[str, str]
+) -> dict[str, Any]:
+    """Turn the settings of a pooled fit into those of the fit of a family.
+
+    Args:
+        settings: Of the pooled fit.
+        pooled: Exponents that come from the population.
+        contraction: Of the family's own parameters.
+        priors: Descriptions of the priors of what it does not share; others are left out.
+    """
+    own = {name: text for name, text in priors.items() if name in contraction}
+    for name in pooled:
+        own[name] = f"{'Normal' if name in ON_LINE else 'LogNormal'}(population_{name}, between_{name})"
+    shared = settings["contraction"]
+    return dict(settings) | {
+        "pooled": list(pooled),
+        "priors": own | {name_in_family(name): settings["priors"][name] for name in shared},
+        "contraction": {**contraction, **{name_in_family(name): value for name, value in shared.items()}},
+    }

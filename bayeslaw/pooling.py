@@ -8,6 +8,7 @@ with many keeps its own, and a family never trained gets the population's.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from bayeslaw.fitting import FEW_WARMUP, PACKAGE, Prepared, contraction, prepare
 from bayeslaw.frame import check_one_family, label_of
 from bayeslaw.hierarchy import spread_variances
 from bayeslaw.laplace import Laplace, laplace
-from bayeslaw.pooled import PooledFit, name_in_family, values_in_family
+from bayeslaw.pooled import PooledFit, settings_in_family, values_in_family
 from bayeslaw.population import (
     Part,
     PooledContext,
@@ -96,10 +97,10 @@ def fit_families(
     drawn = {name: _prior_given_population(name, resolved[name]) for name in names}
     prepared = [prepare(table, parts, {**own, **drawn}, pooled=True) for table in tables]
     _warn_of_few(prepared)
-    few = all(family.few for family in prepared)
+    few = any(family.few for family in prepared)
     sampling = {"seed": seed, "chains": chains, "warmup": max(warmup, FEW_WARMUP) if few else warmup, "draws": draws}
     joint = _Joint(prepared, population, names)
-    positions, statistics = joint.sample(adapt_metric=few, **sampling, **fine)
+    positions, statistics = joint.sample(**sampling, **fine)
     of_population, of_families = joint.constrain(positions, seed=seed + 1)
     settings = sampling | {
         "metric": "adapted" if few else "laplace",
@@ -201,9 +202,19 @@ class _Joint:
         context = self.context._replace(told=self._told(found))
         centre, factor = self._relative(context, found)
         target = flat_potential(relative_potential(self.parts), self.shapes)
-        sampled = sample(target, context, centre, factor, **settings)
+        sampled = sample(target, context, centre, factor, adapt_metric=self._adapted(), **settings)
         placed, _ = place(context, _named(self.shapes, sampled.positions))
         return _flat(placed, self.shapes), sampled.statistics
+
+    def _adapted(self) -> bool | tuple[int, ...]:
+        """Number the parameters of families with few configurations, whose metric is adapted, and of the population."""
+        if all(part.centred for part in self.parts):
+            return False
+        index = _named(self.shapes, np.arange(sum(math.prod(shape) for _, shape in self.shapes)))
+        keys = [*self.context.population]
+        for k, part in enumerate(self.parts):
+            keys += [] if part.centred else [key_of(k, name) for name in values_of(k, index)]
+        return tuple(int(i) for key in keys for i in np.ravel(index[key]))
 
     def _told(self, found: Laplace) -> dict[str, Told]:
         """Tell what the runs say about the exponents from the joint mode and its covariance."""
@@ -284,13 +295,7 @@ def _family_fit(
     pooled = [name for name in population if name in family.priors]
     own = {name: prior for name, prior in family.priors.items() if name not in pooled}
     narrowed = contraction(values, own) | {name: _contraction(name, values[name], population) for name in pooled}
-    narrowed |= {name_in_family(name): value for name, value in settings["contraction"].items()}
-    priors = {name: describe_prior(prior) for name, prior in own.items()}
-    for name in pooled:
-        kind = "Normal" if name in ON_LINE else "LogNormal"
-        priors[name] = f"{kind}(population_{name}, between_{name})"
-    priors |= {name_in_family(name): settings["priors"][name] for name in population}
-    about = settings | {"priors": priors, "contraction": narrowed, "pooled": pooled}
+    about = settings_in_family(settings, pooled, narrowed, {k: describe_prior(prior) for k, prior in own.items()})
     return to_fit(family, {**values, **values_in_family(population)}, statistics, about)
 
 

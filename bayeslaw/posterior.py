@@ -154,7 +154,10 @@ class Fit:
 
     @classmethod
     def unpacked(cls, tree: xr.DataTree) -> Fit:
-        """Undo `packed`."""
+        """Undo `packed`, of a tree or of a branch of one."""
+        tree = tree.copy()
+        tree.orphan()
+        tree.name = None
         about = json.loads(tree.attrs.pop("bayeslaw"))
         runs = pd.DataFrame(json.loads(str(tree["runs"]["json"].item())))
         del tree["runs"]

@@ -48,7 +48,7 @@ def sample(
     chains: int,
     warmup: int,
     draws: int,
-    adapt_metric: bool = False,
+    adapt_metric: bool | tuple[int, ...] = False,
     target_acceptance: float = 0.8,
     progress: bool = True,
 ) -> Sampled:
@@ -67,7 +67,8 @@ def sample(
         chains: Number of chains, run on as many threads as there are cores.
         warmup: Transitions in which the step size is adapted, dropped.
         draws: Transitions kept per chain.
-        adapt_metric: Also adapt a dense metric in the whitened coordinates, for few parameters or poor factors.
+        adapt_metric: Also adapt a dense metric in the whitened coordinates, for few parameters or poor factors; with
+            numbers of coordinates a dense one in these and a diagonal one in all others.
         target_acceptance: Mean acceptance rate that the step size aims at.
         progress: Show a progress bar where standard error is a terminal.
 
@@ -107,24 +108,44 @@ class _Target(NamedTuple):
 
     potential: Callable[[Any, jax.Array], jax.Array]
     warmup: int
-    adapt_metric: bool
+    adapt_metric: bool | tuple[int, ...]
     target_acceptance: float
 
     def kernel(self, coordinates: Any) -> NUTS:
         """Make the kernel in whitened coordinates."""
         context, centre, factor = coordinates
+        dense: Any = self.adapt_metric if isinstance(self.adapt_metric, bool) else [("dense",)]
         return NUTS(
-            potential_fn=lambda q: self.potential(context, centre + factor @ q),
+            potential_fn=lambda q: self.potential(context, centre + factor @ self.join(q)),
             step_size=0.5,
-            adapt_mass_matrix=self.adapt_metric,
-            dense_mass=self.adapt_metric,
+            adapt_mass_matrix=self.adapt_metric is not False,
+            dense_mass=dense,
             target_accept_prob=self.target_acceptance,
         )
+
+    def split(self, position: jax.Array) -> Any:
+        """Part the coordinates by their metric."""
+        if isinstance(self.adapt_metric, bool):
+            return position
+        order, own = self._order(len(position)), len(self.adapt_metric)
+        return {"dense": position[order[:own]], "diagonal": position[order[own:]]}
+
+    def join(self, parts: Any) -> jax.Array:
+        """Undo `split`."""
+        if isinstance(self.adapt_metric, bool):
+            return parts
+        flat = jnp.concatenate([parts["dense"], parts["diagonal"]])
+        return flat[np.argsort(self._order(len(flat)))]
+
+    def _order(self, dimensions: int) -> NDArray:
+        assert not isinstance(self.adapt_metric, bool)
+        own = np.array(self.adapt_metric, int)
+        return np.concatenate([own, np.setdiff1d(np.arange(dimensions), own)])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array) -> Any:
-    return target.kernel(coordinates).init(key, target.warmup, position)
+    return target.kernel(coordinates).init(key, target.warmup, target.split(position))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -136,7 +157,7 @@ def _advance(target: _Target, coordinates: Any, state: Any, length: int) -> tupl
     def one(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
         state = kernel.sample(state, (), {})
         kept = {
-            "position": state.z,
+            "position": target.join(state.z),
             "diverging": state.diverging,
             "energy": state.energy,
             "n_steps": state.num_steps,
