@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,6 +15,8 @@ from tqdm import tqdm
 from bayeslaw.baseline import DESIGN, LeastSquares, RowTable, fit_all, fit_counted, predict_errors, tabulate, theta_of
 from bayeslaw.errors import BayeslawError
 
+#: Constants of the joint law that a fit by least squares gives.
+CONSTANTS = ("gamma", "phi", "psi", "p_prime", "eps_up")
 #: How often a resample without a fit is drawn again.
 _REDRAWS = 100
 #: Residuals drawn for each refit where new runs are predicted.
@@ -46,6 +50,98 @@ def resample(
     """
     table = tabulate(runs)
     return _refits(table, fit_all(table, starts, seed), repetitions, seed, progress)
+
+
+def bootstrap_parameters(
+    runs: pd.DataFrame, *, repetitions: int = 100, starts: int = 20, seed: int = 0, progress: bool = False
+) -> pd.DataFrame:
+    """Draw the joint law's constants from the bootstrap over trajectories (`resample`).
+
+    Args:
+        runs: Validated run table (`load_runs`) of one family and dataset.
+        repetitions: Number of refits, 1 or more.
+        starts: Starting points of the fit to the whole table.
+        seed: Seed of starting points and resampling.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One row per refit: `gamma`, `phi`, `psi`, `p_prime`, `eps_up`, in the units of `LeastSquares`.
+
+    Raises:
+        BayeslawError: As `least_squares` does, or `repetitions` is out of its range.
+
+    Source:
+        Efron 1979; whole trajectories because rows of a trajectory are not independent.
+    """
+    _check_repetitions(repetitions)
+    return _constants(list(resample(runs, repetitions=repetitions, starts=starts, seed=seed, progress=progress)))
+
+
+def baseline_table(
+    runs: pd.DataFrame,
+    *,
+    interval: float = 0.9,
+    repetitions: int = 100,
+    starts: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Give the least-squares estimate of the joint law's constants with its bootstrap interval.
+
+    Args:
+        runs: Validated run table (`load_runs`) of one family and dataset.
+        interval: Probability of the percentile interval, in (0, 1).
+        repetitions: Number of refits, 1 or more.
+        starts: Starting points of the fit to the whole table.
+        seed: Seed of starting points and resampling.
+        progress: Show a progress bar where standard error is a terminal and it takes more than two seconds.
+
+    Returns:
+        One row per constant that the table has a say in: `least_squares`, `least_squares_lower`,
+        `least_squares_upper`.
+
+    Raises:
+        BayeslawError: As `bootstrap_parameters` does, or `interval` is out of its range.
+
+    Source:
+        Rosenfeld et al., ICML 2021, section 5, for the estimate.
+    """
+    _check_interval(interval)
+    _check_repetitions(repetitions)
+    table = tabulate(runs)
+    best = fit_all(table, starts, seed)
+    refits = _refits(table, best, repetitions, seed, progress=False)
+    shown = tqdm(
+        refits, "bootstrap", repetitions, unit="fit", delay=2, disable=None if progress else True, file=sys.stderr
+    )
+    draws = _constants(list(shown)).drop(columns=list(best.fixed))
+    if best.at_edge:
+        ends = ", ".join(f"{name} = {getattr(best, name):.3g}" for name in best.at_edge)
+        warnings.warn(
+            f"Least squares ended at the edge of what it searches, {ends}: the runs do not determine it.", stacklevel=3
+        )
+    tail = (1 - interval) / 2
+    return pd.DataFrame(
+        {
+            "least_squares": _constants([best])[list(draws)].iloc[0],
+            "least_squares_lower": draws.quantile(tail),
+            "least_squares_upper": draws.quantile(1 - tail),
+        }
+    ).rename_axis("parameter")
+
+
+def _constants(fits: list[LeastSquares]) -> pd.DataFrame:
+    return pd.DataFrame({name: [getattr(fit, name) for fit in fits] for name in CONSTANTS})
+
+
+def _check_interval(interval: float) -> None:
+    if not 0 < interval < 1:
+        raise BayeslawError(f"interval= is the probability of the interval, in (0, 1); got {interval!r}.")
+
+
+def _check_repetitions(repetitions: int) -> None:
+    if repetitions < 1:
+        raise BayeslawError(f"repetitions= is the number of refits, 1 or more; got {repetitions!r}.")
 
 
 def bootstrap(
@@ -88,12 +184,10 @@ def bootstrap(
     Source:
         Efron 1979; the interval is the percentile one.
     """
-    if not 0 < interval < 1:
-        raise BayeslawError(f"interval= is the probability of the interval, in (0, 1); got {interval!r}.")
+    _check_interval(interval)
+    _check_repetitions(repetitions)
     if kind not in ("mean", "run"):
         raise BayeslawError(f'kind= is "mean" or "run"; got {kind!r}.')
-    if repetitions < 1:
-        raise BayeslawError(f"repetitions= is the number of refits, 1 or more; got {repetitions!r}.")
     table = tabulate(runs)
     best = fit_all(table, starts, seed)
     best.predict(designs)

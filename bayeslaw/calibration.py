@@ -15,7 +15,8 @@ from bayeslaw.baseline import least_squares
 from bayeslaw.bootstrapping import bootstrap
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
-from bayeslaw.frame import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION, make_frame
+from bayeslaw.predict import extrapolation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 #: Probabilities of the intervals looked at, in per cent.
 LEVELS = (50, 90)
+#: What can be left out.
+LEAVE_OUT = ("configurations", "trajectories", "largest")
+#: Where the largest are left out, the share of networks that is kept, by parameter count.
+SMALLEST = 2 / 3
+#: Error below which the width of an interval is no longer looked at in logarithms.
+_LEAST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -34,24 +41,30 @@ class Evaluation:
         deviation: Mean and sd of the relative deviation (predicted - measured) / measured on the rows fitted, for the
             posterior's mean curve and for least squares, beside the spread of seeds.
         coverage: Share of left-out measured errors inside their 50 % and 90 % intervals, with 90 % intervals of that
-            share bootstrapped over configurations, and the median width of the intervals in natural logs.
-        rows: The left-out rows with both methods' intervals.
+            share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
+            intervals in natural logs. Least squares is absent where a fold does not let it be fitted.
+        rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
         passed: Share of the fits (the whole table and each fold) that passed the gate.
+        leave_out: What was left out.
     """
 
     deviation: pd.DataFrame
     coverage: pd.DataFrame
     rows: pd.DataFrame
     passed: float
+    leave_out: str
 
     def __str__(self) -> str:
         def form(table: pd.DataFrame) -> str:
             return table.to_string(index=False, float_format=lambda v: f"{v:.3f}")
 
-        networks = self.rows.groupby(CONFIGURATION).ngroups
+        what = _groups(self.rows, self.leave_out).max() + 1
+        kind = "trajectories" if self.leave_out == "trajectories" else "networks"
+        farthest = self.rows["extrapolation"].max()
+        far = f", up to a factor of {np.exp(farthest):.1f} outside what was fitted" if farthest > 0.05 else ""
         return (
             f"relative deviation on the rows fitted\n{form(self.deviation)}\n\n"
-            f"coverage of new runs of {networks} networks left out\n{form(self.coverage)}\n\n"
+            f"coverage of new runs: {what} {kind} left out{far}\n{form(self.coverage)}\n\n"
             f"fits that passed the gate: {self.passed:.0%}"
         )
 
@@ -60,19 +73,21 @@ def evaluate(
     runs: pd.DataFrame,
     *,
     law: str = "joint",
+    leave_out: str = "configurations",
     folds: int = 5,
     seed: int = 0,
     repetitions: int = 50,
     draws: int = 1000,
 ) -> Evaluation:
-    """Fit a table by posterior and by least squares, and predict networks left out of both.
-
-    Configurations are dealt into folds at random; each fold is predicted (`kind="run"`) by a fit to the others.
+    """Fit a table by posterior and by least squares, and predict what was left out of both as new runs.
 
     Args:
         runs: Validated run table of one family.
         law: The posterior's law, as in `bayeslaw.fit`; least squares is always that of the joint law.
-        folds: Number of folds, from 2 to the number of configurations.
+        leave_out: `"configurations"`, dealt into folds at random, each predicted by a fit to the others;
+            `"trajectories"`, likewise, other runs of the same network mostly staying; `"largest"`, the largest third
+            of the networks and the largest dataset size, predicted from smaller networks on less data.
+        folds: Number of folds, from 2 to the number of configurations or trajectories; `"largest"` is one.
         seed: Seed of folds, sampler and bootstrap.
         repetitions: Refits of the least-squares bootstrap.
         draws: Posterior draws per chain.
@@ -81,37 +96,76 @@ def evaluate(
         The evaluation.
 
     Raises:
-        BayeslawError: `folds` is out of range.
+        BayeslawError: `leave_out` is unknown, `folds` is out of range, or all networks are equally large.
     """
     from tqdm import tqdm
 
-    configurations = runs[CONFIGURATION].drop_duplicates().sort_values(CONFIGURATION, ignore_index=True)
-    if not 2 <= folds <= len(configurations):
-        raise BayeslawError(f"folds = {folds} must be from 2 to the {len(configurations)} configurations.")
-    order = np.random.default_rng(seed).permutation(len(configurations)) % folds
-    fold = runs[CONFIGURATION].merge(configurations.assign(fold=order), on=CONFIGURATION, how="left")["fold"]
+    fold = _fold_of(runs, leave_out, folds, seed)
     left_out, passed = [], []
-    for index in tqdm(range(folds), desc="folds", disable=None, file=sys.stderr):
-        inside, outside = runs[(fold != index).to_numpy()], runs[(fold == index).to_numpy()]
-        posterior = fit(inside, law=law, seed=seed, draws=draws, progress=False)
-        passed.append(posterior.diagnose().passed)
-        rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
-        ours = posterior.predict(outside, kind="run", seed=seed, return_draws=True)
-        assert isinstance(ours, xr.DataArray)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # rows that least squares leaves out
-            theirs = bootstrap(inside, outside, repetitions=repetitions, kind="run", seed=seed, return_draws=True)
-        both = (("posterior", ours.to_numpy().reshape(-1, len(outside))), ("least_squares", np.asarray(theirs)))
-        for name, samples in both:
-            for level in LEVELS:
-                tail = (1 - level / 100) / 2
-                rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(samples, [tail, 1 - tail], 0)
+    for index in tqdm(range(fold.max() + 1), desc="folds", disable=None, file=sys.stderr):
+        rows, sound = _predict_left_out(runs[fold != index], runs[fold == index], law, seed, repetitions, draws)
         left_out.append(rows)
+        passed.append(sound)
     rows = pd.concat(left_out)
     whole = fit(runs, law=law, seed=seed, draws=draws, progress=False)
     passed.append(whole.diagnose().passed)
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
-    return Evaluation(deviation, _coverage(rows, seed), rows, float(np.mean(passed)))
+    return Evaluation(deviation, _coverage(rows, leave_out, seed), rows, float(np.mean(passed)), leave_out)
+
+
+def _fold_of(runs: pd.DataFrame, leave_out: str, folds: int, seed: int) -> NDArray[np.integer]:
+    """Number the fold of every row; -1 where it is never left out."""
+    if leave_out not in LEAVE_OUT:
+        raise BayeslawError(f"leave_out = {leave_out!r} must be one of {', '.join(LEAVE_OUT)}.")
+    if leave_out == "largest":
+        return np.where(_is_small(runs), -1, 0)
+    group = _groups(runs, leave_out)
+    count = group.max() + 1
+    if not 2 <= folds <= count:
+        raise BayeslawError(f"folds = {folds} must be from 2 to the {count} {leave_out}.")
+    return (np.random.default_rng(seed).permutation(count) % folds)[group]
+
+
+def _groups(rows: pd.DataFrame, leave_out: str) -> NDArray[np.integer]:
+    """Number what is left out as one, row by row."""
+    by = [*CONFIGURATION, "trajectory"] if leave_out == "trajectories" else CONFIGURATION
+    return rows.groupby(by).ngroup().to_numpy()
+
+
+def _is_small(runs: pd.DataFrame) -> NDArray[np.bool_]:
+    """Tell the rows of the smallest networks, below the largest dataset size where there are several."""
+    frame = make_frame(runs, 1.0)
+    networks = runs[["depth", "width"]].drop_duplicates()
+    limit = np.quantile(frame.family.parameters(networks["depth"], networks["width"]), SMALLEST)
+    small = frame.family.parameters(runs["depth"], runs["width"]) <= limit
+    if small.all():
+        raise BayeslawError("leave_out = 'largest' needs networks of several sizes; these are all equally large.")
+    sizes = runs["dataset_size"]
+    return np.asarray(small & ((sizes < sizes.max()) | (sizes == sizes.min())))
+
+
+def _predict_left_out(
+    inside: pd.DataFrame, outside: pd.DataFrame, law: str, seed: int, repetitions: int, draws: int
+) -> tuple[pd.DataFrame, bool]:
+    """Fit the one, predict new runs of the other with both methods' intervals; say whether the fit passed the gate."""
+    posterior = fit(inside, law=law, seed=seed, draws=draws, progress=False)
+    rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
+    rows["extrapolation"] = extrapolation(posterior, outside)
+    ours = posterior.predict(outside, kind="run", seed=seed, return_draws=True)
+    assert isinstance(ours, xr.DataArray)
+    samples = {"posterior": ours.to_numpy().reshape(-1, len(outside))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # rows that least squares leaves out
+        try:
+            theirs = bootstrap(inside, outside, repetitions=repetitions, kind="run", seed=seed, return_draws=True)
+            samples["least_squares"] = np.asarray(theirs)
+        except BayeslawError:  # too little varies in what is left
+            samples["least_squares"] = np.full((1, len(outside)), np.nan)
+    for name, values in samples.items():
+        for level in LEVELS:
+            tail = (1 - level / 100) / 2
+            rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(values, [tail, 1 - tail], 0)
+    return rows, posterior.diagnose().passed
 
 
 def seed_spread(runs: pd.DataFrame) -> float:
@@ -169,14 +223,15 @@ def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _coverage(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    table = []
+def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
+    table, group = [], _groups(rows, leave_out)
     for name in ("posterior", "least_squares"):
         for level in LEVELS:
             lower, upper = rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"]
+            if lower.isna().any():
+                continue
             inside = rows["error"].between(lower, upper)
-            low, high = bootstrap_share(inside.to_numpy(), rows.groupby(CONFIGURATION).ngroup().to_numpy(), seed)
-            width = np.log(upper.clip(lower=1e-4).to_numpy() / lower.clip(lower=1e-4).to_numpy())
+            low, high = bootstrap_share(inside.to_numpy(), group, seed)
             table.append(
                 {
                     "method": name.replace("_", " "),
@@ -184,10 +239,15 @@ def _coverage(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
                     "coverage": inside.mean(),
                     "lower": low,
                     "upper": high,
-                    "log_width": np.median(width),
+                    "log_width": np.median(log_width(lower, upper)),
                 }
             )
     return pd.DataFrame(table)
+
+
+def log_width(lower: pd.Series, upper: pd.Series) -> NDArray[np.float64]:
+    """Measure intervals of errors in natural logs."""
+    return np.log(upper.clip(lower=_LEAST).to_numpy(float) / lower.clip(lower=_LEAST).to_numpy(float))
 
 
 def bootstrap_share(inside: NDArray[np.bool_], group: NDArray[np.integer], seed: int) -> tuple[float, float]:

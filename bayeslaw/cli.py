@@ -1,7 +1,8 @@
-"""The command `bayeslaw`: quickstart, fit, predict, plan, compare, evaluate."""
+"""The command `bayeslaw`: quickstart, fit, predict, plan, compare, evaluate, check."""
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -55,6 +56,13 @@ def fit(
     effects: Annotated[str, typer.Option(help="Where runs differ: np (on eps_np), p (on p'), both, or none.")] = "np,p",
     noise: Annotated[str, typer.Option(help="Noise of single levels: student_t or normal.")] = "student_t",
     steep: Annotated[bool, typer.Option(help="Noise grows with the local slope.")] = True,
+    growth: Annotated[
+        bool | None,
+        typer.Option("--growth/--no-growth", help="Spreads grow with the error; by default with 20 networks or more."),
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
+    repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
     column: Annotated[list[str] | None, typer.Option(help="Column mapping, ours=yours; repeatable.")] = None,
     n_test: Annotated[int | None, typer.Option(help="Test examples, if the table does not say.")] = None,
     chance_error: Annotated[float | None, typer.Option(help="Random-guess error, if the table does not say.")] = None,
@@ -68,19 +76,30 @@ def fit(
 
     from bayeslaw import fit as infer
 
+    if pool is not None and (baseline or sensitivity):
+        raise BayeslawError(
+            "--baseline and --sensitivity are about one family: leave out --pool, or call Fit.summary(baseline=True) "
+            "and Fit.psense on a family of bayeslaw.load_pooled."
+        )
     mapping = dict(_pair(entry) for entry in column or [])
-    reading = {"columns": mapping or None, "n_test": n_test, "chance_error": chance_error}
-    tables = [_table(name, **reading) for name in runs]
+    tables = [_table(name, columns=mapping or None, n_test=n_test, chance_error=chance_error) for name in runs]
     acting = [name for name in effects.split(",") if name not in ("", "none")]
-    settings: Any = {"law": law, "effects": acting, "noise": noise, "steep": steep}
-    settings |= {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}
+    settings: Any = {
+        "law": law, "effects": acting, "noise": noise, "steep": steep, "growth": growth, "seed": seed,
+        "chains": chains, "warmup": warmup, "draws": draws,
+    }  # fmt: skip
     if pool is None:
         result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)
+        summary = result.summary(baseline=baseline, repetitions=repetitions, seed=seed)
     else:
         result = infer(tables, pool=cast("Any", pool), **settings)
-        typer.echo(f"{result.exponents().round(3).to_string()}\n")
+        summary = result.summary()
+        typer.echo(f"{_text(result.exponents())}\n")
     result.save(output)
-    typer.echo(result.summary().round(3).to_string())
+    typer.echo(_text(summary))
+    typer.echo(f"\n{result.prior_note}")
+    if sensitivity:
+        typer.echo(f"\n{_text(result.psense())}")
     typer.echo(f"\n{result.diagnose()}\n\nwritten to {output}")
 
 
@@ -179,17 +198,72 @@ def compare(
 def evaluate(
     runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
     law: LawOption = "joint",
-    folds: Annotated[int, typer.Option(help="Groups of configurations left out in turn.")] = 5,
+    leave_out: Annotated[str, typer.Option(help="configurations, trajectories, or largest.")] = "configurations",
+    folds: Annotated[int, typer.Option(help="Groups left out in turn.")] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Compare posterior and least squares: deviation, seed spread, coverage on networks left out."""
+    """Compare posterior and least squares: deviation, seed spread, coverage of what was left out."""
     from bayeslaw.calibration import evaluate as run
 
-    result = run(_table(runs), law=law, folds=folds, seed=seed)
+    result = run(_table(runs), law=law, leave_out=leave_out, folds=folds, seed=seed)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))
+
+
+@app.command()
+def check(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a run that was stopped is continued.")],
+    model: Annotated[str, typer.Option(help="single, few, hierarchical, or all.")] = "all",
+    repetitions: Annotated[
+        int | None, typer.Option(help="Data sets; default 1000 for small models, 200 for the hierarchical one.")
+    ] = None,
+    fault: Annotated[str, typer.Option(help="Wrong on purpose: none, noise, gamma or double.")] = "none",
+    processes: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    seed: Seed = 0,
+) -> None:
+    """Check by simulation that posteriors are those of the model; exit code 1 where one is rejected."""
+    # Numerical libraries are loaded below. The matrices are small: threads of linear algebra only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from bayeslaw.check_models import models
+    from bayeslaw.checking import check as run
+    from bayeslaw.plots import plot_ranks
+
+    rejected = False
+    for name in list(models()) if model == "all" else [model]:
+        folder = output / (name if fault == "none" else f"{name}_{fault}")
+        result = run(
+            name, repetitions=repetitions, fault=fault, seed=seed, output=folder, processes=processes, progress=True
+        )
+        plot_ranks(result).savefig(folder / "ranks.png", dpi=110)
+        typer.echo(f"{result}\nwritten to {folder}\n")
+        rejected |= result.rejected
+    if rejected:
+        raise typer.Exit(1)
+
+
+@app.command()
+def learning_curve(
+    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
+    counts: Annotated[str, typer.Option(help="Numbers of configurations to fit, comma-separated.")] = "6,10,15,25,40",
+    repetitions: Annotated[int, typer.Option(help="Random draws of configurations for each number.")] = 5,
+    law: LawOption = "joint",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write and go on with (.csv).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf, .svg).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """See how many runs suffice: fit random configurations, predict all others."""
+    from bayeslaw.sufficiency import learning_curve as run
+
+    asked = _numbers(counts, "--counts")
+    result = run(_table(runs), counts=asked, repetitions=repetitions, law=law, seed=seed, path=output)
+    if figure is not None:
+        from bayeslaw.plots import plot_learning_curve
+
+        plot_learning_curve(result).savefig(figure, dpi=150)
+    shown = result.groupby("configurations")[["deviation", "log_width", "coverage", "passed"]].mean()
+    typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
 
 
 def _table(runs: str, **reading: Any) -> pd.DataFrame:
@@ -197,6 +271,10 @@ def _table(runs: str, **reading: Any) -> pd.DataFrame:
     from bayeslaw.runs import load_recorded, load_runs, recorded_names
 
     return load_recorded(runs) if runs in recorded_names() else load_runs(runs, **reading)
+
+
+def _text(table: pd.DataFrame) -> str:
+    return table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="")
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
-from bayeslaw.model import response_distribution
+from bayeslaw.noise import response_distribution
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import parameter_draws
 
@@ -164,19 +164,32 @@ def leave_row_out(fit: Fit, *, draws: int = 1000) -> LeftOut:
     Returns:
         One entry per row.
     """
+    return _importance(np.concatenate(list(row_log_likelihood(fit, draws=draws)), axis=1))
+
+
+def row_log_likelihood(fit: Fit, *, draws: int | None = None) -> Iterator[NDArray[np.float64]]:
+    """Compute the log likelihood of the rows given their own runs' effects, a chunk of rows at a time.
+
+    Args:
+        fit: The posterior.
+        draws: Posterior draws used, spread evenly over all of a fit's; all by default.
+
+    Yields:
+        Log likelihoods `[draws, rows]` of the next rows; all rows times all draws may not fit in memory.
+    """
+    draws = draws or fit.posterior["plateau"].size
     sample = _Sample.of(fit, draws)
     log_e_run, effect = _thinned(fit, "log_e_run", draws), _thinned(fit, "effect_p", draws)
     assert log_e_run is not None
-    rows, entries = len(sample.response), []
-    for start in range(0, rows, _ROWS):  # in chunks: all rows times all draws may not fit
+    rows = len(sample.response)
+    for start in range(0, rows, _ROWS):
         index = np.minimum(np.arange(start, start + _ROWS), rows - 1)
         own = sample.trajectory[index]
-        part = _row_densities(
+        part = in_float64(_row_densities)(
             fit.law, sample.value, {k: v[own] for k, v in sample.covariates.items()}, log_e_run[:, own],
             0.0 if effect is None else effect[:, own], *(values[index] for values in sample.columns),
         )  # fmt: skip
-        entries.append(np.asarray(part)[:, : rows - start])
-    return _importance(np.concatenate(entries, axis=1))
+        yield np.asarray(part)[:, : rows - start]
 
 
 @in_float64

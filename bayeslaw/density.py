@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ from numpyro.infer.util import constrain_fn, potential_energy
 from bayeslaw.frame import Data
 from bayeslaw.hierarchy import draw_configurations, estimate_spreads
 from bayeslaw.model import Structure, make_model
+from bayeslaw.unconstrained import prior_middles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Names and shapes of unconstrained values, sorted by name.
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -42,6 +47,15 @@ def shapes_of(values: Mapping[str, Any]) -> Shapes:
     return tuple(sorted((name, np.shape(value)) for name, value in values.items()))
 
 
+def positions_of(shapes: Shapes) -> dict[str, NDArray[np.intp]]:
+    """Number the entries of the flat position that named values make."""
+    found, start = {}, 0
+    for name, shape in shapes:
+        found[name] = start + np.arange(math.prod(shape)).reshape(shape)
+        start += found[name].size
+    return found
+
+
 @functools.cache
 def unraveller(shapes: Shapes) -> Callable[[Any], dict[str, jax.Array]]:
     """Give the function that makes named values of a flat position; the same object for the same shapes."""
@@ -60,21 +74,12 @@ def named_potential(structure: Structure, centred: bool) -> Callable[[Context, d
 
 
 @functools.cache
-def flat_potential(potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes) -> Callable[..., jax.Array]:
+def flat_potential(
+    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes
+) -> Callable[[Any, jax.Array], jax.Array]:
     """Give the negative log density of context and flat position from that of named values."""
     unravel = unraveller(shapes)
     return lambda context, flat: potential(context, unravel(flat))
-
-
-@jax.jit
-def prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the prior means on the unconstrained scale."""
-
-    def middle(prior: Any) -> jax.Array:
-        inverse = biject_to(prior.support).inv(prior.mean)
-        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
-
-    return {name: middle(prior) for name, prior in priors.items()}
 
 
 def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:

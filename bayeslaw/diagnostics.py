@@ -55,13 +55,15 @@ class Diagnosis:
         return f"{shown.to_string(float_format=lambda v: f'{v:.4g}')}\ngate: {verdict}"
 
 
-def diagnose(tree: xr.DataTree) -> Diagnosis:
-    """Judge the draws of all parameters, latent effects included.
+def diagnose(tree: xr.DataTree, predictions: xr.Dataset | None = None) -> Diagnosis:
+    """Judge the draws of all parameters, latent effects included, and of predictions.
 
-    Rules: R-hat <= 1.01, bulk and tail ESS >= 400, no divergence, BFMI >= 0.3 in every chain.
+    Rules: R-hat <= 1.01, bulk and tail ESS >= 400, no divergence, BFMI >= 0.3 in every chain. Parameters that mix well
+    one by one can still hold a sum that does not, and it is sums that predict: so predictions are judged like them.
 
     Args:
         tree: A DataTree with groups `posterior` and `sample_stats` (`diverging`, `energy`).
+        predictions: Draws of predictions, with dimensions `chain` and `draw`.
 
     Returns:
         The verdict with the worst value of each rule and where it is.
@@ -72,6 +74,8 @@ def diagnose(tree: xr.DataTree) -> Diagnosis:
     import arviz as az
 
     posterior = tree["posterior"].to_dataset()
+    if predictions is not None:
+        posterior = posterior.assign({str(name): values for name, values in predictions.data_vars.items()})
     posterior = posterior.where(np.isfinite(posterior))  # ranks would take an infinite draw for an ordinary large one
     statistics = tree["sample_stats"].to_dataset()
     divergences = int(statistics["diverging"].sum())
@@ -100,11 +104,9 @@ def worst_of(diagnoses: Mapping[str, Diagnosis]) -> Diagnosis:
     rows = []
     for rule in next(iter(diagnoses.values())).table.index:
         found = {name: diagnosis.table.loc[rule] for name, diagnosis in diagnoses.items()}
-        values = np.array([row["value"] for row in found.values()], float)
-        highest = str(next(iter(found.values()))["required"]).startswith("<=")
-        order = np.where(np.isfinite(values), values if highest else -values, np.inf)
-        name, row = list(found.items())[int(order.argmax())]
-        rows.append(row.to_dict() | {"rule": rule, "parameter": f"{name}: {row['parameter']}"})
+        sign = 1 if next(iter(found.values()))["required"].startswith("<=") else -1
+        name = max(found, key=lambda k: sign * found[k]["value"] if np.isfinite(found[k]["value"]) else np.inf)
+        rows.append(found[name].to_dict() | {"rule": rule, "parameter": f"{name}: {found[name]['parameter']}"})
     return Diagnosis(pd.DataFrame(rows).set_index("rule"))
 
 

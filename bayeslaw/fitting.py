@@ -14,28 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpyro.distributions import biject_to
 
-from bayeslaw.density import (
-    Context,
-    constrain,
-    estimate_unconstrained,
-    flat_potential,
-    named_potential,
-    prior_middles,
-    shapes_of,
-)
+from bayeslaw.density import Context, constrain, estimate_unconstrained, flat_potential, named_potential, shapes_of
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, Data, Frame, check_one_family, make_data, make_frame, varies
-from bayeslaw.hierarchy import spread_variances
+from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
+from bayeslaw.hierarchy import groups_of, spread_variances
 from bayeslaw.laplace import laplace
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import POOLS, Prior, describe_prior, resolve_priors
+from bayeslaw.priors import POOLS, Prior, describe_prior, resolve_priors, store_prior
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
+from bayeslaw.unconstrained import against_prior, prior_middles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,13 +35,13 @@ if TYPE_CHECKING:
 
     from bayeslaw.pooled import PooledFit
 
-#: Where warnings do not point to.
+#: Warnings point to the first caller outside of it.
 PACKAGE = str(Path(__file__).parent)
 
 #: With fewer configurations than this the spreads are barely informed and centred effects form funnels: effects are
 #: then sampled non-centred and the metric is adapted as usual.
 FEW_CONFIGURATIONS = 8
-#: Adapting a metric takes so many transitions at least.
+#: Adapting to them takes so many transitions at least.
 FEW_WARMUP = 1000
 
 
@@ -135,28 +127,37 @@ def fit(
         >>> runs = bayeslaw.load_recorded("digits_resnet")  # doctest: +SKIP
         >>> bayeslaw.fit(runs).summary()  # doctest: +SKIP
     """
-    _bind_submodules()
+    bind_submodules()
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     parts = {"law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth}
+    reading = {"n_test": n_test, "chance_error": chance_error}
     sampling = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}
     fine = {"target_acceptance": target_acceptance, "progress": progress}
-    if pool is not None:
-        if pool not in POOLS:
-            raise BayeslawError(f"pool = {pool!r} must be None or one of {', '.join(POOLS)}.")
-        from bayeslaw.pooling import fit_families
+    if pool is None:
+        return _fit_family(load_runs(runs, **reading), parts, priors, sampling, fine)
+    if pool not in POOLS:
+        raise BayeslawError(f"pool = {pool!r} must be None or one of {', '.join(POOLS)}.")
+    from bayeslaw.pooling import fit_families, split_families
 
-        return fit_families(
-            runs, parts=parts, priors=priors, n_test=n_test, chance_error=chance_error, **sampling, **fine
-        )
-    table = load_runs(runs, n_test=n_test, chance_error=chance_error)
+    return fit_families(split_families(runs, **reading), parts, priors, sampling, fine)
+
+
+def _fit_family(
+    table: pd.DataFrame,
+    parts: Mapping[str, Any],
+    priors: Mapping[str, Distribution] | None,
+    sampling: dict[str, int],
+    fine: Mapping[str, Any],
+) -> Fit:
+    """Fit one family; arguments are those of `bayeslaw.pooling.fit_families`."""
     check_one_family(table)
-    own = prepare(table, parts, resolve_priors(priors, law=law))
-    sampling["warmup"] = max(warmup, FEW_WARMUP) if own.few else warmup
+    own = prepare(table, parts, resolve_priors(priors, law=parts["law"]))
+    sampling = sampling | {"warmup": warmup_for([own], sampling["warmup"])}
     sampled, values = _sample(own, **sampling, **fine)
     settings = sampling | {
         "metric": "adapted" if own.few else "laplace",
-        "priors": {name: describe_prior(prior) for name, prior in own.priors.items()},
-        "contraction": contraction(values, own.priors),
+        **said_of_priors(own.priors),
+        **against_prior(values, own.priors),
     }
     return to_fit(own, values, sampled.statistics, settings)
 
@@ -169,8 +170,7 @@ class Prepared(NamedTuple):
         frame: What turns designs into covariates.
         structure: Which parts the model has.
         data: What the model is conditioned on.
-        configurations: Labels of its configurations.
-        trajectories: Labels of its trajectories.
+        labels: What its axes stand for.
         priors: The priors of its parameters.
         few: Whether there are too few configurations for centred effects.
     """
@@ -179,15 +179,9 @@ class Prepared(NamedTuple):
     frame: Frame
     structure: Structure
     data: Data
-    configurations: pd.DataFrame
-    trajectories: pd.Index
+    labels: Labels
     priors: dict[str, Prior]
     few: bool
-
-    @property
-    def label(self) -> str:
-        """Say which family it is."""
-        return f"{self.frame.family.name} on {self.frame.dataset}"
 
     @property
     def context(self) -> Context:
@@ -211,21 +205,32 @@ def prepare(
         BayeslawError: What is asked for does not fit the table.
     """
     structure = structure_of(table, **parts)
-    frame = make_frame(table, _chance_error(table))
-    data, configurations, trajectories = make_data(table, frame)
+    frame = make_frame(table, chance_error_of(table))
+    data, labels = make_data(table, frame)
     own = {name: prior for name, prior in priors.items() if name not in structure.without()}
-    few = len(configurations) < FEW_CONFIGURATIONS
-    prepared = Prepared(table, frame, structure, data, configurations, trajectories, own, few)
+    prepared = Prepared(table, frame, structure, data, labels, own, len(labels.configurations) < FEW_CONFIGURATIONS)
     _warn_about(prepared, pooled=pooled)
     return prepared
+
+
+def warmup_for(families: Sequence[Prepared], asked: int) -> int:
+    """Give the transitions of the warm-up: those asked for, or enough for the family with the fewest configurations."""
+    return max(asked, FEW_WARMUP) if any(own.few for own in families) else asked
+
+
+def said_of_priors(priors: Mapping[str, Prior]) -> dict[str, dict[str, Any]]:
+    """Say in a fit's settings what its priors are, to be read (`priors`) and to be made again (`stored_priors`)."""
+    return {
+        "priors": {name: describe_prior(prior) for name, prior in priors.items()},
+        "stored_priors": {name: store_prior(prior) for name, prior in priors.items()},
+    }
 
 
 def to_fit(
     own: Prepared, values: Mapping[str, Any], statistics: Mapping[str, NDArray], settings: dict[str, Any]
 ) -> Fit:
     """Put named draws `[chains, draws, ...]` and the sampler's statistics together to a fit."""
-    every = {**values, **_derived(values, own.frame)}
-    tree = _tree(every, statistics, own)
+    tree = _tree({**values, **derived_values(values, own.frame)}, statistics, own.data, own.labels)
     return Fit(tree, own.table, own.frame, own.structure, settings, versions())
 
 
@@ -235,7 +240,7 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _bind_submodules() -> None:
+def bind_submodules() -> None:
     """Bind numpyro's submodules to their packages where that was lost.
 
     ArviZ leaves numpyro to be loaded on first use. `import arviz` followed by `import numpyro.distributions` then runs
@@ -259,7 +264,8 @@ def _check_settings(**settings: float) -> None:
         raise BayeslawError("fit: " + "; ".join(faults) + ".")
 
 
-def _chance_error(table: pd.DataFrame) -> float:
+def chance_error_of(table: pd.DataFrame) -> float:
+    """Give the error of random guessing, or 1 with a warning where a validated run table does not say."""
     if "chance_error" not in table:
         warnings.warn(
             "The table has neither classes nor chance_error: eps_up is only bounded by 1. "
@@ -271,23 +277,22 @@ def _chance_error(table: pd.DataFrame) -> float:
 
 
 def _warn_about(own: Prepared, *, pooled: bool) -> None:
-    whose, driver = (f"{own.label}: ", "the other families") if pooled else ("", "its prior")
-    alone = "" if pooled else " alone"
+    whose, driver, support = (
+        (f"{own.frame.label}: ", "the other families", "them") if pooled else ("", "its prior alone", "the prior")
+    )
     fixed = [
-        f"{name} never varies, so {parameter} is driven by {driver}{alone}"
+        f"{name} never varies, so {parameter} is driven by {driver}"
         for name, parameter in (("depth", "phi"), ("width", "psi"), ("dataset_size", "alpha"))
         if parameter in own.priors and not varies(own.table[name])
     ]
     if fixed:
-        rests = "them" if pooled else "the prior"
         warnings.warn(
-            f"{whose}{'; '.join(fixed)}: predictions along it rest on {rests}.", skip_file_prefixes=(PACKAGE,)
+            f"{whose}{'; '.join(fixed)}: predictions along it rest on {support}.", skip_file_prefixes=(PACKAGE,)
         )
     if not own.structure.has_trajectories:
         warnings.warn(
-            f"{whose or 'The table '}has no trajectory (or replicate) column: there are no trajectory effects, and "
-            "intervals take rows of one run as independent. Map it with "
-            "load_runs(..., columns={'trajectory': ...}).",
+            f"{whose}The table has no trajectory (or replicate) column: there are no trajectory effects, and intervals "
+            "take rows of one run as independent. Map it with load_runs(..., columns={'trajectory': ...}).",
             skip_file_prefixes=(PACKAGE,),
         )
 
@@ -297,13 +302,14 @@ def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict
     density, starts = named_potential(own.structure, not own.few), starts_of(own)
     variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
     estimate = None if own.few else estimate_unconstrained
-    approximation = laplace(density, own.context, starts, estimate, variances)
+    groups = {} if own.few else groups_of(own.data)
+    approximation = laplace(density, own.context, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
     sampled = sample(
         flat_potential(density, shapes),
         own.context,
         approximation.mode,
-        approximation.factor,
+        approximation.axes,
         seed=seed,
         adapt_metric=own.few,
         **settings,
@@ -312,25 +318,20 @@ def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict
 
 
 def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:
-    """Give unconstrained values to search the mode of one family from."""
-    return _starts(own.data, own.structure, own.priors, few=own.few)
-
-
-def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:
     """Give unconstrained values to search the mode from: at the prior means, and to both sides of them."""
-    absent = structure.without()
+    data, structure = own.data, own.structure
     latent: dict[str, Any] = starting_values(data, structure)
-    if few:
+    if own.few:
         latent = {} if structure.of_runs else {"discrepancy": np.zeros(len(data.depth))}
         standard = {"standard_np": "np", "standard_p": "p"}
         effects = structure.effects if structure.has_trajectories else ()
         latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
-    centre = prior_middles({k: v.distribution for k, v in priors.items() if k not in absent})
+    centre = prior_middles({name: prior.distribution for name, prior in own.priors.items()})
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
     return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
 
 
-def _derived(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
+def derived_values(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
     """Compute the law's parameters in the paper's units."""
     log_eps_np = saturate(jnp.asarray(values["log_e"]), jnp.asarray(values["log_eps_up"])[..., None])
     derived = {"eps_up": np.exp(values["log_eps_up"]), "eps_np": np.asarray(jnp.exp(log_eps_np))}
@@ -340,52 +341,31 @@ def _derived(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
     return derived
 
 
-def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], own: Prepared) -> xr.DataTree:
-    data = own.data
+def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], data: Data, labels: Labels) -> xr.DataTree:
     chains, draws = values["plateau"].shape
     coords: dict[str, Any] = {"chain": np.arange(chains), "draw": np.arange(draws)}
-    coords |= {name: ("configuration", own.configurations[name].to_numpy()) for name in CONFIGURATION}
-    coords |= {"trajectory": np.asarray(own.trajectories, dtype=str)}
-    groups = {"log_e": ["configuration"], "eps_np": ["configuration"]}
-    groups |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
+    coords |= {name: ("configuration", labels.configurations[name].to_numpy()) for name in CONFIGURATION}
+    coords |= {"trajectory": np.asarray(labels.trajectories, dtype=str)}
+    own = {"log_e": ["configuration"], "eps_np": ["configuration"]}
+    own |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
     variables = {
-        name: (["chain", "draw", *groups.get(name, [])], np.asarray(value))
+        name: (["chain", "draw", *own.get(name, [])], np.asarray(value))
         for name, value in values.items()
         if name != "log_eps_up"
     }
     sampler = {name: (["chain", "draw"], value) for name, value in statistics.items()}
-    observed = {"response": ("row", data.response)}
+    rows = labels.rows
+    observed = {"response": ("row", rows.response)}
     constant = {
-        "log_density": ("row", data.log_density),
-        "n_test": ("row", data.n_test),
-        "trajectory_of_row": ("row", data.trajectory),
+        "log_density": ("row", rows.log_density),
+        "n_test": ("row", rows.n_test),
+        "trajectory_of_row": ("row", rows.trajectory),
         "configuration_of_trajectory": ("run", data.configuration),
     }
-    datasets = {
+    groups = {
         "posterior": xr.Dataset(variables, coords),
         "sample_stats": xr.Dataset(sampler, {k: coords[k] for k in ("chain", "draw")}),
         "observed_data": xr.Dataset(observed),
         "constant_data": xr.Dataset(constant),
     }
-    return xr.DataTree.from_dict(datasets)
-
-
-def contraction(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, float]:
-    """Compare posterior with prior variance on the unconstrained scale, parameter by parameter."""
-    draws = {name: jnp.asarray(values[name]) for name in priors}
-    result = _contractions(draws, {name: prior.distribution for name, prior in priors.items()})
-    return {name: float(value) for name, value in result.items()}
-
-
-@jax.jit
-def _contractions(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[str, jax.Array]:
-    def one(prior: Any, draws: jax.Array) -> jax.Array:
-        transform = biject_to(prior.support)
-        grid = jnp.linspace(-40.0, 40.0, 8001)
-        inside = transform(grid)
-        log_density = prior.log_prob(inside) + transform.log_abs_det_jacobian(grid, inside)
-        weight = jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))
-        centre = jnp.sum(weight * grid)
-        return 1 - jnp.var(transform.inv(draws)) / jnp.sum(weight * (grid - centre) ** 2)
-
-    return {name: one(priors[name], value) for name, value in draws.items()}
+    return xr.DataTree.from_dict(groups)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Numbers = jax.Array | np.ndarray[Any, Any]
 
 CONFIGURATION = ["depth", "width", "dataset_size"]
+#: What a line costs beside its places, in places.
+_LINE = 2
 _CENTRES = ("depth", "width", "parameters", "dataset_size")
 
 
@@ -73,12 +75,16 @@ class Frame:
 class Data(NamedTuple):
     """Hold what the model is conditioned on.
 
+    Rows are laid out in lines of equal length, each within one trajectory, so that nothing has to be gathered row by
+    row. What pads a line is not `measured`.
+
     Attributes:
-        response: Empirical logit of the error, `[rows]`.
-        log_density: `[rows]`.
-        n_test: Number of test examples, `[rows]`; infinite where unknown.
+        response: Empirical logit of the error, `[lines, length]`.
+        log_density: `[lines, length]`.
+        n_test: Number of test examples, `[lines, length]`; infinite where unknown.
+        measured: Whether there is a row, `[lines, length]`.
         configuration: Configuration of each trajectory, `[trajectories]`.
-        trajectory: Trajectory of each row, `[rows]`.
+        trajectory: Trajectory of each line, `[lines]`.
         depth: Centred log depth, `[configurations]`.
         width: Centred log width multiple, `[configurations]`.
         parameters: Centred log parameter count, `[configurations]`.
@@ -89,6 +95,7 @@ class Data(NamedTuple):
     response: Numbers
     log_density: Numbers
     n_test: Numbers
+    measured: Numbers
     configuration: Numbers
     trajectory: Numbers
     depth: Numbers
@@ -124,28 +131,79 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def make_data(runs: pd.DataFrame, frame: Frame) -> tuple[Data, pd.DataFrame, pd.Index]:
-    """Turn a validated run table into arrays.
+class Rows(NamedTuple):
+    """Hold the rows of a table in its order, each entry `[rows]`.
 
-    Returns:
-        The data, the configurations (one row each, in the order of the model's axis) and the trajectory labels.
+    Attributes:
+        response: Empirical logit of the error.
+        log_density: Logarithm of density.
+        n_test: Number of test examples; infinite where unknown.
+        trajectory: Trajectory, numbered as in `Data`.
     """
+
+    response: NDArray
+    log_density: NDArray
+    n_test: NDArray
+    trajectory: NDArray
+
+
+class Labels(NamedTuple):
+    """Hold what the axes of the model stand for.
+
+    Attributes:
+        configurations: One row each, in the order of the model's axis.
+        trajectories: Keys of the trajectories.
+        rows: The rows in the order of the table.
+    """
+
+    configurations: pd.DataFrame
+    trajectories: pd.Index
+    rows: Rows
+
+
+def make_data(runs: pd.DataFrame, frame: Frame) -> tuple[Data, Labels]:
+    """Turn a validated run table into arrays, and say what their axes stand for."""
     configurations = runs[CONFIGURATION].drop_duplicates().sort_values(CONFIGURATION, ignore_index=True)
     keys = runs["trajectory"] if "trajectory" in runs else pd.Series("all", runs.index)
     of_row = runs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"].to_numpy()
     labels = pd.Series(np.arange(len(runs))).groupby([of_row, keys.to_numpy()], sort=True).ngroup().to_numpy()
     first = np.unique(labels, return_index=True)[1]
     n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
+    response = empirical_logit(runs["error"].to_numpy(float), n_test)
+    rows = Rows(response, np.log(runs["density"].to_numpy(float)), n_test, labels)
+    places, trajectory = _lines(labels)
+    measured = places >= 0
     data = Data(
-        response=empirical_logit(runs["error"].to_numpy(float), n_test),
-        log_density=np.log(runs["density"].to_numpy(float)),
-        n_test=n_test,
+        *(np.where(measured, values[places], filler) for values, filler in zip(rows[:3], (0.0, 0.0, 1.0), strict=True)),
+        measured=measured,
         configuration=of_row[first],
-        trajectory=labels,
+        trajectory=trajectory,
         **frame.covariates(configurations),
         log_chance=math.log(frame.chance_error),
     )
-    return data, configurations, pd.Index(keys.to_numpy()[first], name="trajectory")
+    return data, Labels(configurations, pd.Index(keys.to_numpy()[first], name="trajectory"), rows)
+
+
+def _lines(trajectory: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Lay rows out in lines of equal length, each within one trajectory.
+
+    Args:
+        trajectory: Trajectory of every row, `[rows]`.
+
+    Returns:
+        The row at every place, -1 where there is none, `[lines, length]`, and the trajectory of every line.
+    """
+    counts = np.bincount(trajectory)
+    lengths = np.unique(counts)
+    lines = -(-counts[:, None] // lengths)
+    best = int(np.argmin(lines.sum(0) * (lengths + _LINE)))
+    length, lines = int(lengths[best]), lines[:, best]
+    order = np.argsort(trajectory, kind="stable")
+    within = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    line = np.repeat(np.cumsum(lines) - lines, counts) + within // length
+    places = np.full((lines.sum(), length), -1)
+    places[line, within % length] = order
+    return places, np.repeat(np.arange(len(counts)), lines)
 
 
 def empirical_logit(error: NDArray, n_test: NDArray) -> NDArray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
@@ -183,7 +184,16 @@ def estimate_spreads(value: Mapping[str, Any], data: Data) -> dict[str, jax.Arra
 
 
 def spread_variances(data: Data) -> dict[str, float]:
-    """Give the variance of each spread's estimate on its unconstrained scale, from the number of its groups."""
+    """Give the variance of each spread's estimate on its unconstrained scale, from the number of its groups.
+
+    That of the logarithm of a spread of n known values is 1 / (2n); as much again for values that are not known.
+    """
     groups, count = len(data.depth), len(data.configuration)
-    share = 2 / groups + 2 / (count - groups) if count > groups else 2.0
-    return {"spread_np": 0.5 / groups + 0.02, "share_np": min(share, 2.0), "tau_p": 0.5 / count + 0.02}
+    share = 4 / groups + 4 / (count - groups) if count > groups else 2.0
+    return {"spread_np": 1 / groups, "share_np": min(share, 2.0), "tau_p": 1 / count}
+
+
+def groups_of(data: Data) -> dict[str, Any]:
+    """Name the latent values that are independent between configurations, with the configuration of every entry."""
+    own = np.arange(len(data.depth))
+    return {"log_e": own, "log_e_run": data.configuration, "effect_p": data.configuration}

@@ -6,12 +6,15 @@ given; the package calls them in float64 (`bayeslaw.precision`).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+
+#: Exponents of e beyond this are cut off; a curve that has them departs from no plateau.
+_LARGEST = 700.0
 
 
 class Curve(NamedTuple):
@@ -118,6 +121,66 @@ def log_slope(curve: Curve, log_m: ArrayLike) -> Array:
     """
     _, inner, outer = _to_nearer_plateau(curve, log_m)
     return jnp.asarray(curve.gamma) * (jax.nn.sigmoid(outer) - jax.nn.sigmoid(inner))
+
+
+@jax.custom_jvp
+def log_error_and_slope(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array]:
+    """Compute `log_error` and `log_slope` together, for likelihoods: the same numbers at half the cost.
+
+    Exponentials and quotients are shared, by both and by their derivatives, which are written out. Departures from a
+    plateau are good to rounding of the error itself, not of the departure.
+
+    Args:
+        curve: Plateaus, slope and knee.
+        log_m: Logarithm of density, or of the invariant m*.
+
+    Returns:
+        Logarithm of the error, and d log error / d log m, broadcast.
+    """
+    return _error_and_slope(curve, log_m)[:2]
+
+
+def _error_and_slope(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, tuple[Array, ...]]:
+    log_eps_np, log_eps_up, gamma, _, sharpness = map(jnp.asarray, curve)
+    near_up, inner, outer = _to_nearer_plateau(curve, log_m)
+    inner = jnp.minimum(inner, _LARGEST)
+    up, down = jnp.exp(inner), jnp.exp(outer)
+    outside_up, outside_down = 1 / (1 + up), 1 / (1 + down)
+    departure = gamma / sharpness * jnp.log((1 + up) * outside_down)
+    beyond_up, beyond_down = 1 - outside_up, down * outside_down
+    value = jnp.where(near_up, log_eps_up - departure, log_eps_np + departure)
+    parts = (near_up, inner, outer, departure, beyond_up, beyond_down, outside_up, outside_down)
+    return value, -gamma * (beyond_up - beyond_down), parts
+
+
+@log_error_and_slope.defjvp
+def _error_and_slope_jvp(primals: Any, tangents: Any) -> Any:
+    (curve, log_m), (by_curve, by_m) = primals, tangents
+    value, slope, parts = _error_and_slope(curve, log_m)
+    near_up, inner, outer, departure, beyond_up, beyond_down, outside_up, outside_down = parts
+    _, _, gamma, _, sharpness = map(jnp.asarray, curve)
+    span = (jnp.asarray(curve.log_eps_up) - curve.log_eps_np) / gamma
+    change_up, change_down = beyond_up * outside_up, beyond_down * outside_down
+    along_x, along_span = by_m - by_curve.log_p, (by_curve.log_eps_up - by_curve.log_eps_np) / gamma
+    along_span = along_span - span / gamma * by_curve.gamma
+    sign = jnp.where(near_up, 1.0, -1.0)
+    nearer = jnp.where(near_up, beyond_down, beyond_up)
+    by_sharpness = (gamma * (inner * beyond_up - outer * beyond_down) / sharpness - departure) / sharpness
+    value_dot = (
+        jnp.where(near_up, by_curve.log_eps_up, by_curve.log_eps_np)
+        + slope * along_x
+        - sign * gamma * nearer * along_span
+        - sign * (departure / gamma * by_curve.gamma + by_sharpness * by_curve.sharpness)
+    )
+    steep = gamma * sharpness
+    slope_dot = (
+        -sign * steep * (change_up - change_down) * along_x
+        - steep * jnp.where(near_up, change_down, change_up) * along_span
+        + slope / gamma * by_curve.gamma
+        - gamma / sharpness * (inner * change_up - outer * change_down) * by_curve.sharpness
+    )
+    shape = value.shape
+    return (value, slope), (jnp.broadcast_to(value_dot, shape), jnp.broadcast_to(slope_dot, shape))
 
 
 def log_m_at(curve: Curve, log_target: ArrayLike) -> Array:

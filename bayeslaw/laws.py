@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.law import Curve, Dense, log_dense, log_error, log_m_at, log_m_star, log_slope, saturate
+from bayeslaw.law import (
+    Curve,
+    Dense,
+    log_dense,
+    log_error,
+    log_error_and_slope,
+    log_m_at,
+    log_m_star,
+    log_slope,
+    saturate,
+)
 
 #: Halvings of the log density, from 30 below 0, in which the sparse law is inverted.
 _HALVINGS = 60
@@ -69,6 +79,10 @@ class Law:
     def log_slope(self, curve: Any, log_density: Any) -> jax.Array:
         """Compute d log error / d log density."""
         return log_slope(curve, log_density)
+
+    def log_error_and_slope(self, curve: Any, log_density: Any) -> tuple[jax.Array, jax.Array]:
+        """Compute both, the way that is quickest to differentiate."""
+        return log_error_and_slope(curve, log_density)
 
     def log_density_at(self, curve: Any, log_target: Any) -> jax.Array:
         """Invert the law: the log density at which the error is the target; `inf` where none is low enough."""
@@ -186,6 +200,10 @@ class SparseLaw(Law):
         """Differentiate by log density."""
         one = jnp.ones(jnp.broadcast_shapes(*(jnp.shape(part) for part in (*curve, log_density))))
         return jax.jvp(lambda log_d: self.log_error(curve, log_d), (log_density * one,), (one,))[1]
+
+    def log_error_and_slope(self, curve: SparseCurve, log_density: Any) -> tuple[jax.Array, jax.Array]:
+        """Compute one after the other."""
+        return self.log_error(curve, log_density), self.log_slope(curve, log_density)
 
     def log_density_at(self, curve: SparseCurve, log_target: Any) -> jax.Array:
         """Halve an interval of log density whose upper end is low enough in error and whose lower end is not."""

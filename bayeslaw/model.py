@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, varies
 from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, spreads_at, standardised_effects
-from bayeslaw.laws import Law, law_named, log_dense_at, split_dense
+from bayeslaw.laws import law_named, log_dense_at, split_dense
+from bayeslaw.noise import response_distribution
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,53 +164,24 @@ def make_model(structure: Structure, *, centred: bool = True):
         log_e, effect_p = (centred_effects if centred else standardised_effects)(data, centre, at_network)
         covariates = {name: jnp.asarray(v)[data.configuration] for name, v in data.covariates.items()}
         curve = law.curve(value, covariates, log_e, effect_p)
-        of_row = jax.tree.map(lambda part: part[data.trajectory] if jnp.ndim(part) else part, curve)
-        measured = response_distribution(law, of_row, data.log_density, data.n_test, value)
-        numpyro.sample("response", measured, obs=data.response)
+        of_line = jax.tree.map(lambda part: part[data.trajectory, None] if jnp.ndim(part) else part, curve)
+        measured = response_distribution(law, of_line, data.log_density, data.n_test, value)
+        numpyro.sample("response", measured.mask(data.measured), obs=data.response)
 
     return model
 
 
-def observation(
-    law: Law, curve: Any, log_density: Any, n_test: Any, value: Mapping[str, Any]
-) -> tuple[jax.Array, jax.Array]:
-    """Give location and scale of the empirical logit of a measured error.
-
-    Args:
-        law: The law.
-        curve: Its curve of the trajectory.
-        log_density: Where on the curve.
-        n_test: Test examples; infinite for the population error.
-        value: `sigma` and, where there are such parts, `kappa` and `floor`.
-
-    Returns:
-        Location and scale, broadcast.
-    """
-    log_mean = law.log_error(curve, log_density)
-    mean = jnp.exp(log_mean)
-    known = jnp.isfinite(n_test)
-    count, half = jnp.where(known, n_test, 1.0), jnp.where(known, 0.5, 0.0)
-    wrong, right = count * mean + half, count * (1 - mean) + half
-    variance = jnp.where(known, 1 / wrong + 1 / right, 0.0) * value.get("floor", 0.0) ** 2 + value["sigma"] ** 2
-    if "kappa" in value:
-        variance = variance + (value["kappa"] * law.log_slope(curve, log_density) / (1 - mean)) ** 2
-    return jnp.log(wrong) - jnp.log(right), jnp.sqrt(variance)
-
-
-def response_distribution(law: Law, curve: Any, log_density: Any, n_test: Any, value: Mapping[str, Any]) -> Any:
-    """Give the distribution of the empirical logit of a measured error; arguments are those of `observation`."""
-    location, scale = observation(law, curve, log_density, n_test, value)
-    return dist.StudentT(value["nu"], location, scale) if "nu" in value else dist.Normal(location, scale)
-
-
 def starting_values(data: Data, structure: Structure) -> dict[str, NDArray]:
     """Guess where the posterior is: plateaus from the densest rows, all else in the middle of the priors."""
+    measured = np.asarray(data.measured)
+    of_row = np.broadcast_to(np.asarray(data.trajectory)[:, None], measured.shape)[measured]
+    log_density, response = (np.asarray(part)[measured] for part in (data.log_density, data.response))
     densest = np.full(len(data.configuration), -np.inf)
-    np.maximum.at(densest, data.trajectory, data.log_density)
-    chosen = data.log_density >= densest[data.trajectory] - 1e-9
-    of_row = data.configuration[data.trajectory][chosen]
-    total = np.bincount(of_row, data.response[chosen], len(data.depth))
-    logit = total / np.bincount(of_row, minlength=len(data.depth))
+    np.maximum.at(densest, of_row, log_density)
+    chosen = log_density >= densest[of_row] - 1e-9
+    configuration = np.asarray(data.configuration)[of_row][chosen]
+    total = np.bincount(configuration, response[chosen], len(data.depth))
+    logit = total / np.bincount(configuration, minlength=len(data.depth))
     share = np.clip(1 / (1 + np.exp(-logit)) / math.exp(data.log_chance), 1e-4, 0.98)
     own, absent = np.log(share / np.sqrt(1 - share**2)), structure.without()
     values = {"log_e": own} if "share_np" in absent else {"log_e_run": own[data.configuration]}

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION
-from bayeslaw.model import observation
+from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import (
     average_error,
@@ -212,21 +213,63 @@ def frontier(
     )
 
 
+def size_draws(
+    fit: Fit,
+    target_error: float,
+    *,
+    depths: Iterable[int],
+    widths: Iterable[float],
+    dataset_size: int,
+    family: Family | None = None,
+    parameters: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    seed: int = 0,
+) -> xr.DataArray:
+    """Draw the fewest non-zero parameters over all starts that reach an error, of which `frontier` gives quantiles.
+
+    Args:
+        fit: The posterior.
+        target_error: Wanted error.
+        depths: Depths to choose from.
+        widths: Widths to choose from.
+        dataset_size: Number of training examples.
+        family: Counts parameters; default the fitted family.
+        parameters: Own count instead, as in `plan`.
+        seed: Seed of fresh effects.
+
+    Returns:
+        Sizes with dimensions `chain` and `draw`, infinite in draws in which no start reaches the error.
+
+    Example:
+        >>> starts = {"depths": [8, 14], "widths": [4, 8], "dataset_size": 1000}
+        >>> sizes = size_draws(fit, 0.1, **starts)  # doctest: +SKIP
+        >>> fit.psense(quantities={"size": sizes.clip(max=1e6)})  # doctest: +SKIP
+    """
+    starts = _starts(depths, widths, dataset_size)
+    counts = _counts(fit, starts, family, parameters)
+    sizes = _smallest_sizes(fit, np.array([target_error]), starts, counts, seed)
+    return xr.DataArray(sizes.reshape(fit.posterior.sizes["chain"], -1), dims=("chain", "draw"), name="size")
+
+
 @in_float64
-def _frontier(
-    fit: Fit, targets: NDArray, starts: pd.DataFrame, interval: float, seed: int, count: Callable[[pd.DataFrame], Any]
-) -> pd.DataFrame:
-    prunable, unprunable = count(starts)
+def _smallest_sizes(
+    fit: Fit, targets: NDArray, starts: pd.DataFrame, counts: tuple[NDArray, NDArray], seed: int
+) -> NDArray[np.float64]:
+    """Give the fewest parameters over all starts, `[targets, draws]`."""
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     covariates = fit.frame.covariates(starts)
     curve = fit.law.curve(value, covariates, configuration_draws(fit, starts, seed), 0.0)
+    found = (np.asarray(fit.law.log_density_at(curve, np.log(target))) for target in targets)
+    return np.array([_sizes(log_density, *counts)[0].min(1) for log_density in found])
+
+
+def _frontier(
+    fit: Fit, targets: NDArray, starts: pd.DataFrame, interval: float, seed: int, count: Callable[[pd.DataFrame], Any]
+) -> pd.DataFrame:
     tail, rows = (1 - interval) / 2, []
-    for target in targets:
-        size, p_none = _sizes(np.asarray(fit.law.log_density_at(curve, np.log(target))), prunable, unprunable)
-        smallest = size.min(1)
-        smallest = smallest[np.isfinite(smallest)]
+    for target, sizes in zip(targets, _smallest_sizes(fit, targets, starts, count(starts), seed), strict=True):
+        smallest = sizes[np.isfinite(sizes)]
         quantiles = np.quantile(smallest, [0.5, tail, 1 - tail]) if len(smallest) else np.full(3, np.nan)
-        rows.append([target, *quantiles, 1 - p_none])
+        rows.append([target, *quantiles, len(smallest) / len(sizes)])
     return pd.DataFrame(rows, columns=["target_error", "median", "lower", "upper", "p_feasible"])
 
 
@@ -353,9 +396,8 @@ def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
             f"Note: this start lies a factor {np.exp(distance):.2g} outside what was fitted; there the interval rests "
             "on the law."
         )
-    summary = fit.summary()
-    for driver, words in (("prior", "the prior"), ("population", "the other families")):
-        driven = [name for name in ("gamma", "phi", "psi", "knee") if summary["driven_by"].get(name) == driver]
+    for drivers, words in ((fit.prior_driven, "the prior"), (fit.population_driven, "the other families")):
+        driven = [name for name in ("gamma", "phi", "psi", "knee") if name in drivers]
         if driven:
             notes.append(f"Note: {', '.join(driven)} driven by {words}, not by the data.")
     return notes

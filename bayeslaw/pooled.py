@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from bayeslaw.diagnostics import Diagnosis, diagnose, worst_of
 from bayeslaw.errors import BayeslawError
-from bayeslaw.fitting import Prepared, to_fit
-from bayeslaw.frame import CONFIGURATION, Data, Frame, label_of, make_frame
+from bayeslaw.fitting import Prepared, said_of_priors, to_fit
+from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, Rows, label_of, make_frame
 from bayeslaw.hierarchy import split_spread
 from bayeslaw.laws import split_dense
 from bayeslaw.model import EFFECTS, Structure
 from bayeslaw.population import draw_exponents
-from bayeslaw.posterior import FAMILIES, FORMAT, Fit, reading, summarise, write
+from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import ON_LINE, exponents_of
+from bayeslaw.priors import BETWEEN, ON_LINE, Prior, restore_priors
+from bayeslaw.summary import note_of, summary_table
+
+if TYPE_CHECKING:
+    from numpyro.distributions import Distribution
 
 #: What the exponents of a family that was not fitted are called in tables.
 NEW = "a new family"
@@ -35,17 +39,15 @@ class PooledFit:
 
     Attributes:
         families: The fit of each family by label, `"cifar_resnet/digits"`; each predicts and plans like any other. Its
-            posterior also has the population, as `population_phi`, `between_phi` and so on.
+            `priors`, and with them `psense`, are those of what it does not share.
         population: Draws of the population: centre (`phi`, of `gamma`, `alpha` and `beta` the median) and spread
             between families (`between_phi`; of `log gamma`, `log alpha`, `log beta`), each `[chain, draw]`.
-        prior: Draws from the priors of what families do not share, each `[chain, draw]`.
-        settings: Seed, chains, warm-up, draws, metric, priors and contraction.
+        settings: Seed, chains, warm-up, draws, metric, priors, and how far data moved and narrowed the population.
         versions: Versions of the libraries that computed it.
     """
 
     families: dict[str, Fit]
     population: xr.Dataset
-    prior: xr.Dataset
     settings: dict[str, Any]
     versions: dict[str, str]
 
@@ -77,8 +79,17 @@ class PooledFit:
         Returns:
             One row per parameter of the population, columns as in `Fit.summary`. With a handful of families the
             spreads between them are driven by their priors; `driven_by` says so.
+
+        Raises:
+            BayeslawError: `interval` is out of range.
         """
-        return summarise(self.population, self.settings["contraction"], interval=interval)
+        return summary_table(self.population, self.settings, interval=interval)
+
+    @property
+    def prior_note(self) -> str:
+        """Say in words which parameters the data did not inform, of the population and of every family."""
+        notes = {"population": note_of(self.settings)} | {label: fit.prior_note for label, fit in self.families.items()}
+        return "\n".join(f"{label}: {note}" for label, note in notes.items())
 
     @in_float64
     def exponents(self, *, interval: float = 0.9) -> pd.DataFrame:
@@ -89,24 +100,23 @@ class PooledFit:
 
         Returns:
             One row per exponent and family, and one for `a new family`: `mean`, `sd`, `lower`, `upper`, `driven_by`.
+
+        Raises:
+            BayeslawError: `interval` is out of range.
         """
-        columns = ["mean", "sd", "lower", "upper", "driven_by"]
-        names = [name for name in self.population.data_vars if not str(name).startswith("between_")]
-        rng = _generator(0, NEW)
-        new = {str(name): (("chain", "draw"), draw_exponents(self.population, str(name), rng)) for name in names}
+        new = draw_exponents(self.population, _generator(0, NEW))
+        drawn = xr.Dataset({name: (("chain", "draw"), values) for name, values in new.items()})
         tables = {label: fit.summary(interval=interval) for label, fit in self.families.items()}
-        tables[NEW] = summarise(xr.Dataset(new), dict.fromkeys(new, 0.0), interval=interval, pooled=new)
-        rows = {
-            (name, label): table.loc[name, columns]
-            for name in new
-            for label, table in tables.items()
-            if name in table.index
-        }
+        tables[NEW] = summary_table(drawn, _all_driven(new, pooled=list(new)), interval=interval)
+        columns = ["mean", "sd", "lower", "upper", "driven_by"]
+        rows = {(name, label): table.loc[name, columns] for name in new for label, table in tables.items()}
         return pd.DataFrame(rows).T.rename_axis(["parameter", "family"]).infer_objects()
 
     def diagnose(self) -> Diagnosis:
-        """Judge the draws of all parameters of all families and of the population; see `bayeslaw.diagnostics`."""
-        return worst_of({label: diagnose(fit.tree) for label, fit in self.families.items()})
+        """Judge the draws of the population and of all families, curves included; see `bayeslaw.diagnostics`."""
+        statistics = next(iter(self.families.values())).tree["sample_stats"].to_dataset()
+        population = diagnose(xr.DataTree.from_dict({"posterior": self.population, "sample_stats": statistics}))
+        return worst_of({"population": population} | {label: fit.diagnose() for label, fit in self.families.items()})
 
     @in_float64
     def new_family(
@@ -118,6 +128,7 @@ class PooledFit:
         chance_error: float | None = None,
         classes: int | None = None,
         input_shape: Sequence[int] | None = None,
+        priors: Mapping[str, Distribution] | None = None,
         seed: int = 0,
     ) -> Fit:
         """Say what is known of a family of which no network was trained.
@@ -133,6 +144,7 @@ class PooledFit:
             chance_error: Error of random guessing, in (0, 1); default 1 - 1 / classes.
             classes: Number of classes, for exact parameter counts.
             input_shape: Channels, height, width of the inputs, for exact parameter counts.
+            priors: Distributions of priors that a fit cannot keep (`bayeslaw.priors.STORABLE` lists those it can).
             seed: Seed of what is drawn.
 
         Returns:
@@ -140,7 +152,8 @@ class PooledFit:
             always, with infinite `extrapolation`, and a plan says what it rests on.
 
         Raises:
-            BayeslawError: The family was fitted, its chance error is not known, or the designs lack a column.
+            BayeslawError: The family was fitted, its chance error is not known, the designs lack a column, or a prior
+                could not be kept and is not given.
 
         Example:
             >>> designs = pd.DataFrame({"depth": [8, 20], "width": [4, 16], "dataset_size": 1000})
@@ -150,23 +163,22 @@ class PooledFit:
         if label_of(family, dataset) in self.families:
             raise BayeslawError(f"{label_of(family, dataset)} was fitted: take it by its label instead of new_family.")
         frame = _frame(family, dataset, designs, _chance(chance_error, classes), classes, input_shape)
-        own = _without_runs(frame, self._structure())
+        structure = self._structure()
+        exponents = draw_exponents(self.population, _generator(seed, f"{frame.label}:exponents"))
+        own = self._priors_of_family(structure, priors)
         shape = (self.population.sizes["chain"], self.population.sizes["draw"])
-        pooled = [name for name in exponents_of(own.structure.law) if name in self.population]
-        values = values_in_family(self.population)
-        for name in self.prior:
-            draws = self.prior[name].to_numpy().ravel()
-            values[str(name)] = _generator(seed, f"{frame.label}:{name}").permutation(draws).reshape(shape)
-        for name in pooled:
-            values[name] = draw_exponents(self.population, name, _generator(seed, f"{frame.label}:{name}"))
-        values |= split_dense(values) | split_spread({k: values[k] for k in ("spread_np", "share_np") if k in values})
+        values = exponents | {
+            name: np.asarray(prior.distribution.sample(_key(seed, f"{frame.label}:{name}"), shape))
+            for name, prior in own.items()
+        }
+        values |= split_dense(values) | split_spread(values)
         values["log_eps_up"] = np.log(frame.chance_error * values["plateau"])
         values |= {name: np.zeros((*shape, 0)) for name in ("log_e", "log_e_run", "effect_p")}
         fitted = next(iter(self.families.values())).tree["sample_stats"]
         statistics = {str(name): value.to_numpy() for name, value in fitted.data_vars.items()}
-        contraction = dict.fromkeys((*pooled, *(str(name) for name in self.prior)), 0.0)
-        settings = settings_in_family(self.settings, pooled, contraction, self.settings["priors"])
-        return to_fit(own, values, statistics, settings)
+        compared = _all_driven([*own, *exponents], pooled=list(exponents))
+        settings = settings_of_family(self.settings, list(exponents), own, compared)
+        return to_fit(_without_runs(frame, structure, own), values, statistics, settings)
 
     def _structure(self) -> Structure:
         """Give every part that any of the families has."""
@@ -185,35 +197,40 @@ class PooledFit:
             growth=any(one.growth for one in structures),
         )
 
+    def _priors_of_family(self, structure: Structure, given: Mapping[str, Distribution] | None) -> dict[str, Prior]:
+        """Give the priors of what families do not share."""
+        left_out = {*structure.without(), *map(str, self.population)}
+        stored = {name: entry for name, entry in self.settings["stored_priors"].items() if name not in left_out}
+        return restore_priors(stored, law=structure.law, given=given)
+
     def save(self, path: str | Path) -> None:
         """Write all families and the population to one NetCDF file; `bayeslaw.load_pooled` gives them back."""
-        tree = xr.DataTree.from_dict({"population": self.population, "prior": self.prior})
-        tree[FAMILIES] = xr.DataTree(children={f"{i:04d}": f.packed() for i, f in enumerate(self.families.values())})
-        about = {"format": FORMAT, "settings": self.settings, "versions": self.versions}
-        tree.attrs["bayeslaw"] = json.dumps(about)
-        write(tree, path)
+        from bayeslaw.fit_file import save_pooled
+
+        save_pooled(self, path)
 
 
-def load_pooled(path: str | Path) -> PooledFit:
-    """Read what `PooledFit.save` wrote.
+def settings_of_family(
+    settings: Mapping[str, Any], pooled: list[str], own: Mapping[str, Prior], compared: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Turn the settings of a pooled fit into those of the fit of a family.
 
     Args:
-        path: The NetCDF file.
-
-    Returns:
-        The pooled fit; its predictions are those of what was saved.
-
-    Raises:
-        BayeslawError: The file is missing, damaged, or holds no pooled fit.
+        settings: Of the pooled fit.
+        pooled: Exponents that come from the population.
+        own: Priors of what it does not share.
+        compared: `contraction` and `shift` of its parameters.
     """
-    with reading(path) as tree:
-        if FAMILIES not in tree.children:
-            raise BayeslawError(f"{path}: holds the fit of one family; read it with bayeslaw.load.")
-        about = json.loads(tree.attrs["bayeslaw"])
-        fits = [Fit.unpacked(node) for node in tree[FAMILIES].children.values()]
-        population, prior = (tree[name].to_dataset() for name in ("population", "prior"))
-        families = {fit.frame.label: fit for fit in fits}
-        return PooledFit(families, population, prior, about["settings"], about["versions"])
+    said = said_of_priors(own)
+    for name in pooled:
+        said["priors"][name] = f"{'Normal' if name in ON_LINE else 'LogNormal'}(population, {BETWEEN}{name})"
+    return dict(settings) | {"pooled": pooled, **said, **compared}
+
+
+def _all_driven(names: Iterable[str], *, pooled: list[str]) -> dict[str, Any]:
+    """Say of parameters that no data moved or narrowed them."""
+    unmoved = dict.fromkeys(names, 0.0)
+    return {"contraction": unmoved, "shift": unmoved, "pooled": pooled}
 
 
 def _frame(
@@ -237,11 +254,13 @@ def _frame(
     return make_frame(designs.assign(**about), chance_error)
 
 
-def _without_runs(frame: Frame, structure: Structure) -> Prepared:
+def _without_runs(frame: Frame, structure: Structure, priors: dict[str, Prior]) -> Prepared:
     """Make a family of which nothing was measured."""
+    nothing = np.zeros(0, int)
     runs = pd.DataFrame({name: np.zeros(0) for name in (*CONFIGURATION, "density", "error")})
-    data = Data(*[np.zeros(0)] * 9, log_chance=float(np.log(frame.chance_error)))
-    return Prepared(runs, frame, structure, data, runs[CONFIGURATION], pd.Index([]), {}, few=True)
+    data = Data(*[nothing] * len(Data._fields[:-1]), log_chance=float(np.log(frame.chance_error)))
+    labels = Labels(runs[CONFIGURATION], pd.Index([]), Rows(*[nothing] * len(Rows._fields)))
+    return Prepared(runs, frame, structure, data, labels, priors, few=True)
 
 
 def _chance(chance_error: float | None, classes: int | None) -> float:
@@ -259,33 +278,5 @@ def _generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 
-def values_in_family(population: Mapping[Any, Any]) -> dict[str, Any]:
-    """Give the population's parameters the names that they have in the fit of a family."""
-    return {name_in_family(str(name)): np.asarray(population[name]) for name in population}
-
-
-def name_in_family(name: str) -> str:
-    """Tell the population's centre from the family's own exponent."""
-    return name if name.startswith("between_") else f"population_{name}"
-
-
-def settings_in_family(
-    settings: Mapping[str, Any], pooled: Sequence[str], contraction: Mapping[str, float], priors: Mapping[str, str]
-) -> dict[str, Any]:
-    """Turn the settings of a pooled fit into those of the fit of a family.
-
-    Args:
-        settings: Of the pooled fit.
-        pooled: Exponents that come from the population.
-        contraction: Of the family's own parameters.
-        priors: Descriptions of the priors of what it does not share; others are left out.
-    """
-    own = {name: text for name, text in priors.items() if name in contraction}
-    for name in pooled:
-        own[name] = f"{'Normal' if name in ON_LINE else 'LogNormal'}(population_{name}, between_{name})"
-    shared = settings["contraction"]
-    return dict(settings) | {
-        "pooled": list(pooled),
-        "priors": own | {name_in_family(name): settings["priors"][name] for name in shared},
-        "contraction": {**contraction, **{name_in_family(name): value for name, value in shared.items()}},
-    }
+def _key(seed: int, purpose: str) -> jax.Array:
+    return jax.random.fold_in(jax.random.PRNGKey(seed), zlib.crc32(purpose.encode()))

@@ -1,36 +1,27 @@
-"""The posterior of a fit: its summary, diagnostics, predictions and plan, and its file."""
+"""The posterior of a fit: its summary, diagnostics, predictions and plan."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
 from bayeslaw.diagnostics import Diagnosis, diagnose
-from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, Frame
 from bayeslaw.laws import Law, law_named
 from bayeslaw.model import Structure
+from bayeslaw.summary import not_informed, note_of, summary_table
 
 if TYPE_CHECKING:
-    from bayeslaw.plan import Plan
+    from numpyro.distributions import Distribution
 
-#: A parameter whose posterior variance is more than this share of its prior variance is called prior-driven.
-PRIOR_DRIVEN = 0.7
-#: Version of the file that holds a fit.
-FORMAT = 2
-#: Group of a file that holds several fits.
-FAMILIES = "families"
+    from bayeslaw.plan import Plan
+    from bayeslaw.priors import Prior
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Fit:
         runs: The validated run table that was fitted.
         frame: Family, centres and random-guess error.
         structure: Which parts the model has.
-        settings: Seed, chains, warm-up, draws, metric and priors.
+        settings: Seed, chains, warm-up, draws, metric, priors, and how far data moved and narrowed parameters.
         versions: Versions of the libraries that computed it.
     """
 
@@ -70,25 +61,106 @@ class Fit:
         coords = self.tree["posterior"].coords
         return pd.DataFrame({name: coords[name].to_numpy() for name in CONFIGURATION})
 
-    def summary(self, *, interval: float = 0.9) -> pd.DataFrame:
+    def priors(self, given: Mapping[str, Distribution] | None = None) -> dict[str, Prior]:
+        """Give the priors of the fit, by parameter name; `prior_table` lists them.
+
+        Args:
+            given: Distributions of priors that a fit cannot keep (`bayeslaw.priors.STORABLE` lists those it can).
+
+        Raises:
+            BayeslawError: A prior could not be kept and is not given.
+        """
+        from bayeslaw.priors import restore_priors
+
+        return restore_priors(self.settings["stored_priors"], law=self.structure.law, given=given)
+
+    @property
+    def prior_driven(self) -> list[str]:
+        """Names of the parameters that the data did not inform.
+
+        Their variance fell by less than 30 % and their mean moved by less than one standard deviation of the prior,
+        both on the unconstrained scale (`contraction` and `shift` of the summary).
+        """
+        return [name for name, driver in not_informed(self.settings).items() if driver == "prior"]
+
+    @property
+    def population_driven(self) -> list[str]:
+        """Names of the exponents that other families inform (`PooledFit`) and these runs did not, by the same rule."""
+        return [name for name, driver in not_informed(self.settings).items() if driver == "population"]
+
+    @property
+    def prior_note(self) -> str:
+        """Say in words which parameters the data did not inform."""
+        return note_of(self.settings)
+
+    def summary(
+        self,
+        *,
+        interval: float = 0.9,
+        baseline: bool = False,
+        repetitions: int = 100,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> pd.DataFrame:
         """Summarise the parameters of the law, the dense law and the noise.
 
         Args:
-            interval: Probability of the equal-tailed interval, in (0, 1).
+            interval: Probability of the equal-tailed intervals, in (0, 1).
+            baseline: Add the paper's way beside the posterior: `least_squares`, its estimate of `gamma`, `phi`, `psi`,
+                `p_prime` and `eps_up` from the same runs, in the same units, with `least_squares_lower` and
+                `least_squares_upper`, the percentile interval of the bootstrap over trajectories. It is the joint law's
+                whatever law was fitted; an exponent whose axis does not vary has none.
+            repetitions: Refits of that bootstrap.
+            seed: Seed of its starting points and resampling.
+            progress: Show its progress where standard error is a terminal and it takes more than two seconds.
 
         Returns:
             One row per parameter: `mean`, `sd`, `lower`, `upper`, `ess_bulk`, `ess_tail`, `r_hat`, `contraction`
-            (1 - posterior variance / prior variance, on the unconstrained scale) and `driven_by`, which is `prior`
-            where the data reduced the variance by less than 30 %. The prior of a pooled exponent is what all families
-            say of a new one; where it drives, that is called `population`.
+            (1 - posterior variance / prior variance), `shift` (of the mean, in prior standard deviations; both on the
+            unconstrained scale) and `driven_by`, which is `prior` for the parameters of `prior_driven`, `population`
+            for those of `population_driven`. The prior of a shared exponent is what all families say of a new one.
+
+        Raises:
+            BayeslawError: `interval` is out of range; with `baseline`, as `bayeslaw.least_squares` does.
         """
-        return summarise(
-            self.posterior, self.settings["contraction"], interval=interval, pooled=self.settings.get("pooled", [])
+        table = summary_table(self.posterior, self.settings, interval=interval)
+        if baseline:
+            from bayeslaw.bootstrapping import baseline_table
+
+            table = table.join(
+                baseline_table(self.runs, interval=interval, repetitions=repetitions, seed=seed, progress=progress)
+            )
+        return table
+
+    def psense(
+        self,
+        *,
+        quantities: Mapping[str, Any] | None = None,
+        prior_var_names: Sequence[str] | None = None,
+        priors: Mapping[str, Distribution] | None = None,
+        threshold: float = 0.05,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Say how strongly parameters depend on priors and on data; see `bayeslaw.sensitivity.psense`."""
+        from bayeslaw.sensitivity import psense
+
+        return psense(
+            self,
+            quantities=quantities,
+            prior_var_names=prior_var_names,
+            priors=priors,
+            threshold=threshold,
+            progress=progress,
         )
 
     def diagnose(self) -> Diagnosis:
-        """Judge the draws by R-hat, effective sample sizes, divergences and BFMI; see `bayeslaw.diagnostics`."""
-        return diagnose(self.tree)
+        """Judge the draws of parameters and of trained curves: R-hat, effective sample sizes, divergences and BFMI.
+
+        See `bayeslaw.diagnostics`; the curves are `bayeslaw.predict.trained_curves`.
+        """
+        from bayeslaw.predict import trained_curves
+
+        return diagnose(self.tree, trained_curves(self))
 
     def predict(
         self,
@@ -135,153 +207,6 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write the fit to one NetCDF file, whole or not at all; `bayeslaw.load` gives it back."""
-        write(self.packed(), path)
+        from bayeslaw.fit_file import save
 
-    def packed(self) -> xr.DataTree:
-        """Put the posterior and all else that the file of a fit holds into one tree."""
-        tree = self.tree.copy()
-        columns = {str(name): column.tolist() for name, column in self.runs.items()}
-        tree["runs"] = xr.DataTree(xr.Dataset({"json": json.dumps(columns, default=np.ndarray.tolist)}))
-        about = {
-            "format": FORMAT,
-            "frame": dataclasses.asdict(self.frame),
-            "structure": dataclasses.asdict(self.structure),
-            "settings": self.settings,
-            "versions": self.versions,
-        }
-        tree.attrs["bayeslaw"] = json.dumps(about)
-        return tree
-
-    @classmethod
-    def unpacked(cls, tree: xr.DataTree) -> Fit:
-        """Undo `packed`, of a tree or of a branch of one."""
-        tree = tree.copy()
-        tree.orphan()
-        tree.name = None
-        about = json.loads(tree.attrs.pop("bayeslaw"))
-        runs = pd.DataFrame(json.loads(str(tree["runs"]["json"].item())))
-        del tree["runs"]
-        frame = Frame(**about["frame"] | {"family": _family(about["frame"]["family"])})
-        return cls(tree, runs, frame, _structure(about["structure"]), about["settings"], about["versions"])
-
-
-def summarise(
-    posterior: xr.Dataset, contraction: Mapping[str, float], *, interval: float, pooled: Collection[str] = ()
-) -> pd.DataFrame:
-    """Summarise the parameters that are one number per draw; see `Fit.summary`.
-
-    Args:
-        posterior: The draws.
-        contraction: How far data narrowed each parameter.
-        interval: Probability of the equal-tailed interval.
-        pooled: Parameters whose prior is the population's.
-
-    Raises:
-        BayeslawError: `interval` is out of range.
-    """
-    import arviz as az
-
-    if not 0 < interval < 1:
-        raise BayeslawError(f"interval = {interval} must be in (0, 1), for instance 0.9.")
-    scalars = [str(name) for name in posterior.data_vars if posterior[name].ndim == 2]
-    values = posterior[scalars]
-    tail = (1 - interval) / 2
-    quantiles = values.quantile([tail, 1 - tail], dim=("chain", "draw"))
-    columns = {
-        "mean": values.mean(("chain", "draw")),
-        "sd": values.std(("chain", "draw"), ddof=1),
-        "lower": quantiles.isel(quantile=0),
-        "upper": quantiles.isel(quantile=1),
-        "ess_bulk": az.ess(values, method="bulk"),
-        "ess_tail": az.ess(values, method="tail"),
-        "r_hat": az.rhat(values),
-    }
-    table = pd.DataFrame({name: {k: float(v[k]) for k in scalars} for name, v in columns.items()})
-    table["contraction"] = pd.Series(dict(contraction), dtype=float).reindex(table.index)
-    other = np.where(table.index.isin(list(pooled)), "population", "prior")
-    driven = np.where(table["contraction"] < 1 - PRIOR_DRIVEN, other, "data")
-    table["driven_by"] = np.where(table["contraction"].isna(), "", driven)
-    return table.rename_axis("parameter")
-
-
-def write(tree: xr.DataTree, path: str | Path) -> None:
-    """Write a tree to one sealed NetCDF file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    tree.to_netcdf(temporary, engine="h5netcdf")
-    digest = _seal(temporary.read_bytes())
-    with temporary.open("ab") as file:
-        file.write(digest)
-    temporary.replace(path)
-
-
-def _seal(content: bytes) -> bytes:
-    """Give the checksum that closes a file; NetCDF readers ignore what follows the data.
-
-    Without it a damaged file can keep the HDF5 library busy for ever.
-    """
-    return b"bayeslaw:" + hashlib.sha256(content).hexdigest().encode()
-
-
-def load(path: str | Path, *, family: str | None = None) -> Fit:
-    """Read a fit that `Fit.save` wrote, or one family of what `PooledFit.save` wrote.
-
-    Args:
-        path: The NetCDF file.
-        family: Which family of a pooled fit, as `"cifar_resnet/digits"` (`PooledFit.labels`).
-
-    Returns:
-        The fit; its predictions are those of the fit that was saved.
-
-    Raises:
-        BayeslawError: The file is missing, damaged, or no fit; or it holds other families than the one named.
-    """
-    with reading(path) as tree:
-        if FAMILIES not in tree.children:
-            fits = [Fit.unpacked(tree)]
-        else:
-            fits = [Fit.unpacked(node) for node in tree[FAMILIES].children.values()]
-    labels = [fit.frame.label for fit in fits]
-    if family is None and len(fits) > 1:
-        raise BayeslawError(
-            f"{path} holds {len(fits)} families fitted together ({', '.join(labels)}): choose one of them with "
-            "family= (--family), or read all with bayeslaw.load_pooled."
-        )
-    if family is not None and family not in labels:
-        raise BayeslawError(f"{path}: family = {family!r} was not fitted; it holds {', '.join(labels)}.")
-    return fits[0 if family is None else labels.index(family)]
-
-
-@contextlib.contextmanager
-def reading(path: str | Path) -> Iterator[xr.DataTree]:
-    """Read the tree of a sealed file; what goes wrong with it is one kind of error.
-
-    Raises:
-        BayeslawError: The file is missing, damaged, or no fit.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-        if not content.endswith(_seal(content[: -len(_seal(b""))])):
-            raise BayeslawError(f"{path}: not a fit written by Fit.save, or damaged since; fit again.")
-        tree = xr.open_datatree(path, engine="h5netcdf").load()
-        found = json.loads(tree.attrs["bayeslaw"])["format"]
-        if found != FORMAT:
-            raise BayeslawError(f"{path}: format {found}, this version reads {FORMAT}; fit again.")
-        yield tree
-    except FileNotFoundError:
-        raise BayeslawError(f"{path}: there is no such file; give the path of a fit written by Fit.save.") from None
-    except BayeslawError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise BayeslawError(f"{path}: not a readable fit ({error}); fit again.") from None
-
-
-def _family(entries: dict[str, Any]) -> Family:
-    shape = entries["input_shape"]
-    return Family(entries["name"], None if shape is None else tuple(shape), entries["classes"])
-
-
-def _structure(entries: dict[str, Any]) -> Structure:
-    return Structure(**dict[str, Any](entries | {"effects": tuple(entries["effects"])}))
+        save(self, path)

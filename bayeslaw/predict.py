@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import scipy.special
 import xarray as xr
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION, Frame
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
-from bayeslaw.model import observation
+from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from bayeslaw.posterior import Fit
 
+#: Trained networks whose curves are diagnosed.
+CURVES = 30
 #: Gauss-Hermite nodes per run effect.
 NODES = 7
 #: Designs computed at once; bounds the memory at draws x NODES^2 x this many numbers.
@@ -65,12 +68,39 @@ def predict(
         >>> designs = pd.DataFrame({"depth": [20], "width": [32], "dataset_size": [1000], "density": [0.1]})
         >>> fit.predict(designs, kind="run")  # doctest: +SKIP
     """
-    _check(designs, interval, kind)
+    check_designs(designs, interval, kind)
     draws = _mean_draws(fit, designs, seed) if kind == "mean" else _run_draws(fit, designs, seed)
     if return_draws:
         chains = fit.posterior.sizes["chain"]
         return xr.DataArray(draws.reshape(chains, -1, len(designs)), dims=("chain", "draw", "design"), name="error")
     return designs.assign(**summarise(draws, interval), **_novelty(fit, designs))
+
+
+@in_float64
+def trained_curves(fit: Fit) -> xr.Dataset:
+    """Compute the curves of trained networks, draw by draw, for diagnostics.
+
+    Args:
+        fit: The posterior.
+
+    Returns:
+        `log_error_at_D` for D the greatest, the middle and the least density fitted: log error of a run without
+        effects, with dimensions `chain`, `draw` and `network`, at most `CURVES` networks, evenly chosen. Nothing where
+        no run was fitted.
+    """
+    if fit.runs.empty:
+        return xr.Dataset()
+    chosen = np.unique(np.linspace(0, len(fit.configurations) - 1, CURVES).round().astype(int))
+    networks = fit.configurations.iloc[chosen]
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    log_e = fit.posterior["log_e"].to_numpy()
+    curve = fit.law.curve(value, fit.frame.covariates(networks), log_e.reshape(-1, log_e.shape[-1])[:, chosen], 0.0)
+    log_density = np.log(fit.runs["density"].to_numpy(float))
+    ends = np.array([log_density.max(), (log_density.max() + log_density.min()) / 2, log_density.min()])
+    shape = (*log_e.shape[:2], len(chosen))
+    dimensions = ("chain", "draw", "network")
+    curves = {f"{np.exp(at):.3g}": np.asarray(fit.law.log_error(curve, at)) for at in ends}
+    return xr.Dataset({f"log_error_at_{at}": (dimensions, draws.reshape(shape)) for at, draws in curves.items()})
 
 
 def summarise(draws: NDArray, interval: float) -> dict[str, NDArray]:
@@ -161,7 +191,8 @@ def standard_noise(rng: np.random.Generator, value: dict[str, Any], shape: tuple
     return rng.standard_t(np.broadcast_to(value["nu"], shape))
 
 
-def _unique(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]:
+def unique_configurations(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]:
+    """Give the configurations of designs and which of them each design is of."""
     configurations = designs[CONFIGURATION].drop_duplicates().reset_index(drop=True)
     index = designs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"]
     return configurations, index.to_numpy()
@@ -169,9 +200,25 @@ def _unique(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]:
 
 def _mean_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    configurations, index = _unique(designs)
+    configurations, index = unique_configurations(designs)
     log_e = configuration_draws(fit, configurations, seed)[:, index]
-    covariates = fit.frame.covariates(designs)
+    return mean_errors(fit.law, value, fit.frame, designs, log_e)
+
+
+def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataFrame, log_e: NDArray) -> NDArray:
+    """Average the error of designs over the effects of a new run, a block of designs at a time.
+
+    Args:
+        law: The law.
+        value: Draws of the parameters, and `log_eps_up`, each `[draws, 1]`.
+        frame: What turns designs into covariates.
+        designs: One row per network and density.
+        log_e: Of the configurations, `[draws, designs]`.
+
+    Returns:
+        Mean errors, `[draws, designs]`.
+    """
+    covariates = frame.covariates(designs)
     log_density = np.log(designs["density"].to_numpy(float))
     padded = -len(designs) % BLOCK
     order = np.pad(np.arange(len(designs)), (0, padded), mode="edge")
@@ -179,14 +226,14 @@ def _mean_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     for block in order.reshape(-1, BLOCK):
         own = {name: values[block] for name, values in covariates.items()}
         blocks.append(
-            np.asarray(average_error(fit.law, network_values(value, own), own, log_e[:, block], log_density[block]))
+            np.asarray(average_error(law, network_values(value, own), own, log_e[:, block], log_density[block]))
         )
     return np.concatenate(blocks, axis=1)[:, : len(designs)]
 
 
 def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    configurations, index = _unique(designs)
+    configurations, index = unique_configurations(designs)
     log_e, effect_p = new_runs(fit, configurations, seed)
     covariates = fit.frame.covariates(designs)
     n_test = _n_test(fit, designs)
@@ -213,7 +260,7 @@ def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray
 
 def error_from_logit(logit: NDArray, n_test: NDArray) -> NDArray:
     """Undo the empirical logit, to the nearest count where the number of test examples is known."""
-    share = 1 / (1 + np.exp(-logit))
+    share = scipy.special.expit(logit)
     known = np.isfinite(n_test)
     count = np.where(known, n_test, 1.0)
     wrong = np.clip(np.round(share * (count + 1) - 0.5), 0, count)
@@ -248,7 +295,8 @@ def extrapolation(fit: Fit, designs: pd.DataFrame) -> NDArray:
     return outside
 
 
-def _check(designs: pd.DataFrame, interval: float, kind: str) -> None:
+def check_designs(designs: pd.DataFrame, interval: float, kind: str) -> None:
+    """Refuse designs that lack a column or are out of range, with all their faults, and unknown settings."""
     if not isinstance(designs, pd.DataFrame):
         raise BayeslawError(f"designs are a pandas DataFrame, one row per network; got {type(designs).__name__}.")
     missing = [name for name in (*CONFIGURATION, "density") if name not in designs]

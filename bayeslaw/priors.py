@@ -1,7 +1,8 @@
-"""The priors of the joint law: every default with what it means and where it comes from."""
+"""The priors of the joint law: every default with what it means and where it comes from, and how a fit keeps them."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpyro.distributions import Distribution
 
+#: Distributions that a fit's file can hold: continuous, univariate, made again from the arguments they were made of.
+STORABLE = (
+    "AsymmetricLaplace", "Beta", "Cauchy", "Chi2", "Exponential", "FoldedDistribution", "Gamma", "Gompertz", "Gumbel",
+    "HalfCauchy", "HalfNormal", "InverseGamma", "Kumaraswamy", "Laplace", "LeftTruncatedDistribution",
+    "LogNormal", "LogUniform", "Logistic", "Normal", "Pareto", "RightTruncatedDistribution", "SoftLaplace", "StudentT",
+    "TwoSidedTruncatedDistribution", "Uniform", "Weibull",
+)  # fmt: skip
+
 
 #: Exponents: what families have in common, and `fit(pool="family")` pools. Those of `ON_LINE` spread between families
 #: on the whole line, all others as factors.
 EXPONENTS = ("gamma", "phi", "psi", "alpha", "beta", "sparse_exponent")
 ON_LINE = ("phi", "psi")
+BETWEEN = "between_"
 POOLS = ("family",)
 
 
@@ -164,7 +174,10 @@ def _fault_of(given: object, allowed: Any) -> str:
     support: Any = given.support
     if support.is_discrete or isinstance(given, dist.Delta):
         return "has no density; hold a parameter by a narrow continuous distribution"
-    ends = dist.biject_to(support)(jnp.array([-30.0, 30.0]))
+    try:
+        ends = dist.biject_to(support)(jnp.array([-30.0, 30.0]))
+    except NotImplementedError:
+        return "has a range that NumPyro cannot sample on"
     if bool(allowed(ends).all()):
         return ""
     bounds = "in [0, 1]" if hasattr(allowed, "upper_bound") else "above 0"
@@ -172,11 +185,99 @@ def _fault_of(given: object, allowed: Any) -> str:
 
 
 def describe_prior(prior: Prior) -> str:
-    """Write a prior's distribution with its arguments."""
-    given = prior.distribution
-    arguments = {name: getattr(given, name, None) for name in given.arg_constraints}
-    inner = ", ".join(f"{name}={float(value):g}" for name, value in arguments.items() if value is not None)
+    """Write a prior's distribution with its arguments.
+
+    Example:
+        >>> describe_prior(Prior(dist.TruncatedNormal(0.7, 0.2, low=0.0), "exponent of depth", "weak"))
+        'LeftTruncatedDistribution(base_dist=Normal(loc=0.7, scale=0.2), low=0)'
+    """
+    return _text(prior.distribution)
+
+
+def _text(given: Any) -> str:
+    if not isinstance(given, dist.Distribution):
+        return f"{float(given):g}"
+    inner = ", ".join(f"{name}={_text(value)}" for name, value in _arguments(given).items() if value is not None)
     return f"{type(given).__name__}({inner})"
+
+
+def _arguments(given: Distribution) -> dict[str, Any]:
+    """Give what a distribution was made of; nothing for an argument that it does not keep as one number."""
+    if type(given).__name__ not in STORABLE:
+        return {name: _number(getattr(given, name, None)) for name in given.arg_constraints}
+    names = inspect.signature(type(given)).parameters
+    values = {name: getattr(given, name, None) for name in names if name != "validate_args"}
+    return {k: v if isinstance(v, dist.Distribution) else _number(v) for k, v in values.items()}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if value is not None and jnp.ndim(value) == 0 else None
+
+
+# How a fit keeps its priors
+
+
+def store_prior(prior: Prior) -> dict[str, Any] | None:
+    """Turn a prior into names and numbers that JSON can hold.
+
+    Args:
+        prior: The prior.
+
+    Returns:
+        `distribution`, `arguments` (numbers, or another distribution in the same form) and `source`; nothing where the
+        distribution is none of `STORABLE`.
+
+    Example:
+        >>> store_prior(Prior(dist.Normal(1.0, 0.5), "exponent of depth", "weak"))
+        {'distribution': 'Normal', 'arguments': {'loc': 1.0, 'scale': 0.5}, 'source': 'weak'}
+    """
+    stored = _stored(prior.distribution)
+    return None if stored is None else stored | {"source": prior.source}
+
+
+def _stored(given: Distribution) -> dict[str, Any] | None:
+    name = type(given).__name__
+    if name not in STORABLE or type(given) is not getattr(dist, name):
+        return None
+    arguments = {k: _stored(v) if isinstance(v, dist.Distribution) else v for k, v in _arguments(given).items()}
+    return None if None in arguments.values() else {"distribution": name, "arguments": arguments}
+
+
+def restore_priors(
+    stored: Mapping[str, Any], *, law: str = "joint", given: Mapping[str, Distribution] | None = None
+) -> dict[str, Prior]:
+    """Make priors again from what `store_prior` gave.
+
+    Args:
+        stored: What was stored, by parameter name; nothing where a distribution could not be.
+        law: Name of the law.
+        given: Distributions of those that could not be stored, by parameter name.
+
+    Returns:
+        The priors by name.
+
+    Raises:
+        BayeslawError: A prior could not be stored and is not given.
+    """
+    given = given or {}
+    if lost := [name for name, entry in stored.items() if entry is None and name not in given]:
+        raise BayeslawError(
+            f"the prior of {', '.join(lost)} is a distribution that a fit cannot keep; pass it again, "
+            f"priors={{{lost[0]!r}: ...}}, or fit with one of {', '.join(STORABLE)}."
+        )
+    meanings = resolve_priors({name: given[name] for name, entry in stored.items() if entry is None}, law=law)
+    return {
+        name: meanings[name] if entry is None else Prior(_restored(entry), meanings[name].meaning, entry["source"])
+        for name, entry in stored.items()
+    }
+
+
+def _restored(entry: Mapping[str, Any]) -> Distribution:
+    name = entry["distribution"]
+    if name not in STORABLE:
+        raise BayeslawError(f"a prior is a {name}, which is none of {', '.join(STORABLE)}; fit again.")
+    arguments = {k: _restored(v) if isinstance(v, Mapping) else v for k, v in entry["arguments"].items()}
+    return getattr(dist, name)(**arguments)
 
 
 def prior_table(priors: Mapping[str, Prior] | None = None) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
 
+from bayeslaw.axes import Axes, refine
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -42,65 +43,90 @@ def sample(
     potential: Callable[[Any, jax.Array], jax.Array],
     context: Any,
     centre: NDArray,
-    factor: NDArray,
+    axes: Axes,
     *,
     seed: int,
     chains: int,
     warmup: int,
     draws: int,
-    adapt_metric: bool | tuple[int, ...] = False,
+    adapt_metric: bool = False,
     target_acceptance: float = 0.8,
     progress: bool = True,
 ) -> Sampled:
-    """Sample a density with NUTS in the coordinates q of x = centre + factor q.
+    """Sample a density with NUTS in the coordinates q of x = centre + axes q.
 
-    A linear change of coordinates changes no posterior, only its shape: with the factor of a Laplace covariance it is
-    nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. Given the same
-    `potential` and shapes again, nothing is compiled.
+    A linear change of coordinates changes no posterior, only its shape: with the axes of a Laplace covariance it is
+    nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. After half of
+    the warm-up their draws refine the axes of the shared entries. Given the same `potential` and shapes again, nothing
+    is compiled.
 
     Args:
         potential: Negative log density of context and flat unconstrained position.
         context: What it depends on besides, a pytree of arrays.
         centre: Origin of the coordinates, `[dimensions]`.
-        factor: Their axes, `[dimensions, dimensions]`.
+        axes: Their axes (`bayeslaw.axes`).
         seed: Seed of everything random.
         chains: Number of chains, run on as many threads as there are cores.
         warmup: Transitions in which the step size is adapted, dropped.
         draws: Transitions kept per chain.
-        adapt_metric: Also adapt a dense metric in the whitened coordinates, for few parameters or poor factors; with
-            numbers of coordinates a dense one in these and a diagonal one in all others.
+        adapt_metric: Also adapt a dense metric in the whitened coordinates, for few parameters or poor factors.
         target_acceptance: Mean acceptance rate that the step size aims at.
         progress: Show a progress bar where standard error is a terminal.
 
     Returns:
         The draws and the statistics.
     """
-    target = _Target(potential, warmup, adapt_metric, target_acceptance)
-    coordinates = (context, jnp.asarray(centre), jnp.asarray(factor))
-    keys = jax.random.split(jax.random.PRNGKey(seed), 2 * chains)
-    positions = [1.2 * jax.random.normal(keys[2 * i + 1], (len(centre),)) for i in range(chains)]
-    initial = [_initialise(target, coordinates, keys[2 * i], position) for i, position in enumerate(positions)]
-    lengths = _lengths(warmup) + _lengths(draws)
+    pilot = 0 if adapt_metric else warmup // 2
+    target = _Target(potential, warmup - pilot, adapt_metric, target_acceptance)
+    keys = jax.random.split(jax.random.PRNGKey(seed), 3 * chains).reshape(chains, 3, -1)
+    begin = [1.2 * jax.random.normal(own[0], (len(centre),)) for own in keys]
     with _bar(chains * (warmup + draws), progress) as bar:
-        first, lock = threading.Lock(), threading.Lock()
-
-        @in_float64
-        def run(state: Any) -> dict[str, NDArray]:
-            parts = []
-            for i, length in enumerate(lengths):
-                with first if i == 0 else contextlib.nullcontext():  # one thread compiles for all
-                    state, kept = _advance(target, coordinates, state, length)
-                parts.append(jax.tree.map(np.asarray, kept))
-                with lock:
-                    bar.update(length)
-            return {name: np.concatenate([part[name] for part in parts])[warmup:] for name in parts[0]}
-
-        with concurrent.futures.ThreadPoolExecutor(min(chains, os.cpu_count() or 1)) as pool:
-            results = list(pool.map(run, initial))
-    statistics = {name: np.stack([result[name] for result in results]) for name in results[0]}
+        if pilot:
+            coordinates = _on_device(context, centre, axes)
+            piloted = _run(target, coordinates, keys[:, 1], begin, warmup - pilot, bar)
+            pooled = np.concatenate([part["position"][len(part["position"]) // 2 :] for part in piloted])
+            axes, turn = refine(axes, pooled)
+            begin = [_turned(part["position"][-1], axes, turn) for part in piloted]
+        coordinates = _on_device(context, centre, axes)
+        results = _run(target, coordinates, keys[:, 2], begin, warmup - pilot + draws, bar)
+    statistics = {name: np.stack([part[name][warmup - pilot :] for part in results]) for name in results[0]}
     whitened = statistics.pop("position")
     statistics["tree_depth"] = np.ceil(np.log2(statistics["n_steps"] + 1)).astype(int)
-    return Sampled(np.asarray(centre) + whitened @ np.asarray(factor).T, statistics)
+    return Sampled(np.asarray(_positions(coordinates, whitened)), statistics)
+
+
+def _on_device(context: Any, centre: NDArray, axes: Axes) -> Any:
+    return context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes)
+
+
+def _turned(position: NDArray, axes: Axes, turn: NDArray) -> jax.Array:
+    """Write a position in refined coordinates."""
+    shared = np.asarray(axes.shared)
+    position = position.copy()
+    position[shared] = turn @ position[shared]
+    return jnp.asarray(position)
+
+
+def _run(
+    target: _Target, coordinates: Any, keys: jax.Array, begin: list[jax.Array], length: int, bar: Any
+) -> list[dict[str, NDArray]]:
+    """Run all chains for a number of transitions, the first of which adapt the step size, on a thread each."""
+    initial = [_initialise(target, coordinates, key, position) for key, position in zip(keys, begin, strict=True)]
+    first, lock = threading.Lock(), threading.Lock()
+
+    @in_float64
+    def one(state: Any) -> dict[str, NDArray]:
+        parts = []
+        for i, count in enumerate(_lengths(length)):
+            with first if i == 0 else contextlib.nullcontext():  # one thread compiles for all
+                state, kept = _advance(target, coordinates, state, count)
+            parts.append(jax.tree.map(np.asarray, kept))
+            with lock:
+                bar.update(count)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    with concurrent.futures.ThreadPoolExecutor(min(len(begin), os.cpu_count() or 1)) as pool:
+        return list(pool.map(one, initial))
 
 
 class _Target(NamedTuple):
@@ -108,44 +134,31 @@ class _Target(NamedTuple):
 
     potential: Callable[[Any, jax.Array], jax.Array]
     warmup: int
-    adapt_metric: bool | tuple[int, ...]
+    adapt_metric: bool
     target_acceptance: float
 
     def kernel(self, coordinates: Any) -> NUTS:
         """Make the kernel in whitened coordinates."""
-        context, centre, factor = coordinates
-        dense: Any = self.adapt_metric if isinstance(self.adapt_metric, bool) else [("dense",)]
+        context, centre, axes = coordinates
         return NUTS(
-            potential_fn=lambda q: self.potential(context, centre + factor @ self.join(q)),
+            potential_fn=lambda q: self.potential(context, centre + axes.move(q)),
             step_size=0.5,
-            adapt_mass_matrix=self.adapt_metric is not False,
-            dense_mass=dense,
+            adapt_mass_matrix=self.adapt_metric,
+            dense_mass=self.adapt_metric,
             target_accept_prob=self.target_acceptance,
         )
 
-    def split(self, position: jax.Array) -> Any:
-        """Part the coordinates by their metric."""
-        if isinstance(self.adapt_metric, bool):
-            return position
-        order, own = self._order(len(position)), len(self.adapt_metric)
-        return {"dense": position[order[:own]], "diagonal": position[order[own:]]}
 
-    def join(self, parts: Any) -> jax.Array:
-        """Undo `split`."""
-        if isinstance(self.adapt_metric, bool):
-            return parts
-        flat = jnp.concatenate([parts["dense"], parts["diagonal"]])
-        return flat[np.argsort(self._order(len(flat)))]
-
-    def _order(self, dimensions: int) -> NDArray:
-        assert not isinstance(self.adapt_metric, bool)
-        own = np.array(self.adapt_metric, int)
-        return np.concatenate([own, np.setdiff1d(np.arange(dimensions), own)])
+@jax.jit
+def _positions(coordinates: Any, whitened: jax.Array) -> jax.Array:
+    """Map draws `[chains, draws, dimensions]` back."""
+    _, centre, axes = coordinates
+    return centre + jax.lax.map(axes.move, whitened.reshape(-1, len(centre)), batch_size=64).reshape(whitened.shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array) -> Any:
-    return target.kernel(coordinates).init(key, target.warmup, target.split(position))
+    return target.kernel(coordinates).init(key, target.warmup, position)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -157,7 +170,7 @@ def _advance(target: _Target, coordinates: Any, state: Any, length: int) -> tupl
     def one(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
         state = kernel.sample(state, (), {})
         kept = {
-            "position": target.join(state.z),
+            "position": state.z,
             "diverging": state.diverging,
             "energy": state.energy,
             "n_steps": state.num_steps,

@@ -27,6 +27,7 @@ def sweep(
     download: Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")] = None,
+    kernels: Annotated[str, typer.Option(help="What computes: auto, torch, or on a CPU sparse.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print runs, steps and estimated time.")] = False,
 ) -> None:
     """Run the trajectories of a sweep that the store lacks; go on where an interrupted sweep stopped."""
@@ -34,7 +35,8 @@ def sweep(
     from imp_runs.sweep import estimate, run_sweep
 
     described = load_sweep(file)
-    options: dict[str, Any] = {"data_dir": data_dir, "download": download, "workers": workers, "device": device}
+    options: dict[str, Any] = {"data_dir": data_dir, "download": download, "workers": workers}
+    options |= {"device": device, "kernels": kernels}
     if dry_run:
         cost = estimate(described, store, **options)
         typer.echo(f"sweep         {described.name}")
@@ -53,12 +55,14 @@ def settle(
     download: Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")] = None,
+    kernels: Annotated[str, typer.Option(help="What computes: auto, torch, or on a CPU sparse.")] = "auto",
 ) -> None:
     """Check that the training is long enough: half as many epochs again, at the smallest dataset size."""
     from imp_runs.config import load_sweep
     from imp_runs.settle import settle as run
 
-    table = run(load_sweep(file), data_dir=data_dir, download=download, workers=workers, device=device)
+    options: dict[str, Any] = {"workers": workers, "device": device, "kernels": kernels}
+    table = run(load_sweep(file), data_dir=data_dir, download=download, **options)
     typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
 
 

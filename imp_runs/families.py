@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm around a shortcut."""
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -22,6 +24,7 @@ class _Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map feature maps (batch, inputs, height, width) to (batch, outputs, height, width), the last two strided."""
         out = functional.relu(self.bn1(self.conv1(x)))
         return functional.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
@@ -50,7 +53,7 @@ class CifarResNet(nn.Module):
         for stage in range(3):
             for index in range((depth - 2) // 6):
                 outputs = width * 2**stage
-                blocks.append(_Block(inputs, outputs, 2 if stage and not index else 1))
+                blocks.append(Block(inputs, outputs, 2 if stage and not index else 1))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(inputs, classes)

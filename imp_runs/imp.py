@@ -14,8 +14,9 @@ from imp_runs.config import Trajectory, protocol_hash
 from imp_runs.datasets import Dataset
 from imp_runs.network import Network
 from imp_runs.prune import prune
+from imp_runs.steps import Steps, choose_kernels, choose_steps, count_wrong, make_steps, name_kernels
 from imp_runs.store import Checkpoint, Store
-from imp_runs.train import check_size, count_wrong, subset, train
+from imp_runs.train import check_size, subset, train
 
 
 def make_network(trajectory: Trajectory, dataset: Dataset, device: torch.device) -> Network:
@@ -37,6 +38,7 @@ def run_trajectory(
     store: Store,
     *,
     device: torch.device | str = "cpu",
+    kernels: str = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Train, prune 20 %, rewind, repeat, until the last level or until nothing can be pruned.
@@ -48,6 +50,8 @@ def run_trajectory(
         dataset: Its dataset.
         store: Where records and checkpoints go.
         device: Where it is computed.
+        kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them at every
+            level.
         progress: Called with the number of levels just finished.
 
     Raises:
@@ -75,14 +79,17 @@ def run_trajectory(
         for level in range(checkpoint.level, protocol.levels + 1):
             began = time.perf_counter()
             network.rewind(state, mask)
-            rewind_state = train(network, examples, trajectory, level, start=rewind_step if level else 0)
+            chosen = choose_steps(trajectory, network, kernels)
+            steps = make_steps(chosen, network, protocol, dataset.input_shape)
+            rewind_state = train(steps, examples, trajectory, level, start=rewind_step if level else 0)
             state = state if level else rewind_state
             kept, following = network.kept, protocol.kept_after(network.kept)
             status = "exhausted" if following == kept or following == 0 else "trained"
             if not torch.isfinite(network.values).all():
                 status = "diverged"
             record = describe(trajectory, dataset, network, device)
-            record |= _result(trajectory, dataset, network, level, status)
+            record |= {"kernels": name_kernels(chosen, trajectory, dataset, device)}
+            record |= _result(trajectory, dataset, steps, level, status)
             store.write_record(key, level, record | {"seconds": time.perf_counter() - began})
             if status != "trained" or level == protocol.levels:
                 break
@@ -95,11 +102,11 @@ def run_trajectory(
             progress(1 + protocol.levels - level)
 
 
-def _result(trajectory: Trajectory, dataset: Dataset, network: Network, level: int, status: str) -> dict[str, Any]:
-    wrong, tested = count_wrong(network, dataset), len(dataset.test_labels)
+def _result(trajectory: Trajectory, dataset: Dataset, steps: Steps, level: int, status: str) -> dict[str, Any]:
+    network, wrong, tested = steps.network, count_wrong(steps, dataset), len(dataset.test_labels)
     kept_by_layer = network.kept_by_layer
     macs = sum(kept * use.positions for kept, use in zip(kept_by_layer, network.uses, strict=True))
-    steps, rewound = trajectory.protocol.steps(trajectory.dataset_size), trajectory.protocol.rewind
+    total, rewound = trajectory.protocol.steps(trajectory.dataset_size), trajectory.protocol.rewind
     return {
         "level": level,
         "density": network.kept / network.prunable,
@@ -111,7 +118,7 @@ def _result(trajectory: Trajectory, dataset: Dataset, network: Network, level: i
         "n_wrong": wrong,
         "n_test": tested,
         "epochs": trajectory.protocol.epochs,
-        "steps": steps - (int(rewound * steps) if level else 0),
+        "steps": total - (int(rewound * total) if level else 0),
         "status": status,
     }
 
@@ -136,28 +143,5 @@ def describe(trajectory: Trajectory, dataset: Dataset, network: Network, device:
         "protocol_hash": protocol_hash(trajectory.protocol),
         "precision": "float32",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "kernels": _kernels(trajectory, dataset, device),
         "versions": json.dumps(versions, sort_keys=True),
     }
-
-
-#: Base channels times image side up to which PyTorch's own convolutions beat oneDNN's on a CPU thread. Measured,
-#: forward + backward + step: ResNet-8 on 8x8, 1 channel 1.3 against 2.9 ms, 4 channels 2.4 against 3.2, 8 channels
-#: 4.3 against 3.8; on 14x14, 1 channel 2.6 against 5.5, 2 channels 5.6 against 5.7, 4 channels no gain.
-NATIVE_LIMIT = 32
-
-
-def choose_kernels(trajectory: Trajectory, dataset: Dataset) -> None:
-    """Choose the faster CPU convolutions for a network, by a rule that depends on its description alone."""
-    torch.backends.mkldnn.enabled = not _prefers_native(trajectory, dataset)
-
-
-def _prefers_native(trajectory: Trajectory, dataset: Dataset) -> bool:
-    return trajectory.family == "cifar_resnet" and trajectory.width * dataset.input_shape[1] <= NATIVE_LIMIT
-
-
-def _kernels(trajectory: Trajectory, dataset: Dataset, device: torch.device) -> str:
-    if device.type == "cuda":
-        return "cuda"
-    library = "native" if _prefers_native(trajectory, dataset) else "onednn"
-    return f"{torch.backends.cpu.get_cpu_capability()} {library}"

@@ -21,6 +21,7 @@ class Network:
         gradients: Their gradients, `[parameters]`.
         mask: 1 where a weight is kept, 0 where it is pruned, `[prunable]`, float32.
         prunable: Number of prunable weights.
+        statistics: Running means and variances of all batch norms, `[2 x channels]`.
         uses: Weights and multiplications per image of every prunable layer, in the order of `mask`.
     """
 
@@ -40,6 +41,16 @@ class Network:
             parameter.data = self.values[start:stop].view_as(parameter)
             parameter.grad = self.gradients[start:stop].view_as(parameter)
             start = stop
+        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._batches = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        self.statistics = torch.zeros(2 * sum(norm.num_features for norm in norms), device=device)
+        start = 0
+        for norm in norms:
+            for name in ("running_mean", "running_var"):
+                stop = start + norm.num_features
+                self.statistics[start:stop] = getattr(norm, name)
+                setattr(norm, name, self.statistics[start:stop])
+                start = stop
 
     @classmethod
     def fresh(
@@ -69,8 +80,25 @@ class Network:
     @property
     def kept_by_layer(self) -> list[int]:
         """Count the weights that are not pruned in every prunable layer."""
-        parts = self.mask.split([use.weights for use in self.uses])
-        return [int(part.sum(dtype=torch.int64)) for part in parts]
+        return [int(part.sum(dtype=torch.int64)) for part in self.layer_masks()]
+
+    def position(self, parameter: torch.Tensor) -> int:
+        """Give the place of a parameter's first value in `values`."""
+        return (parameter.data_ptr() - self.values.data_ptr()) // self.values.element_size()
+
+    def statistic(self, norm: nn.BatchNorm2d, name: str) -> int:
+        """Give the place of a batch norm's `running_mean` or `running_var` in `statistics`."""
+        buffer = getattr(norm, name)
+        return (buffer.data_ptr() - self.statistics.data_ptr()) // self.statistics.element_size()
+
+    def count_batch(self) -> None:
+        """Count one more batch in every batch norm, as training with PyTorch does by itself."""
+        for batches in self._batches:
+            batches += 1
+
+    def layer_masks(self) -> tuple[torch.Tensor, ...]:
+        """Split the mask by prunable layers."""
+        return self.mask.split([use.weights for use in self.uses])
 
     def state(self) -> State:
         """Copy parameters and batch-norm statistics."""

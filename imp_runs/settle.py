@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imp_runs.config import Protocol, Sweep, Trajectory
 from imp_runs.sweep import run_sweep
@@ -26,6 +26,7 @@ def settle(
     download: bool = False,
     workers: int | None = None,
     device: str | None = None,
+    kernels: str = "auto",
 ) -> pd.DataFrame:
     """Train the corners of a sweep at its smallest dataset size, unpruned, for its epochs and for half as many again.
 
@@ -37,6 +38,7 @@ def settle(
         download: Fetch missing dataset files.
         workers: Number of processes.
         device: `"cpu"` or `"cuda"`.
+        kernels: `"torch"`, `"sparse"` (on a CPU) or `"auto"`.
 
     Returns:
         One row per corner: `depth`, `width`, `dataset_size`, mean unpruned `error` and `error_longer`, `moved` (their
@@ -49,7 +51,8 @@ def settle(
         trajectories = _corners(sweep, training)
         described = Sweep(f"{sweep.name}, {training.epochs} epochs", trajectories, training)
         with tempfile.TemporaryDirectory() as store:
-            run_sweep(described, store, data_dir=data_dir, download=download, workers=workers, device=device)
+            options: dict[str, Any] = {"workers": workers, "device": device, "kernels": kernels}
+            run_sweep(described, store, data_dir=data_dir, download=download, **options)
             errors.append(make_table(store).groupby(["depth", "width", "dataset_size"])["error"])
     short, long = errors
     table = short.mean().to_frame("error")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
+import math
 import multiprocessing
 import os
+import platform
 import queue
 import sys
 import threading
@@ -15,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from imp_runs.config import Sweep, Trajectory
 from imp_runs.errors import ImpRunsError
@@ -29,6 +34,15 @@ KERNELS = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+if platform.machine() in {"x86_64", "AMD64"}:
+    KERNELS |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+
+
+#: Densities at which the cost of a step is measured for an estimate.
+PROBED = (1.0, 0.5, 0.2, 0.05, 0.005)
+
+#: What may compute a run: the fastest, PyTorch, or on a CPU kernels that skip pruned weights.
+CHOICES = ("auto", "torch", "sparse")
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ def run_sweep(
     download: bool = False,
     workers: int | None = None,
     device: str | None = None,
+    kernels: str = "auto",
 ) -> None:
     """Run the trajectories of a sweep that a store lacks.
 
@@ -59,6 +74,7 @@ def run_sweep(
         download: Fetch missing dataset files.
         workers: Number of processes; default one per core on a CPU, one on a GPU.
         device: `"cpu"` or `"cuda"`; default CUDA when there is one.
+        kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them.
 
     Raises:
         ImpRunsError: The store holds another protocol, the dataset is missing, or trajectories failed (all are named;
@@ -68,11 +84,11 @@ def run_sweep(
     missing = [trajectory for trajectory in sweep.trajectories if not opened.is_done(trajectory.key)]
     if not missing:
         return
-    device = _checked(device)
+    device, kernels = _checked(device), _checked_kernels(kernels)
     workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
     context = multiprocessing.get_context("spawn")
     finished = context.Queue()
-    arguments = (str(store), str(data_dir) if data_dir else None, device)
+    arguments = (str(store), str(data_dir) if data_dir else None, device, kernels)
     _prefetch(missing, data_dir, download)
     levels = sum(t.protocol.levels + 1 - _levels_done(opened, t) for t in missing)
     with _pinned(device), _pool(min(workers, len(missing)), context, finished) as pool:
@@ -99,6 +115,7 @@ def estimate(
     download: bool = False,
     workers: int | None = None,
     device: str | None = None,
+    kernels: str = "auto",
 ) -> Estimate:
     """Estimate what `run_sweep` would cost by timing a few real steps of every (depth, width).
 
@@ -109,20 +126,21 @@ def estimate(
         download: Fetch missing dataset files.
         workers: Number of processes.
         device: Where it would be computed.
+        kernels: What would compute it.
 
     Returns:
         The estimate; `seconds` is wall time with the workers, single-process step times divided by their number.
     """
     opened = Store(store, sweep.protocol) if store and (Path(store) / "store.json").exists() else None
     missing = [t for t in sweep.trajectories if not (opened and opened.is_done(t.key))]
-    device = _checked(device)
+    device, kernels = _checked(device), _checked_kernels(kernels)
     workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
     _prefetch(missing, data_dir, download)
     context = multiprocessing.get_context("spawn")
     with _pinned(device), _pool(1, context, context.Queue()) as pool:
-        costs = pool.submit(_costs, missing, str(data_dir) if data_dir else None, device).result()
+        costs = pool.submit(_costs, missing, str(data_dir) if data_dir else None, device, kernels).result()
     steps = sum(cost[0] for cost in costs)
     return Estimate(len(sweep.trajectories), len(missing), steps, sum(cost[1] for cost in costs) / workers)
 
@@ -132,6 +150,12 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _checked_kernels(kernels: str) -> str:
+    if kernels not in CHOICES:
+        raise ImpRunsError(f"kernels {kernels!r} must be one of {', '.join(CHOICES)}.")
+    return kernels
 
 
 def _checked(device: str | None) -> str:
@@ -229,50 +253,65 @@ def _dataset(name: str, pool: int, data_dir: str | None):
     return load_dataset(name, pool=pool, data_dir=data_dir)
 
 
-def _work(trajectory: Trajectory, store: str, data_dir: str | None, device: str) -> None:
+def _work(trajectory: Trajectory, store: str, data_dir: str | None, device: str, kernels: str) -> None:
     from imp_runs.imp import run_trajectory
 
     dataset = _dataset(trajectory.dataset, trajectory.pool, data_dir)
     opened = Store(store, trajectory.protocol)
-    run_trajectory(trajectory, dataset, opened, device=device, progress=_FINISHED.put)
+    run_trajectory(trajectory, dataset, opened, device=device, kernels=kernels, progress=_FINISHED.put)
 
 
-def _costs(trajectories: list[Trajectory], data_dir: str | None, device: str) -> list[tuple[int, float]]:
+def _costs(trajectories: list[Trajectory], data_dir: str | None, device: str, kernels: str) -> list[tuple[int, float]]:
     """Give steps and seconds of every trajectory, from timed steps and a timed evaluation of each network."""
     networks = {(t.family, t.depth, t.width): t for t in trajectories}
-    timed = {key: _time_network(t, data_dir, device) for key, t in networks.items()}
+    timed = {key: _time_network(t, data_dir, device, kernels) for key, t in networks.items()}
     costs = []
     for trajectory in trajectories:
-        prunable, step_seconds, test_seconds = timed[trajectory.family, trajectory.depth, trajectory.width]
-        protocol, kept, levels = trajectory.protocol, prunable, 0
-        while levels < protocol.levels and 0 < protocol.kept_after(kept) < kept:
-            kept, levels = protocol.kept_after(kept), levels + 1
+        prunable, probed = timed[trajectory.family, trajectory.depth, trajectory.width]
+        protocol, kept = trajectory.protocol, [prunable]
+        while len(kept) <= protocol.levels and 0 < protocol.kept_after(kept[-1]) < kept[-1]:
+            kept.append(protocol.kept_after(kept[-1]))
         first = protocol.steps(trajectory.dataset_size)
-        steps = first + levels * (first - int(protocol.rewind * first))
-        costs.append((steps, steps * step_seconds + (levels + 1) * test_seconds))
+        steps = np.full(len(kept), first - int(protocol.rewind * first))
+        steps[0] = first
+        step_seconds, test_seconds = (np.interp(-np.log(kept), *probed[[0, row]]) for row in (1, 2))
+        costs.append((int(steps.sum()), float(steps @ step_seconds + test_seconds.sum())))
     return costs
 
 
-def _time_network(trajectory: Trajectory, data_dir: str | None, device: str) -> tuple[int, float, float]:
-    """Give prunable weights, seconds per step and seconds per test of a network, from a few real steps."""
-    import dataclasses
+def _time_network(trajectory: Trajectory, data_dir: str | None, device: str, kernels: str) -> tuple[int, np.ndarray]:
+    """Time a few real steps and a test of a network at some densities.
 
+    Returns:
+        Its prunable weights, and minus the logarithm of the kept ones, seconds per step and seconds per test,
+        `[3, densities]`.
+    """
     import torch
 
-    from imp_runs.imp import choose_kernels, make_network
-    from imp_runs.train import count_wrong, subset, train
+    from imp_runs.imp import make_network
+    from imp_runs.prune import prune
+    from imp_runs.steps import choose_kernels, choose_steps, count_wrong, make_steps
+    from imp_runs.train import subset, train
 
     dataset = _dataset(trajectory.dataset, trajectory.pool, data_dir).to(torch.device(device))
     choose_kernels(trajectory, dataset)
-    network = make_network(trajectory, dataset, torch.device(device))
     size = min(4 * trajectory.protocol.batch_size, len(dataset.train_labels))
     protocol = dataclasses.replace(trajectory.protocol, epochs=2)
     short = dataclasses.replace(trajectory, dataset_size=size, protocol=protocol)
     examples = subset(dataset, short)
-    train(network, examples, short, 0)
-    began = time.perf_counter()
-    train(network, examples, short, 0)
-    trained = time.perf_counter()
-    count_wrong(network, dataset)
-    tested = time.perf_counter()
-    return network.prunable, (trained - began) / protocol.steps(size), tested - trained
+    network, probed = make_network(trajectory, dataset, torch.device(device)), []
+    fresh, whole = network.state(), torch.ones_like(network.mask)
+    for density in PROBED:
+        network.rewind(fresh, whole)
+        kept = max(int(density * network.prunable), 1)
+        network.rewind(fresh, prune(network.weights, whole, kept))
+        chosen = choose_steps(trajectory, network, kernels)
+        steps = make_steps(chosen, network, protocol, dataset.input_shape)
+        train(steps, examples, short, 0)
+        began = time.perf_counter()
+        train(steps, examples, short, 0)
+        trained = time.perf_counter()
+        count_wrong(steps, dataset)
+        seconds = (trained - began) / protocol.steps(size), time.perf_counter() - trained
+        probed.append((-math.log(kept), *seconds))
+    return network.prunable, np.array(probed).T

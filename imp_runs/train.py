@@ -1,4 +1,4 @@
-"""One training run, from a state to a trained network, and its test error."""
+"""One training run, from a state to a trained network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch.nn import functional
 from imp_runs.config import Protocol, Trajectory
 from imp_runs.datasets import Dataset
 from imp_runs.errors import ImpRunsError
-from imp_runs.network import Network, State
-
-EVALUATION_BATCH = 1000
+from imp_runs.network import State
+from imp_runs.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
     return protocol.learning_rate * protocol.decay**passed
 
 
-def train(network: Network, examples: Examples, trajectory: Trajectory, level: int, *, start: int = 0) -> State:
+def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, *, start: int = 0) -> State:
     """Train a network from step `start` to the end of its schedule.
 
     Args:
-        network: The network, already rewound and masked; trained in place.
+        steps: What computes the steps of the network, already rewound and masked.
         examples: The training subset.
         trajectory: What is run; gives protocol and randomness.
         level: Pruning round; together with the epoch it is the counter of all randomness.
@@ -59,17 +58,10 @@ def train(network: Network, examples: Examples, trajectory: Trajectory, level: i
     Returns:
         The state of the network after the rewinding step (at level 0), else its state at the start.
     """
-    protocol = trajectory.protocol
-    size, steps = len(examples.labels), protocol.steps(len(examples.labels))
-    rewind_step = int(protocol.rewind * steps)
+    protocol, network = trajectory.protocol, steps.network
+    size, total = len(examples.labels), protocol.steps(len(examples.labels))
+    rewind_step = int(protocol.rewind * total)
     rewind_state = network.state()
-    parameter = torch.nn.Parameter(network.values)
-    parameter.grad = network.gradients
-    prunable_gradients = network.gradients[: network.prunable]
-    optimizer = torch.optim.SGD(
-        [parameter], protocol.learning_rate, protocol.momentum, weight_decay=protocol.weight_decay
-    )
-    network.model.train()
     step = 0
     for epoch in range(protocol.epochs):
         if step + protocol.steps_per_epoch(size) <= start:
@@ -83,11 +75,7 @@ def train(network: Network, examples: Examples, trajectory: Trajectory, level: i
                 images = examples.images[batch]
                 if protocol.augmentation == "flip_crop":
                     images = flip_crop(images, augment)
-                optimizer.param_groups[0]["lr"] = learning_rate(protocol, step, steps)
-                optimizer.zero_grad(set_to_none=False)
-                functional.cross_entropy(network.model(images), examples.labels[batch]).backward()
-                prunable_gradients.mul_(network.mask)
-                optimizer.step()
+                steps.step(images, examples.labels[batch], learning_rate(protocol, step, total))
             step += 1
             if level == 0 and step == rewind_step:
                 rewind_state = network.state()
@@ -114,13 +102,3 @@ def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4
     padded = functional.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
     example = torch.arange(size, device=images.device).view(-1, 1, 1)
     return padded[example, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()
-
-
-@torch.no_grad()
-def count_wrong(network: Network, dataset: Dataset) -> int:
-    """Count the test images that the network gets wrong (top-1), with its running batch-norm statistics."""
-    network.model.eval()
-    batches = zip(dataset.test_images.split(EVALUATION_BATCH), dataset.test_labels.split(EVALUATION_BATCH), strict=True)
-    wrong = sum(int((network.model(images).argmax(1) != labels).sum()) for images, labels in batches)
-    network.model.train()
-    return wrong

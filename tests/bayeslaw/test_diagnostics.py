@@ -154,3 +154,19 @@ def test_the_gate_passes_the_real_fit(fitted) -> None:
     diagnosis = fitted.diagnose()
     assert diagnosis.passed, str(diagnosis)
     assert diagnosis.failures == []
+
+
+def test_a_prediction_that_does_not_mix_fails_though_every_parameter_does() -> None:
+    """Two parameters share fast draws; what they differ by, a hundredth of their size, is sticky."""
+    values = sound()
+    halves = autocorrelated(0.85, (CHAINS, DRAWS), 2).reshape(2 * CHAINS, -1)
+    halves = (halves - halves.mean(1, keepdims=True)) / halves.std(1, keepdims=True)
+    values["phi"] = values["gamma"] + 0.01 * halves.reshape(CHAINS, DRAWS)
+    assert failed(values) == []
+    tree = tree_of(values)
+    difference = tree["posterior"]["phi"] - tree["posterior"]["gamma"]
+    table = diagnose(tree, xr.Dataset({"log_error": difference})).table
+    names = table.index[~table["passed"]]
+    assert "ess_bulk" in names
+    assert set(names) <= {"ess_bulk", "ess_tail"}
+    assert table.loc["ess_bulk", "parameter"] == "log_error"

@@ -15,7 +15,7 @@ import xarray as xr
 from simulate import CONFIGURATION, Reference, Truth, simulate
 
 import bayeslaw
-from bayeslaw import posterior
+from bayeslaw import fit_file
 from bayeslaw.errors import BayeslawError
 from bayeslaw.runs import load_runs
 
@@ -206,7 +206,7 @@ def test_tree_has_named_dimensions(simulated, fitted) -> None:
 
 def test_summary_has_every_scalar_with_its_interval(fitted) -> None:
     summary, draws = fitted.summary(interval=0.8), fitted.posterior
-    columns = ["mean", "sd", "lower", "upper", "ess_bulk", "ess_tail", "r_hat", "contraction", "driven_by"]
+    columns = ["mean", "sd", "lower", "upper", "ess_bulk", "ess_tail", "r_hat", "contraction", "shift", "driven_by"]
     assert summary.columns.tolist() == columns
     assert {"gamma", "phi", "psi", "p_prime", "eps_up", "spread_np", "sigma_np"} <= set(summary.index)
     assert not {"log_e", "effect_p"} & set(summary.index)
@@ -217,6 +217,7 @@ def test_summary_has_every_scalar_with_its_interval(fitted) -> None:
     )
     # phi's prior is Normal(1, 1).
     assert row["contraction"] == pytest.approx(1 - float(draws["phi"].var()), rel=1e-3)
+    assert row["shift"] == pytest.approx(float(draws["phi"].mean()) - 1, rel=1e-3)
     assert (summary.loc[["gamma", "phi", "psi", "knee", "plateau"], "driven_by"] == "data").all()
     # Twelve configurations do not tell the share of c; derived quantities have no prior of their own.
     assert summary.loc["share_c", "driven_by"] == "prior"
@@ -267,10 +268,10 @@ def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:
     for name in ("truncated", "damaged", "empty", "text", "longer", "foreign"):
         with pytest.raises(BayeslawError, match=rf"{name}\.nc: not a fit written by Fit\.save, or damaged.*fit again"):
             bayeslaw.load(tmp_path / f"{name}.nc")
-    monkeypatch.setattr(posterior, "FORMAT", 99)
+    monkeypatch.setattr(fit_file, "FORMAT", 99)
     fitted.save(tmp_path / "future.nc")
     monkeypatch.undo()
-    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 2; fit again"):
+    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 3; fit again"):
         bayeslaw.load(tmp_path / "future.nc")
     with pytest.raises(BayeslawError, match=r"nowhere\.nc: there is no such file; give the path"):
         bayeslaw.load(tmp_path / "nowhere.nc")

@@ -14,7 +14,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
-from bayeslaw.law import Curve, Dense, log_dense, log_error, log_m_at, log_m_star, log_slope, saturate
+from bayeslaw.law import (
+    Curve,
+    Dense,
+    log_dense,
+    log_error,
+    log_error_and_slope,
+    log_m_at,
+    log_m_star,
+    log_slope,
+    saturate,
+)
 
 error_of = jax.jit(log_error)
 slope_of = jax.jit(log_slope)
@@ -147,6 +157,39 @@ def test_gradients_are_finite(curve: Curve, log_m: float) -> None:
 def test_gradient_is_whole_where_the_plateaus_are_equally_near() -> None:
     curve = Curve(-2.0, 0.0, 1.0, 0.0)
     assert float(gradient_of(curve, 1.0)[1]) == pytest.approx(float(slope_of(curve, 1.0)), rel=1e-15)
+
+
+@jax.jit
+def both_and_derivatives(curve: Curve, log_m: float):
+    """Compute values, derivatives and one second derivative of error and slope, apart or together."""
+
+    def of(together: bool):
+        def both(curve, log_m):
+            if together:
+                return jnp.stack(log_error_and_slope(curve, log_m))
+            return jnp.stack([log_error(curve, log_m), log_slope(curve, log_m)])
+
+        def gradient_of_slope(curve, log_m):
+            return jax.grad(lambda *arguments: both(*arguments)[1], argnums=(0, 1))(curve, log_m)
+
+        tangent = (jax.tree.map(jnp.ones_like, curve), 1.0)
+        second = jax.jvp(gradient_of_slope, (curve, log_m), tangent)[1]
+        return both(curve, log_m), jax.jacobian(both, argnums=(0, 1))(curve, log_m), second
+
+    return of(False), of(True)
+
+
+@thorough
+@given(curves(1e-3), log_invariants, st.floats(0.8, 5.0))
+def test_error_and_slope_together_are_those_apart_with_their_derivatives(
+    curve: Curve, log_m: float, sharpness: float
+) -> None:
+    curve = Curve(*map(jnp.asarray, curve[:4]), jnp.asarray(sharpness))
+    assume(curve.gamma > 0.05)
+    apart, together = both_and_derivatives(curve, log_m)
+    for slow, fast in zip(jax.tree.leaves(apart), jax.tree.leaves(together), strict=True):
+        # Departures are differences of numbers of size 1, over a slope of .05 in second derivatives.
+        assert np.asarray(fast) == pytest.approx(np.asarray(slow), rel=1e-8, abs=1e-9)
 
 
 @settings(slow_oracle, max_examples=40)

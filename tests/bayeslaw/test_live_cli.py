@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -20,6 +21,7 @@ import xarray as xr
 from simulate import Truth, simulate
 
 import bayeslaw
+from bayeslaw import cli
 from bayeslaw.cli import main
 from bayeslaw.live import LiveRun
 
@@ -74,8 +76,9 @@ def fitted_by_command(foreign, tmp_path_factory) -> tuple[Path, str, str]:
     foreign.to_csv(folder / "runs.csv", index=False)
     mapping = [part for ours, theirs in OURS.items() for part in ("--column", f"{ours}={theirs}")]
     settings = [part for name, value in SHORT.items() for part in (f"--{name}", value)]
+    asked = ["--growth", "--baseline", "--repetitions", 4, "--sensitivity"]
     code, output, error = command(
-        "fit", folder / "runs.csv", "-o", folder / "fit.nc", *mapping, "--n-test", 797, *settings, "--seed", 5
+        "fit", folder / "runs.csv", "-o", folder / "fit.nc", *mapping, "--n-test", 797, *settings, "--seed", 5, *asked
     )
     assert code == 0, error
     return folder / "fit.nc", output, error
@@ -85,6 +88,15 @@ def test_fit_prints_the_posterior_the_gate_and_what_rests_on_the_prior(fitted_by
     file, output, error = fitted_by_command
     for part in ("gamma", "p_prime", "driven_by", "gate: FAILED", "ess_bulk", f"written to {file}"):
         assert part in output
+    assert "Driven by the prior, not informed by the data: phi (variance " in output
+    # The baseline stands in the first table, its refits asked for as in Python, and sensitivities in the second.
+    table, sensitivities = output.split("\n\n")[0], output.split("\n\n")[2]
+    fit = bayeslaw.load(file)
+    best = fit.summary(baseline=True, repetitions=4, seed=5)["least_squares_upper"]
+    assert [name in table for name in ("least_squares", "least_squares_lower", "least_squares_upper")] == [True] * 3
+    assert f"{best['gamma']:.3f}" in next(line for line in table.splitlines() if line.startswith("gamma"))
+    assert sensitivities.split()[:3] == ["prior", "prior_noise", "likelihood"]
+    assert {"phi", "p_prime"} <= {line.split()[0] for line in sensitivities.splitlines()}
     lines = error.splitlines()
     assert all(line.startswith("warning: ") for line in lines)
     assert [line.split()[1:4] for line in lines] == [
@@ -93,6 +105,12 @@ def test_fit_prints_the_posterior_the_gate_and_what_rests_on_the_prior(fitted_by
     assert "eps_up is only bounded by 1" in lines[0]
     assert "phi is driven by its prior alone" in lines[1]
     assert "there are no trajectory effects" in lines[2]
+
+
+def test_growth_is_asked_for_or_left_to_the_number_of_networks(fitted_by_command) -> None:
+    """Eight networks are too few for it by default."""
+    assert bayeslaw.load(fitted_by_command[0]).structure.growth is True
+    assert inspect.signature(cli.fit).parameters["growth"].default is None
 
 
 def test_a_foreign_table_is_fitted_with_what_is_known(fitted_by_command) -> None:
@@ -118,7 +136,7 @@ def test_the_same_seed_gives_the_same_draws_and_jax_is_left_as_it_was(foreign, f
     """What the command fitted, saved and loaded is bit for bit what is fitted here."""
     table = foreign.rename(columns={theirs: ours for ours, theirs in OURS.items()})
     with pytest.warns(UserWarning) as caught:
-        fit = bayeslaw.fit(table, n_test=797, seed=5, **SHORT)
+        fit = bayeslaw.fit(table, n_test=797, seed=5, growth=True, **SHORT)
     assert len(caught) == 3
     assert not jax.config.jax_enable_x64
     assert jnp.ones(1).dtype == jnp.float32
@@ -224,11 +242,12 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
 
 def test_help_of_every_command_names_its_options() -> None:
     for arguments, parts in (
-        ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate"]),
+        ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate", "learning-curve", "check"]),
         (["fit"], ["RUNS", "--column", "--n-test", "--chance-error", "--chains", "--warmup", "--draws", "--seed"]),
         (["predict"], ["FIT", "--depths", "--designs", "--kind", "--interval", "--output"]),
         (["plan"], ["FIT", "--target-error", "--confidence", "--allow-failed", "--figure"]),
         (["quickstart"], ["--network", "--target-error", "--output"]),
+        (["check"], ["--output", "--model", "--repetitions", "--fault", "--processes", "--seed"]),
     ):
         code, output, error = command(*arguments, "--help")
         assert (code, error) == (0, "")

@@ -59,7 +59,7 @@ KINDS = ["full", "no n_test", "no trajectory", "one replicate"]
 
 def parts_of(table: pd.DataFrame) -> tuple[Structure, Data]:
     structure, frame = structure_of(table, growth=True), make_frame(table, 0.9)
-    data, _, _ = make_data(table, frame)
+    data, _ = make_data(table, frame)
     return structure, Data(*(jnp.asarray(part) for part in data))
 
 
@@ -201,7 +201,8 @@ def test_group_term_is_a_multivariate_normal() -> None:
     configuration = np.repeat(np.arange(6), [1, 2, 3, 4, 1, 2])
     rng.shuffle(configuration)
     nothing = np.zeros(0)
-    data = Data(nothing, nothing, nothing, configuration, nothing, np.zeros(6), nothing, nothing, nothing, 0.0)
+    rows = [nothing] * 4
+    data = Data(*rows, configuration, nothing, np.zeros(6), nothing, nothing, nothing, 0.0)
     for _ in range(20):
         centre, log_e = rng.normal(-2, 1, 6), rng.normal(-2, 1, len(configuration))
         sigma, tau = np.exp(rng.normal(-2, 1, 2))
@@ -253,7 +254,8 @@ def test_moment_estimates_find_the_spreads() -> None:
     rng = np.random.default_rng(5)
     configuration = np.repeat(np.arange(400), 4)
     nothing, zeros = np.zeros(0), np.zeros(400)
-    data = Data(nothing, nothing, nothing, configuration, nothing, zeros, zeros, zeros, zeros, 0.0)
+    rows = [nothing] * 4
+    data = Data(*rows, configuration, nothing, zeros, zeros, zeros, zeros, 0.0)
     constants = {"dense": 0.21, "share_c": 0.05, "share_n": 0.5, "alpha": 0.5, "beta": 0.5}
     log_e = np.log(0.21) + 0.3 * rng.standard_normal(400)[configuration] + 0.2 * rng.standard_normal(1600)
     value = constants | {"log_e_run": log_e, "effect_p": 0.15 * rng.standard_normal(1600)}
@@ -271,19 +273,37 @@ def test_empirical_logit_is_finite_at_both_ends_and_plain_where_n_test_is_unknow
 
 def test_rows_trajectories_and_configurations_stay_together_in_any_order() -> None:
     table = small_table("full").sample(frac=1, random_state=2)
-    data, configurations, trajectories = make_data(table, make_frame(table, 0.9))
-    own = configurations.iloc[data.configuration[data.trajectory]].reset_index(drop=True)
+    data, labels = make_data(table, make_frame(table, 0.9))
+    own = labels.configurations.iloc[data.configuration[labels.rows.trajectory]].reset_index(drop=True)
     expected = table[["depth", "width", "dataset_size"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(own, expected, check_dtype=False)
-    assert trajectories[data.trajectory].tolist() == table["trajectory"].tolist()
-    assert data.response == pytest.approx(empirical_logit(table["error"].to_numpy(), table["n_test"].to_numpy(float)))
+    assert labels.trajectories[labels.rows.trajectory].tolist() == table["trajectory"].tolist()
+    logit = empirical_logit(table["error"].to_numpy(), table["n_test"].to_numpy(float))
+    assert labels.rows.response == pytest.approx(logit)
+
+
+@pytest.mark.parametrize("counts", [[3, 3, 3], [1, 2, 3, 4], [100, 2, 2, 2, 2, 2, 2], [1], [7, 7, 7, 6, 50]])
+def test_lines_hold_every_row_once_beside_those_of_its_trajectory(counts: list[int]) -> None:
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({"trajectory": rng.permutation(np.repeat(np.arange(len(counts)), counts))})
+    table = table.assign(depth=8, width=2, dataset_size=1000, n_test=1000.0, family="cifar_resnet", dataset="digits")
+    table = table.assign(input_shape="1,8,8", classes=10, error=rng.uniform(0.1, 0.8, len(table)))
+    table["density"] = rng.uniform(0.01, 1.0, len(table))
+    data, labels = make_data(table, make_frame(table, 0.9))
+    trajectory = np.broadcast_to(data.trajectory[:, None], data.measured.shape)
+    parts = (data.response, data.log_density, data.n_test, trajectory)
+    laid = np.stack([part[data.measured] for part in parts], axis=1)
+    rows = np.stack(labels.rows, axis=1)
+    assert sorted(map(tuple, laid)) == sorted(map(tuple, rows))
+    assert data.measured.size <= 2 * len(table) + len(counts)
+    assert data.measured.any(1).all()
 
 
 def test_covariates_are_centred_on_configurations_not_on_rows() -> None:
     table = small_table("full")
     lopsided = pd.concat([table, table[table["depth"] == 14].assign(trajectory="another")], ignore_index=True)
     for runs in (table, lopsided):
-        data, _, _ = make_data(runs, make_frame(runs, 0.9))
+        data, _ = make_data(runs, make_frame(runs, 0.9))
         for name in ("depth", "width", "parameters", "dataset_size"):
             assert getattr(data, name).mean() == pytest.approx(0.0, abs=1e-12)
 

@@ -8,7 +8,7 @@ from simulate import error_of, saturated, spread_at
 
 from bayeslaw import BayeslawError
 from bayeslaw.laws import law_named
-from bayeslaw.predict import average_error, configuration_draws, new_runs, parameter_draws
+from bayeslaw.predict import average_error, configuration_draws, new_runs, parameter_draws, trained_curves
 from bayeslaw.runs import load_runs
 
 
@@ -239,3 +239,18 @@ def test_all_faults_of_designs_come_at_once(fitted) -> None:
         "row 3, n_",
     ):
         assert part in str(caught.value)
+
+
+def test_diagnosed_curves_are_the_law_of_the_trained_networks(fitted) -> None:
+    curves = trained_curves(fitted)
+    densities = fitted.runs["density"].to_numpy()
+    assert list(curves) == [f"log_error_at_{at:.3g}" for at in (1.0, np.sqrt(densities.min()), densities.min())]
+    value, last = parameter_draws(fitted), fitted.configurations.iloc[[-1]]
+    centre = fitted.frame.covariates(last)
+    log_e = fitted.posterior["log_e"].to_numpy().reshape(len(value["phi"]), -1)[:, -1]
+    eps_up = np.exp(value["log_eps_up"])
+    m = np.exp(value["phi"] * centre["depth"] + value["psi"] * centre["width"]) * densities.min()
+    expected = np.log(error_of(saturated(np.exp(log_e), eps_up), eps_up, value["gamma"], value["knee"], m))
+    computed = curves[list(curves)[-1]].to_numpy().reshape(len(expected), -1)
+    assert computed.shape[1] == len(fitted.configurations)
+    assert computed[:, -1] == pytest.approx(expected, rel=1e-9)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from bayeslaw.axes import dense_axes
 from bayeslaw.laplace import laplace
 from bayeslaw.sampler import Sampled, sample
 
@@ -45,7 +46,7 @@ def gaussian(_: None, x: jax.Array) -> jax.Array:
 def draw_gaussian(**changes) -> Sampled:
     settings = {"seed": 0, "chains": 2, "warmup": 200, "draws": 500, "progress": False} | changes
     factor = np.linalg.cholesky(np.linalg.inv(PRECISION))
-    return sample(gaussian, None, MEAN, factor, **settings)
+    return sample(gaussian, None, MEAN, dense_axes(factor), **settings)
 
 
 @pytest.mark.parametrize("coordinates", ["its own", "poor"])
@@ -60,7 +61,7 @@ def test_moments_of_a_correlated_gaussian_in_any_coordinates(coordinates: str) -
             gaussian,
             None,
             MEAN + SD,
-            factor,
+            dense_axes(factor),
             seed=1,
             chains=2,
             warmup=600,
@@ -86,9 +87,9 @@ def test_moments_of_a_banana_from_its_laplace_factor() -> None:
 
     found = laplace(potential, None, [{"x": 1.0, "y": 0.0}], None, {})
     # The curvature changes along the bend, so it is as exact as the mode is; a thousandth of it is plenty for a metric.
-    assert found.factor @ found.factor.T == pytest.approx(np.diag([1.0, 0.25]), abs=1e-3)
+    assert found.axes.dense(2) @ found.axes.dense(2).T == pytest.approx(np.diag([1.0, 0.25]), abs=1e-3)
     sampled = sample(
-        lambda _, q: potential(None, {"x": q[0], "y": q[1]}), None, found.mode, found.factor, seed=2, chains=4,
+        lambda _, q: potential(None, {"x": q[0], "y": q[1]}), None, found.mode, found.axes, seed=2, chains=4,
         warmup=300, draws=2500, target_acceptance=0.95, progress=False,
     )  # fmt: skip
     assert_moments(sampled.positions[..., 0], 0.0, 1.0)
@@ -104,7 +105,7 @@ def test_an_indefinite_hessian_leaves_the_draws_right() -> None:
     found = laplace(potential, None, [{"x": 1.0, "y": 0.0}], None, {})
     assert found.clipped == 1
     sampled = sample(
-        lambda _, q: potential(None, {"x": q[0], "y": q[1]}), None, found.mode, found.factor, seed=3, chains=2,
+        lambda _, q: potential(None, {"x": q[0], "y": q[1]}), None, found.mode, found.axes, seed=3, chains=2,
         warmup=300, draws=2500, progress=False,
     )  # fmt: skip
     y = np.linspace(-4, 4, 4001)

@@ -49,7 +49,7 @@ def test_functions_stay_functions_whatever_was_loaded_first() -> None:
 def test_a_fit_works_whatever_was_imported_first() -> None:
     """ArviZ leaves numpyro to be loaded on first use, and loaded by its parts it comes without some of them."""
     first = "import arviz, numpyro.distributions, numpyro, bayeslaw.fitting as fitting; "
-    assert run(first + "fitting._bind_submodules(); print(numpyro.distributions.distribution.__name__)") == (
+    assert run(first + "fitting.bind_submodules(); print(numpyro.distributions.distribution.__name__)") == (
         "numpyro.distributions.distribution"
     )
 

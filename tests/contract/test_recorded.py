@@ -28,6 +28,13 @@ def runnable(name: str) -> bool:
     return True
 
 
+def command(name: str) -> dict[str, str]:
+    """Read the options of the command that made a sweep, from the first line of its TOML file."""
+    words = (recorded_folder() / f"{name}.toml").read_text().splitlines()[0].split()
+    assert words[:4] == ["#", "imp-runs", "sweep", f"{name}.toml"]
+    return dict(zip((word.removeprefix("--") for word in words[4::2]), words[5::2], strict=True))
+
+
 RUNNABLE = [name for name in NAMES if runnable(name)]
 
 
@@ -77,7 +84,10 @@ def test_one_trajectory_run_again_gives_the_recorded_numbers(name: str, tmp_path
     recorded, sweep = read(name), load_sweep(recorded_folder() / f"{name}.toml")
     cheapest = recorded.groupby("trajectory")["seconds"].sum().idxmin()
     chosen = tuple(trajectory for trajectory in sweep.trajectories if trajectory.key == cheapest)
-    run_sweep(dataclasses.replace(sweep, trajectories=chosen), tmp_path / "store", device="cpu", workers=1)
+    options = command(name)
+    assert options.keys() <= {"store", "device", "kernels"}
+    asked = {"device": options["device"], "kernels": options.get("kernels", "auto")}
+    run_sweep(dataclasses.replace(sweep, trajectories=chosen), tmp_path / "store", workers=1, **asked)
     again = make_table(tmp_path / "store")
     there = recorded[recorded["trajectory"] == cheapest].reset_index(drop=True)
     machine = ["kernels", "versions", "device"]

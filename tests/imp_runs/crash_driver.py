@@ -1,8 +1,8 @@
 """Run a toy sweep and kill it with SIGKILL at every durable step; started as a script by test_imp_crash.py.
 
-Torch is imported once and every run is a fork, so that a kill costs milliseconds. The processes that fork compute
-nothing: the parent only imports and reads the dataset, and two shepherds, one for every other moment, only fork and
-wait. So no child inherits a thread pool or a lock that somebody holds.
+Torch is imported once and every run is a fork, so that a kill costs milliseconds. Of the processes that fork, the
+parent imports, reads the dataset and takes one step on its only thread, and two shepherds, one for every other moment,
+only fork and wait. So no child inherits a thread pool or a lock that somebody holds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import torch
 import imp_runs.store
 from imp_runs.config import Sweep, load_sweep
 from imp_runs.datasets import Dataset
-from imp_runs.imp import run_trajectory
+from imp_runs.imp import make_network, run_trajectory
+from imp_runs.steps import choose_steps, count_wrong, make_steps
 from imp_runs.store import Store
+from imp_runs.train import subset
 
 SHEPHERDS = 2
 
@@ -108,10 +110,20 @@ def read_dataset(path: Path) -> Dataset:
     return Dataset("digits", 10, *(tensors[name] for name in names))
 
 
+def load_kernels(sweep: Sweep, dataset: Dataset) -> None:
+    """Load what the first step and the first test of every child would load or compile."""
+    trajectory = sweep.trajectories[0]
+    network = make_network(trajectory, dataset, torch.device("cpu"))
+    steps = make_steps(choose_steps(trajectory, network), network, trajectory.protocol, dataset.input_shape)
+    examples = subset(dataset, trajectory)
+    steps.step(examples.images, examples.labels, 0.1)
+    count_wrong(steps, dataset)
+
+
 def main(sweep_file: Path, dataset_file: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     sweep, dataset = load_sweep(sweep_file), read_dataset(dataset_file)
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]).step()  # loads what the first step of every child would load
+    load_kernels(sweep, dataset)
 
     def dry() -> None:
         killer = Killer()

@@ -68,7 +68,7 @@ def test_the_estimate_counts_the_steps_that_are_then_run_and_ends_where_nothing_
     # What a worker would compute, here without one; test_imp_cli lets a worker compute it for a whole sweep.
     trajectories = [toy(width=1, levels=30, rewind=0.5), toy(dataset_size=60, levels=30, rewind=0.5, replicate=1)]
     store = Store(tmp_path, trajectories[0].protocol)
-    for trajectory, (steps, seconds) in zip(trajectories, _costs(trajectories, None, "cpu"), strict=True):
+    for trajectory, (steps, seconds) in zip(trajectories, _costs(trajectories, None, "cpu", "auto"), strict=True):
         run_trajectory(trajectory, digits, store)
         records = store.records(trajectory.key)
         assert records[-1]["status"] == "exhausted"

@@ -37,7 +37,7 @@ def store(toy, digits, tmp_path_factory):
         toy("cifar_resnet", replicate=10),
         toy("cifar_resnet", replicate=2),
     ):
-        run_trajectory(trajectory, digits, made)
+        run_trajectory(trajectory, digits, made, kernels="sparse" if trajectory.replicate == 2 else "torch")
     return made
 
 
@@ -118,8 +118,10 @@ def test_provenance_names_versions_and_kernels(table):
         assert json.loads(versions)["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(table["precision"]) == {"float32"}
     assert set(table["device"]) == {"cpu"}
-    native = table["kernels"].str.endswith(" native")
-    assert (native == (table["family"] == "cifar_resnet")).all()
+    libraries = table["kernels"].str.split().str[-1]
+    assert (libraries[table["family"] == "mlp"] == "onednn").all()
+    assert (libraries[table["replicate"] == 10] == "native").all()
+    assert (libraries[table["replicate"] == 2] == "sparse").all()
 
 
 def test_trajectories_under_way_are_there_as_far_as_they_got(toy, digits, tmp_path):

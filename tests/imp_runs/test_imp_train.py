@@ -11,17 +11,18 @@ from imp_oracle import run_oracle
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from imp_runs.config import Protocol
-from imp_runs.imp import choose_kernels, make_network, run_trajectory
+from imp_runs.imp import make_network, run_trajectory
 from imp_runs.prune import prune
+from imp_runs.steps import TorchSteps, choose_kernels, count_wrong
 from imp_runs.store import Store
-from imp_runs.train import count_wrong, flip_crop, learning_rate, subset, train
+from imp_runs.train import flip_crop, learning_rate, subset, train
 
 CPU = torch.device("cpu")
 
 
-def records_of(trajectory, dataset, folder):
+def records_of(trajectory, dataset, folder, kernels="torch"):
     store = Store(folder, trajectory.protocol)
-    run_trajectory(trajectory, dataset, store)
+    run_trajectory(trajectory, dataset, store, kernels=kernels)
     return [{k: v for k, v in record.items() if k != "seconds"} for record in store.records(trajectory.key)]
 
 
@@ -75,7 +76,7 @@ class Watched:
 
         hooks = [register_optimizer_step_pre_hook(look_before), register_optimizer_step_post_hook(look_after)]
         try:
-            run_trajectory(trajectory, dataset, store, progress=look_at_store)
+            run_trajectory(trajectory, dataset, store, kernels="torch", progress=look_at_store)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -139,7 +140,7 @@ def pruned_once(trajectory, dataset):
     """Train a network, prune it, and give it with its examples, its stored state and its mask."""
     choose_kernels(trajectory, dataset)
     network, examples = make_network(trajectory, dataset, CPU), subset(dataset, trajectory)
-    state = train(network, examples, trajectory, 0)
+    state = train(TorchSteps(network, trajectory.protocol), examples, trajectory, 0)
     mask = prune(network.weights, network.mask, trajectory.protocol.kept_after(network.kept))
     return network, examples, state, mask
 
@@ -160,7 +161,8 @@ def test_a_stored_state_is_a_copy(toy, digits):
     network, examples, state, mask = pruned_once(toy("cifar_resnet", epochs=4), digits)
     before = {name: tensor.clone() for name, tensor in state.items()}
     network.rewind(state, mask)
-    train(network, examples, toy("cifar_resnet", epochs=4), 1)
+    trajectory = toy("cifar_resnet", epochs=4)
+    train(TorchSteps(network, trajectory.protocol), examples, trajectory, 1)
     assert all(torch.equal(state[name], before[name]) for name in before)
     assert not torch.equal(network.values, before["values"])
 
@@ -171,7 +173,7 @@ def test_the_stored_state_is_that_after_step_k(toy, digits):
     # Two epochs at the first learning rate are just these six steps.
     half = toy("cifar_resnet", epochs=2, milestones=(), rewind=0.0)
     network = make_network(half, digits, CPU)
-    train(network, subset(digits, half), half, 0)
+    train(TorchSteps(network, half.protocol), subset(digits, half), half, 0)
     for name, tensor in network.state().items():
         assert torch.equal(tensor, state[name]), name
 
@@ -189,7 +191,7 @@ def test_the_first_step_after_rewinding_knows_no_momentum(toy, digits):
     network, examples, state, mask = pruned_once(trajectory, digits)
     network.rewind(state, mask)
     start = network.values.clone()
-    train(network, examples, trajectory, 1, start=11)
+    train(TorchSteps(network, trajectory.protocol), examples, trajectory, 1, start=11)
     gradient = network.gradients.clone()
     assert bool(gradient[: network.prunable][mask == 0].eq(0).all())
     rate = 0.1 * 0.1**2  # past both milestones
@@ -205,7 +207,7 @@ def test_training_twice_from_one_state_gives_the_same_weights(toy, digits):
     for seed in (1, 2):  # the generator of the process takes no part
         torch.manual_seed(seed)
         network.rewind(state, mask)
-        train(network, examples, trajectory, 1)
+        train(TorchSteps(network, trajectory.protocol), examples, trajectory, 1)
         ends.append(network.state())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
@@ -217,7 +219,7 @@ def test_levels_differ_in_order_and_augmentation(toy, digits):
         ends = []
         for level in (1, 2):
             network.rewind(state, mask)
-            train(network, examples, trajectory, level)
+            train(TorchSteps(network, trajectory.protocol), examples, trajectory, level)
             ends.append(network.values.clone())
         assert not torch.equal(*ends)
 
@@ -227,7 +229,7 @@ def test_augmentation_is_used_only_when_asked_for(toy, digits):
     for augmentation in ("none", "flip_crop"):
         trajectory = toy("mlp", epochs=1, batch_size=40, augmentation=augmentation)
         network = make_network(trajectory, digits, CPU)
-        train(network, subset(digits, trajectory), trajectory, 0)
+        train(TorchSteps(network, trajectory.protocol), subset(digits, trajectory), trajectory, 0)
         errors[augmentation] = network.values.clone()
     assert not torch.equal(errors["none"], errors["flip_crop"])
 
@@ -254,7 +256,7 @@ def test_the_optimiser_follows_the_schedule(toy, digits):
     try:
         network, examples, state, mask = pruned_once(trajectory, digits)
         network.rewind(state, mask)
-        train(network, examples, trajectory, 1, start=3)
+        train(TorchSteps(network, trajectory.protocol), examples, trajectory, 1, start=3)
     finally:
         hook.remove()
     whole = [0.1] * 6 + [0.1 * 0.1] * 3 + [0.1 * 0.1**2] * 3
@@ -297,9 +299,10 @@ def test_flip_and_crop_reaches_every_offset_equally_often():
 
 
 def test_wrong_answers_are_counted_over_the_whole_test_set_in_evaluation_mode(toy, digits):
-    network, *_ = pruned_once(toy("cifar_resnet", epochs=3), digits)
-    before = network.state()
-    wrong = count_wrong(network, digits)
+    trajectory = toy("cifar_resnet", epochs=3)
+    network, *_ = pruned_once(trajectory, digits)
+    before, steps = network.state(), TorchSteps(network, trajectory.protocol)
+    wrong = count_wrong(steps, digits)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state().items())
     assert network.model.training
     with torch.no_grad():
@@ -309,7 +312,7 @@ def test_wrong_answers_are_counted_over_the_whole_test_set_in_evaluation_mode(to
     repeated = dataclasses.replace(
         digits, test_images=digits.test_images.repeat(3, 1, 1, 1), test_labels=digits.test_labels.repeat(3)
     )
-    assert count_wrong(network, repeated) == 3 * wrong
+    assert count_wrong(steps, repeated) == 3 * wrong
 
 
 # --- what a trajectory does not depend on -----------------------------------------------------------------------------
@@ -329,8 +332,9 @@ class Interrupted(Exception):
     """Stands for whatever ends a process between two levels."""
 
 
+@pytest.mark.parametrize("kernels", ["torch", "sparse"])
 @pytest.mark.parametrize("family", ["mlp", "cifar_resnet"])
-def test_a_run_interrupted_at_every_level_gives_the_same_records(toy, digits, tmp_path, family):
+def test_a_run_interrupted_at_every_level_gives_the_same_records(toy, digits, tmp_path, family, kernels):
     trajectory = toy(family, levels=3)
 
     def interrupt(_levels):
@@ -340,17 +344,18 @@ def test_a_run_interrupted_at_every_level_gives_the_same_records(toy, digits, tm
     while not store.is_done(trajectory.key):
         assert interruptions < 4, "no progress"
         try:
-            run_trajectory(trajectory, digits, store, progress=interrupt)
+            run_trajectory(trajectory, digits, store, kernels=kernels, progress=interrupt)
         except Interrupted:
             interruptions += 1
     assert interruptions == 4
     records = [{k: v for k, v in r.items() if k != "seconds"} for r in store.records(trajectory.key)]
-    assert records == records_of(trajectory, digits, tmp_path / "whole")
+    assert records == records_of(trajectory, digits, tmp_path / "whole", kernels)
 
 
-def test_a_run_whose_weights_blow_up_ends_marked_as_diverged(toy, digits, tmp_path):
+@pytest.mark.parametrize("kernels", ["torch", "sparse"])
+def test_a_run_whose_weights_blow_up_ends_marked_as_diverged(toy, digits, tmp_path, kernels):
     trajectory = toy("mlp", epochs=4, learning_rate=1e30, levels=3)
-    records = records_of(trajectory, digits, tmp_path)
+    records = records_of(trajectory, digits, tmp_path, kernels)
     assert [(r["level"], r["status"]) for r in records] == [(0, "diverged")]
     assert 0 <= records[0]["n_wrong"] <= 797
     assert Store(tmp_path).is_done(trajectory.key)

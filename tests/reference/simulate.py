@@ -122,14 +122,16 @@ def simulate(
     depths: Sequence[int] = (8, 14),
     widths: Sequence[int] = (2, 4, 8),
     dataset_sizes: Sequence[int] = (2000, 250),
+    chosen: Sequence[int] | None = None,
     replicates: int = 2,
     levels: Sequence[int] = tuple(range(0, 30, 2)),
     n_test: int = 797,
     seed: int = 0,
 ) -> Simulated:
-    """Draw a run table from the model, errors rounded to counts."""
+    """Draw a run table from the model, errors rounded to counts; `chosen` picks from the grid by position."""
     rng = np.random.default_rng(seed)
     grid = list(itertools.product(depths, widths, dataset_sizes))
+    grid = grid if chosen is None else [grid[i] for i in chosen]
     log_m = {(d, w, n): np.log(sum(count_parameters(d, w))) for d, w, n in grid}
     m_0, n_0 = np.mean(list(log_m.values())), np.mean([np.log(n) for _, _, n in grid])
     t, rows, plateaus = truth, [], {}

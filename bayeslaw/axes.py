@@ -1,0 +1,189 @@
+"""Coordinates in which a posterior is nearly round, made from its curvature and cheap where groups are independent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Numbers = jax.Array | NDArray
+
+#: A direction is taken to be no wider than this many units of its unconstrained parameter (prior scales are near 1).
+WIDEST = 2.0
+
+
+class Axes(NamedTuple):
+    """Hold a linear map q -> x whose image of a unit Gaussian has a wanted covariance.
+
+    Groups of entries that are independent given the shared ones make the precision an arrowhead, whose factor takes
+    groups x (entries + shared) numbers instead of the square of all.
+
+    Attributes:
+        shared: Positions of the shared entries, `[shared]`.
+        own: Positions of each group's entries, `[groups, entries]`; padded with the number of dimensions.
+        shared_factor: Of the covariance of the shared entries, `[shared, shared]`.
+        own_factor: Of the covariance of each group given the shared ones, `[groups, entries, entries]`.
+        coupling: How each group follows the shared entries, `[groups, entries, shared]`.
+    """
+
+    shared: Numbers
+    own: Numbers
+    shared_factor: Numbers
+    own_factor: Numbers
+    coupling: Numbers
+
+    def move(self, q: jax.Array) -> jax.Array:
+        """Map coordinates `[dimensions]` to a displacement `[dimensions]`."""
+        shared = self.shared_factor @ q[self.shared]
+        result = jnp.zeros_like(q).at[self.shared].set(shared)
+        if not np.size(self.own):
+            return result
+        own = q.at[self.own].get(mode="fill", fill_value=0.0)
+        own = jnp.einsum("gij,gj->gi", self.own_factor, own) - self.coupling @ shared
+        return result.at[self.own].set(own, mode="drop")
+
+    def dense(self, dimensions: int) -> NDArray:
+        """Write the map as a matrix, `[dimensions, dimensions]`."""
+        return np.asarray(jax.vmap(self.move, out_axes=1)(jnp.eye(dimensions, dtype=self.shared_factor.dtype)))
+
+
+def dense_axes(factor: NDArray) -> Axes:
+    """Take a matrix for the map, with no groups."""
+    size, none = len(factor), np.zeros((0, 0), int)
+    return Axes(np.arange(size), none, np.asarray(factor), np.zeros((0, 0, 0)), np.zeros((0, 0, size)))
+
+
+class Layout(NamedTuple):
+    """Hold which entries of a position are shared and which belong to a group, as in `Axes`."""
+
+    shared: NDArray
+    own: NDArray
+
+
+def lay_out(positions: Mapping[str, NDArray], groups: Mapping[str, NDArray]) -> Layout:
+    """Sort the entries of named values into shared ones and groups.
+
+    Args:
+        positions: Where the entries of every value are in the flat position.
+        groups: For values whose entries belong to groups, the group of every entry, numbered from 0.
+
+    Returns:
+        The layout.
+    """
+    dimensions = sum(np.size(where) for where in positions.values())
+    named = [(np.ravel(positions[name]), np.asarray(group)) for name, group in groups.items() if name in positions]
+    shared = np.sort(np.concatenate([np.ravel(v) for k, v in positions.items() if k not in groups] or [[]])).astype(int)
+    if not named:
+        return Layout(shared, np.zeros((0, 0), int))
+    where, group = (np.concatenate(parts) for parts in zip(*named, strict=True))
+    order = np.lexsort((where, group))
+    where, group = where[order], group[order]
+    sizes = np.bincount(group)
+    own = np.full((len(sizes), sizes.max()), dimensions)
+    own[group, np.arange(len(group)) - (np.cumsum(sizes) - sizes)[group]] = where
+    return Layout(shared, own)
+
+
+def unit_axes(layout: Layout) -> Axes:
+    """Give the axes that change nothing."""
+    (groups, entries), count = layout.own.shape, len(layout.shared)
+    factor = np.broadcast_to(np.eye(entries), (groups, entries, entries))
+    return Axes(layout.shared, layout.own, np.eye(count), factor, np.zeros((groups, entries, count)))
+
+
+def seeds_of(layout: Layout, dimensions: int) -> NDArray:
+    """Give the directions whose products with an arrowhead matrix hold all of it, `[shared + entries, dimensions]`.
+
+    Groups do not touch each other, so that the first entries of all groups share one direction, and so on.
+    """
+    seeds = np.zeros((len(layout.shared) + layout.own.shape[1], dimensions + 1))
+    seeds[np.arange(len(layout.shared)), layout.shared] = 1.0
+    for entry in range(layout.own.shape[1]):
+        seeds[len(layout.shared) + entry, layout.own[:, entry]] = 1.0
+    return seeds[:, :dimensions]
+
+
+def axes_from(layout: Layout, products: NDArray) -> tuple[Axes, int]:
+    """Make the axes of a precision matrix from its products with the layout's seeds.
+
+    Args:
+        layout: Which entries are shared.
+        products: Precision times every seed, `[shared + entries, dimensions]`.
+
+    Returns:
+        The axes, and the number of directions that are flat or curve downwards and got the widest variance instead.
+    """
+    count = len(layout.shared)
+    padded = np.pad(products, ((0, 0), (0, 1)))
+    shared = padded[:count, layout.shared]
+    coupling = np.moveaxis(padded[:count][:, layout.own], 0, -1)
+    blocks = np.moveaxis(padded[count:][:, layout.own], 0, -1)
+    padding = layout.own == products.shape[1]
+    blocks = blocks + padding[:, :, None] * np.eye(layout.own.shape[1])
+    inverse, own_factor, clipped_own = _invert(blocks)
+    following = inverse @ coupling
+    remaining = shared - np.einsum("gis,git->st", coupling, following)
+    _, shared_factor, clipped = _invert(remaining[None])
+    return Axes(layout.shared, layout.own, shared_factor[0], own_factor, following), clipped + clipped_own
+
+
+def _invert(matrices: NDArray) -> tuple[NDArray, NDArray, int]:
+    """Invert symmetric matrices, `[groups, n, n]`, and take the roots of the inverses; count the directions replaced.
+
+    The root is the symmetric one, which keeps padding apart from the rest.
+    """
+    values, vectors = np.linalg.eigh(0.5 * (matrices + np.swapaxes(matrices, 1, 2)))
+    enough = WIDEST**-2
+    kept = np.maximum(values, enough)
+    transposed = np.swapaxes(vectors, 1, 2)
+    inverse, root = ((vectors * power[:, None, :]) @ transposed for power in (1 / kept, 1 / np.sqrt(kept)))
+    return inverse, root, int((values < enough).sum())
+
+
+def embed(axes: Axes, where: NDArray, variances: Mapping[int, float]) -> Axes:
+    """Carry axes into a longer position whose further entries are independent of all others.
+
+    Args:
+        axes: The axes.
+        where: New position of every entry, `[dimensions]`.
+        variances: Variance of each further entry, by its new position.
+
+    Returns:
+        Axes over all entries, the further ones among the shared.
+    """
+    added = np.array(list(variances), int)
+    where = np.append(where, len(where) + len(added))
+    own = np.asarray(axes.own)
+    factor = np.pad(np.asarray(axes.shared_factor), (0, len(added)))
+    factor[len(axes.shared) :, len(axes.shared) :] = np.diag(np.sqrt(list(variances.values())))
+    coupling = np.pad(np.asarray(axes.coupling), ((0, 0), (0, 0), (0, len(added))))
+    return Axes(
+        np.append(where[axes.shared], added), where[own] if own.size else own, factor, axes.own_factor, coupling
+    )
+
+
+def refine(axes: Axes, q: NDArray) -> tuple[Axes, NDArray]:
+    """Reshape the axes of the shared entries by draws in their coordinates.
+
+    A curvature at one point says little of skewed directions, and nothing of those whose variance was guessed. The
+    covariance of the draws is drawn towards the axes' own, the more so the fewer there are.
+
+    Args:
+        axes: The axes.
+        q: Coordinates of draws, `[draws, dimensions]`.
+
+    Returns:
+        The new axes, and the matrix that turns old coordinates of the shared entries into new ones.
+    """
+    shared = np.asarray(q)[:, np.asarray(axes.shared)]
+    count, size = shared.shape
+    weight = count / (count + 2 * size)
+    covariance = weight * np.cov(shared.T).reshape(size, size) + (1 - weight) * np.eye(size)
+    factor = np.linalg.cholesky(covariance)
+    return axes._replace(shared_factor=np.asarray(axes.shared_factor) @ factor), np.linalg.inv(factor)

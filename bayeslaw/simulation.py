@@ -1,0 +1,285 @@
+"""Run tables drawn from the model by plain code, and what is true of them.
+
+Written in NumPy from the formulas, the law in its direct form, and not from the code that is sampled: parameters go in
+by name, one number each or `[draws, 1]` of a posterior, and the same functions serve the truth and the draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.special
+
+from bayeslaw.families import Family
+from bayeslaw.frame import CONFIGURATION
+from bayeslaw.predict import NODES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_FAMILY, _INPUT_SHAPE, _CLASSES = "cifar_resnet", (3, 32, 32), 10
+_COVARIATES = ("depth", "width", "parameters", "dataset_size")
+
+
+@dataclass(frozen=True)
+class Design:
+    """Say which networks are trained and where their curves are measured.
+
+    Attributes:
+        configurations: (depth, width, dataset_size) of every network, in ascending order.
+        replicates: Trajectories of each, at most 10.
+        densities: Where each trajectory is measured, level by level.
+        n_test: Number of test examples, or nothing if the table does not say: then there is no binomial floor.
+    """
+
+    configurations: tuple[tuple[int, int, int], ...]
+    replicates: int
+    densities: tuple[float, ...]
+    n_test: int | None = None
+
+    @property
+    def chance_error(self) -> float:
+        """Error of guessing."""
+        return 1 - 1 / _CLASSES
+
+    @property
+    def configuration(self) -> NDArray[np.intp]:
+        """Configuration of each trajectory, `[trajectories]`."""
+        return np.repeat(np.arange(len(self.configurations)), self.replicates)
+
+    @property
+    def trajectory(self) -> NDArray[np.intp]:
+        """Trajectory of each row, `[rows]`."""
+        return np.repeat(np.arange(len(self.configuration)), len(self.densities))
+
+    def rows(self) -> pd.DataFrame:
+        """List the rows of the run table, without their errors."""
+        networks = pd.DataFrame(self.configurations, columns=pd.Index(CONFIGURATION)).iloc[self.configuration]
+        rows = networks.iloc[self.trajectory].reset_index(drop=True)
+        levels = np.arange(len(rows)) % len(self.densities)
+        rows = rows.assign(
+            replicate=self.trajectory % self.replicates, level=levels, density=np.array(self.densities)[levels]
+        )
+        shape = ",".join(map(str, _INPUT_SHAPE))
+        rows = rows.assign(family=_FAMILY, dataset="simulated", classes=_CLASSES, input_shape=shape)
+        return rows if self.n_test is None else rows.assign(n_test=self.n_test)
+
+    def covariates(self, configurations: NDArray | None = None) -> dict[str, NDArray]:
+        """Give logs of depth, width, parameter count and dataset size, from the mean of the design's own networks.
+
+        Args:
+            configurations: (depth, width, dataset_size), `[networks, 3]`; the design's own if not given.
+
+        Returns:
+            One entry per network, by name.
+        """
+
+        def logs(networks: Any) -> dict[str, NDArray]:
+            depth, width, size = np.array(networks, float).T
+            count = Family(_FAMILY, _INPUT_SHAPE, _CLASSES).parameters(depth, width)
+            return {k: np.log(v) for k, v in zip(_COVARIATES, (depth, width, count, size), strict=True)}
+
+        centre = {name: values.mean() for name, values in logs(self.configurations).items()}
+        asked = logs(self.configurations if configurations is None else configurations)
+        return {name: values - centre[name] for name, values in asked.items()}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Say in what the world that makes the tables differs from what the model takes it to be.
+
+    A factor on what makes the data is, to the fit, the inverse factor in its own likelihood. Rows entered again under
+    level numbers of their own, in the same trajectory at the same density, multiply the likelihood given the effects
+    and nothing else.
+
+    Attributes:
+        noise: Factor on the scale of the noise.
+        gamma: Factor on the slope of the law.
+        copies: How often every row stands in the table.
+    """
+
+    noise: float = 1.0
+    gamma: float = 1.0
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Hold a run table and the truth behind it.
+
+    Attributes:
+        runs: The table; where rows are entered again, the first of each come first.
+        value: The parameters by name.
+        log_e: Log dense error before it saturates, `[configurations]`.
+        log_e_run: The same of the trajectories, `[trajectories]`.
+        effect_p: Their sideways effects, `[trajectories]`.
+        response: Empirical logits of the errors, `[rows]`, every row once.
+    """
+
+    runs: pd.DataFrame
+    value: dict[str, float]
+    log_e: NDArray
+    log_e_run: NDArray
+    effect_p: NDArray
+    response: NDArray
+
+
+def simulate(
+    design: Design, value: Mapping[str, float], rng: np.random.Generator, fault: Fault | None = None
+) -> Simulated:
+    """Draw effects, errors and noise, and put them into a run table.
+
+    Errors are not rounded to counts. The model's likelihood is that of a continuous empirical logit, so rounding would
+    be a second, small misfit and the calibration of correct code would be off by it; `load_runs` takes any error in
+    [0, 1] beside `n_test`, and `empirical_logit` of the error made here is the response drawn, to the last digits. A
+    response beyond what 0 or `n_test` wrong can give is cut off there: with ten thousand examples, and priors that keep
+    the tails light, that is less than one row in a million.
+
+    Args:
+        design: Networks, replicates and densities.
+        value: Parameters by the names of `bayeslaw.default_priors`; parts of the model that are not named are not
+            there. The law is the joint one; without `phi`, `psi`, shares and spreads it is that of one run of one
+            network.
+        rng: Source of all randomness.
+        fault: What is wrong with the world, if anything.
+
+    Returns:
+        The table and the truth.
+
+    Example:
+        >>> design = Design(((20, 16, 50_000),), 1, (1.0, 0.1, 0.01))
+        >>> value = {"gamma": 1.0, "knee": 0.02, "plateau": 0.9, "dense": 0.1, "sigma": 0.05}
+        >>> simulate(design, value, np.random.default_rng(0)).runs["error"].round(2).tolist()
+        [0.08, 0.17, 0.73]
+    """
+    fault = fault or Fault()
+    value = dict(value)
+    covariates, of_run = design.covariates(), design.configuration
+    centre = log_dense(value, covariates)
+    none = np.zeros_like(centre)
+    spread = {"sigma_np": none, "tau_np": none, "tau_p": none} | spreads(value, covariates)
+    log_e = centre + spread["sigma_np"] * rng.standard_normal(len(centre))
+    log_e_run = log_e[of_run] + spread["tau_np"][of_run] * rng.standard_normal(len(of_run))
+    effect_p = spread["tau_p"][of_run] * rng.standard_normal(len(of_run))
+    made_with = value | {"gamma": value["gamma"] * fault.gamma}
+    location, scale = observation(design, made_with, log_e_run, effect_p)
+    noise = rng.standard_t(value["nu"], location.shape) if "nu" in value else rng.standard_normal(location.shape)
+    error = error_of_logit(location + fault.noise * scale * noise, design.n_test)
+    runs = design.rows().assign(error=error)
+    levels = len(design.densities)
+    runs = pd.concat([runs.assign(level=runs["level"] + i * levels) for i in range(fault.copies)], ignore_index=True)
+    return Simulated(runs, value, log_e, log_e_run, effect_p, logit_of_error(error, design.n_test))
+
+
+def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
+    """Compute log(a n^-alpha + b m^-beta + c) of networks; of a single one it is a constant."""
+    if "share_c" not in value:
+        return np.log(value["dense"]) + 0 * covariates["depth"]
+    c = value["dense"] * value["share_c"]
+    a = (value["dense"] - c) * value["share_n"]
+    b = value["dense"] - c - a
+    size, parameters = covariates["dataset_size"], covariates["parameters"]
+    return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * parameters) + c)
+
+
+def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict[str, Any]:
+    """Give the spreads of networks, `sigma_np`, `tau_np` and `tau_p`, as far as there are such effects."""
+    above = log_dense(value, covariates) - np.log(value["dense"])
+    grown = {name: np.exp(value.get(f"growth_{name}", 0.0) * above) for name in ("np", "p")}
+    found = {}
+    if "share_np" in value:
+        found["sigma_np"] = value["spread_np"] * np.sqrt(value["share_np"]) * grown["np"]
+        found["tau_np"] = value["spread_np"] * np.sqrt(1 - value["share_np"]) * grown["np"]
+    elif "spread_np" in value:
+        found["sigma_np"] = value["spread_np"] * grown["np"]
+    return found | ({"tau_p": value["tau_p"] * grown["p"]} if "tau_p" in value else {})
+
+
+def curve(
+    value: Mapping[str, Any],
+    log_e: Any,
+    effect_p: Any,
+    covariates: Mapping[str, Any],
+    chance_error: float,
+    density: Any,
+) -> tuple[Any, Any]:
+    """Compute the law and its slope d log error / d log density.
+
+    Source:
+        Rosenfeld et al., ICML 2021, equations (1) and (2), squared: with A = p (eps_up / eps_np)^(1 / gamma),
+        eps = eps_np ((m^2 + A^2) / (m^2 + p^2))^(gamma / 2).
+    """
+    eps_up = chance_error * value["plateau"]
+    eps_np = eps_up * np.exp(log_e) / np.sqrt(np.exp(2 * log_e) + 1)
+    invariant = value.get("phi", 0.0) * covariates["depth"] + value.get("psi", 0.0) * covariates["width"]
+    m, p = density * np.exp(invariant), value["knee"] * np.exp(effect_p)
+    low, high = p * (eps_up / eps_np) ** (1 / value["gamma"]), p
+    error = eps_np * ((m**2 + low**2) / (m**2 + high**2)) ** (value["gamma"] / 2)
+    return error, value["gamma"] * (m**2 / (m**2 + low**2) - m**2 / (m**2 + high**2))
+
+
+def observation(design: Design, value: Mapping[str, Any], log_e_run: Any, effect_p: Any) -> tuple[Any, Any]:
+    """Give location and scale of every row's empirical logit, `[..., rows]`, from effects `[..., trajectories]`."""
+    of_row = design.configuration[design.trajectory]
+    covariates = {name: values[of_row] for name, values in design.covariates().items()}
+    density = np.tile(design.densities, len(design.configuration))
+    effects = log_e_run[..., design.trajectory], effect_p[..., design.trajectory]
+    error, slope = curve(value, *effects, covariates, design.chance_error, density)
+    variance = value["sigma"] ** 2 + (value.get("kappa", 0.0) * slope / (1 - error)) ** 2
+    if design.n_test is None:
+        return np.log(error / (1 - error)), np.sqrt(variance)
+    wrong, right = design.n_test * error + 0.5, design.n_test * (1 - error) + 0.5
+    return np.log(wrong / right), np.sqrt(variance + value["floor"] ** 2 * (1 / wrong + 1 / right))
+
+
+def log_likelihood(
+    design: Design, value: Mapping[str, Any], log_e_run: Any, effect_p: Any, response: NDArray
+) -> NDArray[np.float64]:
+    """Compute the joint log density of all responses, given the effects of the trajectories, `[...]`."""
+    location, scale = observation(design, value, log_e_run, effect_p)
+    squared = ((response - location) / scale) ** 2
+    if "nu" not in value:
+        return np.sum(-0.5 * squared - np.log(scale) - 0.5 * np.log(2 * np.pi), axis=-1)
+    nu = value["nu"]
+    constant = scipy.special.gammaln((nu + 1) / 2) - scipy.special.gammaln(nu / 2) - 0.5 * np.log(np.pi * nu)
+    return np.sum(constant - np.log(scale) - (nu + 1) / 2 * np.log1p(squared / nu), axis=-1)
+
+
+def mean_error(
+    design: Design, value: Mapping[str, float], log_e: float, network: tuple[int, int, int], density: float
+) -> float:
+    """Average the error of a network over the effects of a new run, by the quadrature that `predict` defines it with.
+
+    Args:
+        design: Its networks are the centre of the covariates.
+        value: Parameters by name, one number each.
+        log_e: Log dense error of the network, discrepancy included.
+        network: Depth, width and dataset size.
+        density: Where on the curve.
+
+    Returns:
+        The mean error.
+    """
+    covariates = design.covariates(np.array([network]))
+    spread = spreads(value, covariates)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    up, sideways = spread.get("tau_np", 0.0) * nodes[:, None], spread.get("tau_p", 0.0) * nodes
+    error, _ = curve(value, log_e + up, sideways, covariates, design.chance_error, density)
+    return float(weights @ np.broadcast_to(error, (NODES, NODES)) @ weights / weights.sum() ** 2)
+
+
+def error_of_logit(logit: NDArray, n_test: int | None) -> NDArray:
+    """Undo the empirical logit, without rounding to a count; the plain logit where n_test is unknown."""
+    share = scipy.special.expit(logit)
+    return share if n_test is None else np.clip((share * (n_test + 1) - 0.5) / n_test, 0.0, 1.0)
+
+
+def logit_of_error(error: NDArray, n_test: int | None) -> NDArray:
+    """Compute the empirical logit of an error."""
+    if n_test is None:
+        return scipy.special.logit(error)
+    return np.log((n_test * error + 0.5) / (n_test * (1 - error) + 0.5))

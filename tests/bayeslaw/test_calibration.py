@@ -1,0 +1,73 @@
+"""What is left out, who counts as one, and what a coverage is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulate import Truth, simulate
+
+from bayeslaw import BayeslawError, load_runs
+from bayeslaw.calibration import LEVELS, _coverage, _fold_of
+from bayeslaw.frame import CONFIGURATION
+
+
+@pytest.fixture(scope="module")
+def runs() -> pd.DataFrame:
+    return load_runs(simulate(Truth(), levels=(0, 5, 10)).runs)
+
+
+def test_every_configuration_is_left_out_once_and_whole(runs) -> None:
+    fold = _fold_of(runs, "configurations", 5, 0)
+    assert sorted(set(fold)) == [0, 1, 2, 3, 4]
+    assert (runs.assign(fold=fold).groupby(CONFIGURATION)["fold"].nunique() == 1).all()
+
+
+def test_every_trajectory_is_left_out_once_and_whole(runs) -> None:
+    fold = _fold_of(runs, "trajectories", 6, 0)
+    by_trajectory = runs.assign(fold=fold).groupby([*CONFIGURATION, "trajectory"])["fold"]
+    assert (by_trajectory.nunique() == 1).all()
+    assert by_trajectory.first().value_counts().tolist() == [4] * 6
+
+
+def test_the_largest_are_the_larger_networks_and_the_most_data(runs) -> None:
+    """Of six networks the two with most parameters, and all at the larger dataset size, are predicted."""
+    fold = _fold_of(runs, "largest", 2, 0)
+    kept = runs[fold < 0]
+    assert set(kept["dataset_size"]) == {250}
+    sizes = runs.drop_duplicates(["depth", "width"]).set_index(["depth", "width"])["parameters"]
+    assert set(map(tuple, kept[["depth", "width"]].drop_duplicates().to_numpy())) == set(sizes.nsmallest(4).index)
+    one_size = runs[runs["dataset_size"] == 250]
+    assert set(one_size[_fold_of(one_size, "largest", 2, 0) < 0]["dataset_size"]) == {250}
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "folds", "says"),
+    [
+        ("runs", 5, "must be one of configurations, trajectories, largest"),
+        ("configurations", 13, "from 2 to the 12 configurations"),
+        ("trajectories", 1, "from 2 to the 24 trajectories"),
+    ],
+)
+def test_bad_questions_are_refused(runs, leave_out: str, folds: int, says: str) -> None:
+    with pytest.raises(BayeslawError, match=says):
+        _fold_of(runs, leave_out, folds, 0)
+
+
+def test_networks_of_one_size_have_no_largest(runs) -> None:
+    with pytest.raises(BayeslawError, match="several sizes"):
+        _fold_of(runs[(runs["depth"] == 8) & (runs["width"] == 4)], "largest", 2, 0)
+
+
+def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(runs) -> None:
+    rows = runs[[*CONFIGURATION, "trajectory", "error"]].copy()
+    inside = np.arange(len(rows)) % 4 != 0
+    for level in LEVELS:
+        rows[f"posterior_lower_{level}"] = rows["error"] * np.where(inside, 0.5, 2.0)
+        rows[f"posterior_upper_{level}"] = rows["error"] * np.where(inside, 2.0, 8.0)
+        rows[f"least_squares_lower_{level}"] = rows[f"least_squares_upper_{level}"] = np.nan
+    table = _coverage(rows, "trajectories", 0)
+    assert table["method"].tolist() == ["posterior", "posterior"]
+    assert table["coverage"].tolist() == pytest.approx([inside.mean()] * 2)
+    assert (table["lower"] <= table["coverage"]).all() and (table["coverage"] <= table["upper"]).all()
+    assert table["log_width"].tolist() == pytest.approx([np.log(4.0)] * 2)

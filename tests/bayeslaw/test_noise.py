@@ -1,0 +1,88 @@
+"""The noise's written-out derivatives against those of NumPyro's Student t."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bayeslaw.noise import LogitStudentT, location_and_scale
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def slow(log_mean, slope, noise, response, n_test):
+    location, scale = location_and_scale(log_mean, slope, n_test, noise)
+    return dist.StudentT(noise["nu"], location, scale).log_prob(response)
+
+
+def fast(log_mean, slope, noise, response, n_test):
+    return LogitStudentT(log_mean, slope, n_test, noise).log_prob(response)
+
+
+def derivatives(function):
+    gradient = jax.grad(function, argnums=(0, 1, 2))
+
+    def every(log_mean, slope, noise, response, n_test):
+        inputs = (log_mean, slope, noise)
+        tangent = jax.tree.map(jnp.ones_like, inputs)
+        second = jax.jvp(lambda *inputs: gradient(*inputs, response, n_test), inputs, tangent)[1]
+        return function(*inputs, response, n_test), gradient(*inputs, response, n_test), second
+
+    return jax.jit(every)
+
+
+EVERY = derivatives(slow), derivatives(fast)
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    st.floats(np.log(1e-3), np.log(0.98)),
+    st.floats(-5, 0),
+    st.floats(-8, 8),
+    st.sampled_from([np.inf, 100.0, 797.0, 10_000.0]),
+    st.fixed_dictionaries(
+        {
+            "floor": st.floats(0.3, 3),
+            "sigma": st.floats(0.01, 1),
+            "kappa": st.floats(0.01, 1),
+            "nu": st.floats(1.0, 60.0),
+        }
+    ),
+)
+def test_log_density_and_its_derivatives_are_those_of_students_t(
+    log_mean: float, slope: float, response: float, n_test: float, noise: dict[str, float]
+) -> None:
+    noise_of = {name: jnp.asarray(value) for name, value in noise.items()}
+    expected, computed = (every(log_mean, slope, noise_of, response, n_test) for every in EVERY)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(computed), strict=True):
+        assert float(other) == pytest.approx(float(one), rel=1e-8, abs=1e-8)
+
+
+def test_parts_that_are_absent_are_nought() -> None:
+    log_mean, slope, response = jnp.log(jnp.array([0.01, 0.3])), jnp.array([-0.1, -2.0]), jnp.array([-4.0, -1.0])
+    noise = {"sigma": 0.1, "nu": 4.0}
+    for n_test in (np.inf, 500.0):
+        computed = fast(log_mean, slope, noise, response, n_test)
+        expected = slow(log_mean, slope, noise, response, n_test)
+        assert computed == pytest.approx(np.asarray(expected), rel=1e-12)
+
+
+def test_draws_have_the_location_and_scale() -> None:
+    noise = {"sigma": 0.1, "kappa": 0.2, "floor": 1.0, "nu": 50.0}
+    measured = LogitStudentT(jnp.log(0.1), jnp.asarray(-1.0), 1000.0, noise)
+    location, scale = location_and_scale(jnp.log(0.1), -1.0, 1000.0, noise)
+    drawn = np.asarray(measured.sample(jax.random.PRNGKey(0), (20_000,)))
+    assert abs(drawn.mean() - float(location)) < 5 * float(scale) / np.sqrt(20_000)
+    # Its variance is nu / (nu - 2) that of the scale; its own standard error is about a percent of it.
+    assert drawn.var() == pytest.approx(float(scale) ** 2 * 50 / 48, rel=0.05)

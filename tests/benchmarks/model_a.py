@@ -1,0 +1,125 @@
+"""The benchmark's model A: the paper's scale, effects on the whole curve, so that the law is computed once per cell.
+
+152 latent plateaus under the dense law without c, 456 effects of trajectories on the whole curve, Student-t noise of
+the log error with the binomial floor, 13 globals: 621 dimensions. Written for NumPyro; all samplers are given it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pandas as pd
+
+from bayeslaw.frame import CONFIGURATION, make_frame
+from bayeslaw.law import Curve, Dense, log_dense, log_error, saturate
+
+CHANCE_ERROR, NU = 0.9, 4.0
+
+
+class Cells(NamedTuple):
+    """Hold log errors `[configurations, replicates, levels]` and what goes with them."""
+
+    log_error: Any
+    log_density: Any
+    depth: Any
+    width: Any
+    parameters: Any
+    dataset_size: Any
+    n_test: Any
+
+
+def cells_of(runs: pd.DataFrame) -> Cells:
+    """Lay a table with the same replicates and levels everywhere out in cells; an error of 0 counts as half a wrong."""
+    runs = runs.sort_values([*CONFIGURATION, "replicate", "level"])
+    configurations = runs[CONFIGURATION].drop_duplicates()
+    shape = (len(configurations), runs["replicate"].nunique(), runs["level"].nunique())
+    log_error = np.log(runs["error"].clip(lower=0.5 / runs["n_test"]).to_numpy()).reshape(shape)
+    log_density = np.log(runs["density"].to_numpy()).reshape(shape)[:, 0]
+    covariates = make_frame(runs, CHANCE_ERROR).covariates(configurations)
+    return Cells(log_error, log_density, **covariates, n_test=float(runs["n_test"].iloc[0]))
+
+
+PRIORS = {
+    "gamma": dist.LogNormal(0.0, 0.75),
+    "phi": dist.Normal(1.0, 1.0),
+    "psi": dist.Normal(1.0, 1.0),
+    "knee": dist.LogNormal(-3.5, 1.5),
+    "log_eps_up": dist.Normal(-0.2, 0.1),
+    "a": dist.LogNormal(-3.0, 1.0),
+    "alpha": dist.LogNormal(-0.5, 0.5),
+    "b": dist.LogNormal(-3.0, 1.0),
+    "beta": dist.LogNormal(-0.6, 0.5),
+    "sigma_np": dist.LogNormal(-1.6, 0.9),
+    "tau": dist.LogNormal(-1.6, 0.9),
+    "sigma": dist.LogNormal(-3.0, 1.0),
+    "floor": dist.LogNormal(0.0, 0.25),
+}
+
+
+def model(cells: Cells) -> None:
+    """Sample the parameters and observe every cell."""
+    value = {name: jnp.asarray(numpyro.sample(name, prior)) for name, prior in PRIORS.items()}
+    log_eps_up = value["log_eps_up"]
+    centre = expected(value, cells)
+    groups, replicates, _ = cells.log_error.shape
+    with numpyro.plate("configuration", groups):
+        log_e = jnp.asarray(numpyro.sample("log_e", dist.Normal(centre, value["sigma_np"])))
+    with numpyro.plate("trajectory", groups * replicates):
+        effect = jnp.asarray(numpyro.sample("effect", dist.Normal(0.0, value["tau"])))
+    log_p = jnp.log(value["knee"]) - value["phi"] * cells.depth - value["psi"] * cells.width
+    curve = Curve(saturate(log_e, log_eps_up)[:, None], log_eps_up, value["gamma"], log_p[:, None])
+    mean = log_error(curve, cells.log_density)
+    variance = value["floor"] ** 2 * (jnp.exp(-mean) - 1) / cells.n_test + value["sigma"] ** 2
+    location = mean[:, None] + effect.reshape(groups, replicates, 1)
+    numpyro.sample("log_error", dist.StudentT(NU, location, jnp.sqrt(variance)[:, None]), obs=cells.log_error)
+
+
+def expected(value: dict[str, Any], cells: Cells) -> jax.Array:
+    """Compute log e by the dense law without c."""
+    dense = Dense(jnp.log(value["a"]), value["alpha"], jnp.log(value["b"]), value["beta"], -700.0)
+    return log_dense(dense, cells.parameters, cells.dataset_size)
+
+
+def start_of(cells: Cells) -> dict[str, Any]:
+    """Start from the prior medians, and from plateaus as measured."""
+    middle = {
+        "gamma": 0.0,
+        "phi": 1.0,
+        "psi": 1.0,
+        "knee": -3.5,
+        "log_eps_up": -0.2,
+        "a": -3.0,
+        "alpha": -0.5,
+        "b": -3.0,
+    }
+    middle |= {"beta": -0.6, "sigma_np": -1.6, "tau": -1.6, "sigma": -3.0, "floor": 0.0}
+    share = np.clip(np.exp(cells.log_error[:, :, 0].mean(1)) / CHANCE_ERROR, 1e-4, 0.98)
+    log_e = np.log(share / np.sqrt(1 - share**2))
+    return middle | {"log_e": log_e, "effect": np.zeros(cells.log_error[:, :, 0].size)}
+
+
+def groups_of(cells: Cells) -> dict[str, Any]:
+    """Name the latent values that are independent between configurations."""
+    groups, replicates, _ = cells.log_error.shape
+    return {"log_e": np.arange(groups), "effect": np.repeat(np.arange(groups), replicates)}
+
+
+def estimate(cells: Cells, free: dict[str, Any]) -> dict[str, jax.Array]:
+    """Estimate both spreads by moments, on the unconstrained (log) scale."""
+    value = free | {name: jnp.exp(free[name]) for name in ("a", "alpha", "b", "beta")}
+    above = free["log_e"] - expected(value, cells)
+    return {
+        "sigma_np": 0.5 * jnp.log(jnp.mean(above**2) + 1e-4),
+        "tau": 0.5 * jnp.log(jnp.mean(free["effect"] ** 2) + 1e-4),
+    }
+
+
+def variances(cells: Cells) -> dict[str, float]:
+    """Give the variances of those estimates."""
+    groups, replicates, _ = cells.log_error.shape
+    return {"sigma_np": 0.5 / groups, "tau": 0.5 / (groups * replicates)}

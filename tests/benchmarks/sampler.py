@@ -1,0 +1,219 @@
+"""The sampler against its peers, on the same models and rows, in one run.
+
+    uv run --group bench python tests/benchmarks/sampler.py A
+    uv run --group bench python tests/benchmarks/sampler.py B --limit 600
+
+A is the hierarchical law at the paper's scale (`model_a`), B the model that ships as the default, both on the 12,768
+rows of `paper_scale`. NumPyro's NUTS with its defaults and nutpie with low-rank adaptation run, four chains each, until
+every R-hat is at most 1.01 or the limit (seconds) is reached; both sample the same density, by the same gradients.
+Every sampler runs in a process of its own, one after the other. Effective sample sizes are the smallest over all
+parameters, ranks on the unconstrained scale. Seconds include the search of the mode, the Hessian and the warm-up;
+compilation is counted in `whole` alone for ours, and in both for the peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CHAINS, MAX_R_HAT = 4, 1.01
+SAMPLERS = ("ours", "numpyro", "nutpie")
+
+
+def main() -> None:
+    """Run every sampler in a process of its own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["A", "B"])
+    parser.add_argument("--limit", type=float, default=1800.0, help="Seconds for each peer.")
+    parser.add_argument("--configurations", type=int, default=152)
+    parser.add_argument("--draws", type=int, default=1000, help="Draws of each chain of ours.")
+    parser.add_argument("--only", choices=SAMPLERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(run(arguments.only, arguments)))
+        return
+    results = {}
+    for name in SAMPLERS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+        print(json.dumps({"sampler": name, **results[name]}), flush=True)
+    rate = {name: result["ess_bulk"] / result["seconds"] for name, result in results.items()}
+    for name in SAMPLERS[1:]:
+        print(f"ours / {name}: {rate['ours'] / rate[name]:.0f} times the smallest bulk ESS per second")
+
+
+def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one sampler."""
+    if name == "numpyro":
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={CHAINS}"
+    import jax
+
+    with jax.enable_x64(True):
+        return {"ours": ours, "numpyro": numpyro_nuts, "nutpie": nutpie_low_rank}[name](arguments)
+
+
+def problem(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the flat potential, its context, and what our sampler needs beside."""
+    import jax
+    import jax.numpy as jnp
+    import model_a
+    from paper_scale import paper_table
+
+    from bayeslaw import fitting
+    from bayeslaw.density import estimate_unconstrained, flat_potential, named_potential, shapes_of, unraveller
+    from bayeslaw.hierarchy import groups_of, spread_variances
+    from bayeslaw.priors import resolve_priors
+    from bayeslaw.runs import load_runs
+
+    fitting.bind_submodules()
+    table = paper_table(arguments.configurations)
+    if arguments.model == "A":
+        from numpyro.infer.util import potential_energy
+
+        cells = model_a.cells_of(table)
+        start = {name: jnp.asarray(value) for name, value in model_a.start_of(cells).items()}
+        unravel = unraveller(shapes_of(start))
+
+        def potential(context: Any, values: dict[str, Any]) -> jax.Array:
+            return jnp.asarray(potential_energy(model_a.model, (context,), {}, values))
+
+        return {
+            "named": potential,
+            "flat": lambda context, flat: potential(context, unravel(flat)),
+            "context": jax.tree.map(jnp.asarray, cells),
+            "starts": [start],
+            "estimate": model_a.estimate,
+            "variances": model_a.variances(cells),
+            "groups": model_a.groups_of(cells),
+        }
+    own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
+    starts = fitting.starts_of(own)
+    named = named_potential(own.structure, True)
+    return {
+        "named": named,
+        "flat": flat_potential(named, shapes_of(starts[0])),
+        "context": own.context,
+        "starts": starts,
+        "estimate": estimate_unconstrained,
+        "variances": {k: v for k, v in spread_variances(own.data).items() if k in own.priors},
+        "groups": groups_of(own.data),
+    }
+
+
+def ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Find the Laplace axes and sample, twice: the second time nothing is compiled."""
+    from bayeslaw.laplace import laplace
+    from bayeslaw.sampler import sample
+
+    given = problem(arguments)
+
+    def once(seed: int) -> tuple[Any, float]:
+        start = time.perf_counter()
+        parts = (given["named"], given["context"], given["starts"], given["estimate"], given["variances"])
+        found = laplace(*parts, given["groups"])
+        drawn = sample(
+            given["flat"], given["context"], found.mode, found.axes, seed=seed, chains=CHAINS, warmup=200,
+            draws=arguments.draws, progress=False,
+        )  # fmt: skip
+        return drawn, time.perf_counter() - start
+
+    whole = once(0)[1]
+    drawn, seconds = once(1)
+    statistics = drawn.statistics
+    figures = judge(drawn.positions) | {"divergences": int(statistics["diverging"].sum())}
+    return figures | {"seconds": seconds, "whole": whole, "leapfrogs_a_draw": float(statistics["n_steps"].mean())}
+
+
+def judge(positions: Any) -> dict[str, Any]:
+    """Find the worst of all parameters in draws `[chains, draws, dimensions]`."""
+    import arviz as az
+    import xarray as xr
+
+    draws = xr.Dataset({"x": (("chain", "draw", "dimension"), positions)})
+    least = {kind: float(az.ess(draws, method=kind)["x"].min()) for kind in ("bulk", "tail")}
+    r_hat = float(az.rhat(draws)["x"].max())
+    chains, length, dimensions = positions.shape
+    return {
+        "dimensions": dimensions, "chains": chains, "draws": length, "ess_bulk": least["bulk"],
+        "ess_tail": least["tail"], "r_hat": r_hat,
+    }  # fmt: skip
+
+
+def numpyro_nuts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run NumPyro's NUTS with its defaults from draws around the start, 500 draws at a time after 500 of warm-up."""
+    import jax
+    import numpy as np
+    from jax.flatten_util import ravel_pytree
+    from numpyro.infer import MCMC, NUTS
+
+    given = problem(arguments)
+    centre = ravel_pytree(given["starts"][0])[0]
+    begin = centre + 0.1 * jax.random.normal(jax.random.PRNGKey(1), (CHAINS, len(centre)))
+    kernel = NUTS(potential_fn=lambda q: given["flat"](given["context"], q))
+    mcmc = MCMC(kernel, num_warmup=500, num_samples=500, num_chains=CHAINS, chain_method="parallel", progress_bar=False)
+    start, parts, leapfrogs = time.perf_counter(), [], 0
+    mcmc.warmup(jax.random.PRNGKey(0), init_params=begin, extra_fields=("num_steps",), collect_warmup=True)
+    leapfrogs += int(mcmc.get_extra_fields()["num_steps"].sum())
+    while True:
+        mcmc.run(jax.random.PRNGKey(len(parts) + 2), extra_fields=("num_steps",))
+        parts.append(np.asarray(mcmc.get_samples(group_by_chain=True)))
+        leapfrogs += int(mcmc.get_extra_fields()["num_steps"].sum())
+        mcmc.post_warmup_state = mcmc.last_state
+        seconds = time.perf_counter() - start
+        figures = judge(np.concatenate(parts, axis=1))
+        print(figures | {"seconds": seconds}, file=sys.stderr)
+        if figures["r_hat"] <= MAX_R_HAT or seconds > arguments.limit:
+            return figures | {"seconds": seconds, "gradients": leapfrogs}
+
+
+def nutpie_low_rank(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run nutpie with low-rank adaptation, anew with twice the draws while R-hat fails; only the last run counts."""
+    import jax
+    import numpy as np
+    import nutpie
+    from jax.flatten_util import ravel_pytree
+
+    given = problem(arguments)
+    centre = np.asarray(ravel_pytree(given["starts"][0])[0])
+    gradient = jax.jit(jax.value_and_grad(lambda q: -given["flat"](given["context"], q)))
+
+    def density(q: Any) -> tuple[float, Any]:
+        with jax.enable_x64(True):  # every chain is a thread of its own
+            value, slope = gradient(q)
+            return float(value), np.asarray(slope)
+
+    def begin(seed: int) -> Any:
+        return centre + 0.1 * np.random.default_rng(seed).standard_normal(len(centre))
+
+    density(centre)
+    model = nutpie.compiled_pyfunc.from_pyfunc(
+        len(centre), lambda: density, lambda *_: lambda q: {"x": np.asarray(q)}, [np.dtype(float)], [(len(centre),)],
+        ["x"], make_initial_point_fn=begin,
+    )  # fmt: skip
+    begun, draws = time.perf_counter(), 500
+    while True:
+        start = time.perf_counter()
+        trace = nutpie.sample(
+            model, draws=draws, tune=max(500, draws), chains=CHAINS, cores=CHAINS, seed=draws,
+            adaptation="low_rank", progress_bar=False, save_warmup=True,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        figures = judge(np.asarray(trace.posterior["x"]))
+        steps = int(np.sum(trace.sample_stats["n_steps"])) + int(np.sum(trace.warmup_sample_stats["n_steps"]))
+        print(figures | {"seconds": seconds}, file=sys.stderr)
+        spent = time.perf_counter() - begun
+        if figures["r_hat"] <= MAX_R_HAT or spent + 2 * seconds > arguments.limit:
+            return figures | {"seconds": seconds, "gradients": steps}
+        draws *= 2
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()
