@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
+from threadpoolctl import threadpool_limits
 
 from bayeslaw.axes import Axes, axes_from, embed, lay_out, seeds_of, unit_axes
 from bayeslaw.density import Shapes, positions_of, shapes_of, unraveller
@@ -40,6 +41,7 @@ class Laplace:
     clipped: int
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # on vectors this short, threads only wait for each other
 def laplace(
     potential: Callable[[Any, dict[str, Any]], jax.Array],
     context: Any,

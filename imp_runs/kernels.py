@@ -172,17 +172,18 @@ def _weight_gradients(x, slope, taps, first, last, gradients, buffer, channel, s
 @_part
 def _finish(total, added, out, buffer, channel, examples, scale, shift, rectified, shortcut):
     """Scale, shift, add the shortcut and rectify one channel."""
-    zero = np.float32(0)
+    least = np.float32(0) if rectified else np.float32(-np.inf)
     for row in range(buffer.height):
-        t, a = _inside(total, buffer, channel, row, examples), _inside(added, buffer, channel, row, examples)
-        y = _inside(out, buffer, channel, row, examples)
-        for i in range(len(t)):
-            value = t[i] * scale + shift
-            if shortcut:
-                value += a[i]
-            if rectified and value < zero:
-                value = zero
-            y[i] = value
+        t, y = _inside(total, buffer, channel, row, examples), _inside(out, buffer, channel, row, examples)
+        if shortcut:
+            a = _inside(added, buffer, channel, row, examples)
+            for i in range(len(t)):
+                value = t[i] * scale + shift + a[i]
+                y[i] = least if value < least else value
+        else:
+            for i in range(len(t)):
+                value = t[i] * scale + shift
+                y[i] = least if value < least else value
 
 
 @_part
@@ -190,16 +191,16 @@ def _statistics(total, buffer, channel, examples):
     """Give the mean and the variance (over all, not unbiased) of one channel."""
     count, whole = buffer.height * buffer.width * examples, 0.0
     for row in range(buffer.height):
-        part = np.float32(0)
-        for value in _inside(total, buffer, channel, row, examples):
-            part += value
+        t, part = _inside(total, buffer, channel, row, examples), np.float32(0)
+        for i in range(len(t)):
+            part += t[i]
         whole += part
     mean = np.float32(whole / count)
     whole = 0.0
     for row in range(buffer.height):
-        part = np.float32(0)
-        for value in _inside(total, buffer, channel, row, examples):
-            part += (value - mean) * (value - mean)
+        t, part = _inside(total, buffer, channel, row, examples), np.float32(0)
+        for i in range(len(t)):
+            part += (t[i] - mean) * (t[i] - mean)
         whole += part
     return mean, np.float32(whole / count)
 
