@@ -72,7 +72,7 @@ def fit_families(
     """
     resolved = resolve_priors(priors, law=parts["law"], pool="family")
     exponents = exponents_of(parts["law"])
-    shared = {name: resolved[name] for x in exponents for name in (x, f"{BETWEEN}{x}")}
+    shared = {name: resolved[name] for name in (*exponents, *(f"{BETWEEN}{x}" for x in exponents))}
     own = {name: prior for name, prior in resolved.items() if name not in shared}
     drawn = {name: _from_population(name, resolved[name]) for name in exponents}
     families = [prepare(table, parts, {**own, **drawn}, pooled=True) for table in tables]

@@ -235,6 +235,7 @@ POOR = Truth(gamma=1.5, phi=1.5, psi=1.3, sigma_np=0.3, tau_np=0.3, p_prime=0.2,
 with jax.enable_x64(True):  # of the same type as the defaults, so that all fits below are compiled once
     PRIORS = {"share_np": dist.Uniform(0.4, 0.6), "share_n": dist.Uniform(0.3, 0.8), "share_c": dist.Beta(2.0, 20.0)}
     PRIORS["between_phi"] = dist.Weibull(0.4, 2.0)  # the default, given
+    WIDE = {f"between_{name}": dist.Weibull(3.0, 20.0) for name in EXPONENTS}  # factors of 20 and more
 SETTINGS: Any = {"effects": ("np",), "noise": "normal", "steep": False, "chains": 2, "warmup": 300}
 RICH_NAME, POOR_NAME = "cifar_resnet/rich", "cifar_resnet/poor"
 
@@ -273,10 +274,9 @@ def apart(tables, pooled) -> bayeslaw.PooledFit:
             compiled.append(about.get("fun_name", event))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    wide = {f"between_{name}": dist.Weibull(1.0, 100.0) for name in EXPONENTS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        fit = bayeslaw.fit(tables, pool="family", priors=PRIORS | wide, seed=2, draws=1000, **SETTINGS)
+        fit = bayeslaw.fit(tables, pool="family", priors=PRIORS | WIDE, seed=2, draws=1000, **SETTINGS)
     jax.monitoring.clear_event_listeners()
     assert not compiled
     return fit
