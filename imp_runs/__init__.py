@@ -16,7 +16,8 @@ _WHERE = {
     "load_dataset": "datasets",
     "run_trajectory": "imp",
     "run_sweep": "sweep",
-    "estimate": "sweep",
+    "bench": "costs",
+    "estimate": "costs",
     "make_table": "table",
     "recorded_sweeps": "table",
 }
@@ -26,6 +27,7 @@ __all__ = [
     "Store",
     "Sweep",
     "Trajectory",
+    "bench",
     "estimate",
     "load_dataset",
     "load_sweep",

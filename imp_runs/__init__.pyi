@@ -2,11 +2,12 @@ from imp_runs.config import Protocol as Protocol
 from imp_runs.config import Sweep as Sweep
 from imp_runs.config import Trajectory as Trajectory
 from imp_runs.config import load_sweep as load_sweep
+from imp_runs.costs import bench as bench
+from imp_runs.costs import estimate as estimate
 from imp_runs.datasets import load_dataset as load_dataset
 from imp_runs.errors import ImpRunsError as ImpRunsError
 from imp_runs.imp import run_trajectory as run_trajectory
 from imp_runs.store import Store as Store
-from imp_runs.sweep import estimate as estimate
 from imp_runs.sweep import run_sweep as run_sweep
 from imp_runs.table import make_table as make_table
 from imp_runs.table import recorded_sweeps as recorded_sweeps

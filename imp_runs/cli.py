@@ -32,7 +32,8 @@ def sweep(
 ) -> None:
     """Run the trajectories of a sweep that the store lacks; go on where an interrupted sweep stopped."""
     from imp_runs.config import load_sweep
-    from imp_runs.sweep import estimate, run_sweep
+    from imp_runs.costs import estimate
+    from imp_runs.sweep import run_sweep
 
     described = load_sweep(file)
     options: dict[str, Any] = {"data_dir": data_dir, "download": download, "workers": workers}
@@ -64,6 +65,22 @@ def settle(
     options: dict[str, Any] = {"workers": workers, "device": device, "kernels": kernels}
     table = run(load_sweep(file), data_dir=data_dir, download=download, **options)
     typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+
+
+@app.command()
+def bench(
+    file: Annotated[Path, typer.Argument(help="TOML file of the sweep.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the dataset's files.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")] = None,
+    kernels: Annotated[str, typer.Option(help="What is compared with torch: auto, or on a CPU sparse.")] = "auto",
+) -> None:
+    """Compare the speed of a sweep's networks with that of a plain PyTorch loop, side by side."""
+    from imp_runs.config import load_sweep
+    from imp_runs.costs import bench as run
+
+    table = run(load_sweep(file), data_dir=data_dir, download=download, device=device, kernels=kernels)
+    typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.1f}"))
 
 
 @app.command()

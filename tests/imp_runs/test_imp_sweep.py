@@ -8,10 +8,12 @@ import os
 import pytest
 
 from imp_runs.config import Sweep, load_sweep
+from imp_runs.costs import Estimate, costs_of, estimate
 from imp_runs.errors import ImpRunsError
 from imp_runs.imp import run_trajectory
 from imp_runs.store import Store
-from imp_runs.sweep import KERNELS, Estimate, _costs, estimate, run_sweep
+from imp_runs.sweep import run_sweep
+from imp_runs.workers import KERNELS
 
 
 def changed(sweep: Sweep, **changes) -> Sweep:
@@ -68,7 +70,7 @@ def test_the_estimate_counts_the_steps_that_are_then_run_and_ends_where_nothing_
     # What a worker would compute, here without one; test_imp_cli lets a worker compute it for a whole sweep.
     trajectories = [toy(width=1, levels=30, rewind=0.5), toy(dataset_size=60, levels=30, rewind=0.5, replicate=1)]
     store = Store(tmp_path, trajectories[0].protocol)
-    for trajectory, (steps, seconds) in zip(trajectories, _costs(trajectories, None, "cpu", "auto"), strict=True):
+    for trajectory, (steps, seconds) in zip(trajectories, costs_of(trajectories, None, "cpu", "auto"), strict=True):
         run_trajectory(trajectory, digits, store)
         records = store.records(trajectory.key)
         assert records[-1]["status"] == "exhausted"
@@ -104,3 +106,12 @@ def test_what_cannot_run_is_refused_before_anything_runs(whole, tmp_path, use):
     with pytest.raises(ImpRunsError, match="device 'tpu' must be cpu or cuda"):
         use(sweep, tmp_path / "store", device="tpu")
     assert not (tmp_path / "store").exists() or Store(tmp_path / "store").keys() == []
+
+
+def test_bench_compares_every_network_with_plain_pytorch(whole):
+    from imp_runs.costs import bench
+
+    table = bench(load_sweep(whole.file), device="cpu")
+    assert table[["depth", "width", "dataset_size"]].to_numpy().tolist() == [[2, 2, 40], [2, 3, 40]]
+    assert (table["speedup"] == table["per_hour"] / table["torch_per_hour"]).all()
+    assert (table["examples_per_second"] > 0).all()

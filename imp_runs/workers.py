@@ -1,0 +1,128 @@
+"""Worker processes, one thread each on a CPU, one process on a GPU, and what they are started with."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import multiprocessing
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imp_runs.config import Trajectory
+from imp_runs.errors import ImpRunsError
+
+if TYPE_CHECKING:
+    from imp_runs.datasets import Dataset
+
+#: What every CPU worker is started with, so that results do not depend on the processor's vector width.
+KERNELS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+if platform.machine() in {"x86_64", "AMD64"}:
+    KERNELS |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+
+#: What may compute a run: the fastest, PyTorch, or on a CPU kernels that skip pruned weights.
+CHOICES = ("auto", "torch", "sparse")
+
+
+def default_device() -> str:
+    """Choose CUDA when there is one, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def checked_kernels(kernels: str) -> str:
+    """Give `kernels` back, or raise an `ImpRunsError` that says what is allowed."""
+    if kernels not in CHOICES:
+        raise ImpRunsError(f"kernels {kernels!r} must be one of {', '.join(CHOICES)}.")
+    return kernels
+
+
+def checked_device(device: str | None) -> str:
+    """Give a device that is there, the default one for none, or raise an `ImpRunsError` that says what to do."""
+    if device is None:
+        return default_device()
+    kind = device.split(":")[0]
+    if kind not in {"cpu", "cuda"}:
+        raise ImpRunsError(f"device {device!r} must be cpu or cuda.")
+    if kind == "cuda" and default_device() != "cuda":
+        raise ImpRunsError(f"device {device!r}: PyTorch finds no CUDA device here; give --device cpu.")
+    return device
+
+
+@contextlib.contextmanager
+def pinned(device: str) -> Iterator[None]:
+    """Set the environment that workers inherit, and restore it."""
+    wanted = KERNELS if device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def worker_pool(workers: int, context: Any, finished: Any) -> concurrent.futures.ProcessPoolExecutor:
+    """Make the pool; what workers `report` comes out of the queue `finished`."""
+    return concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(finished,)
+    )
+
+
+def prefetch(missing: list[Trajectory], data_dir: str | Path | None, download: bool) -> None:
+    """Fetch the dataset once for all workers, and refuse what it is too small for before anything runs."""
+    from imp_runs.datasets import load_dataset
+    from imp_runs.train import check_size
+
+    first = missing[0]
+    dataset = load_dataset(first.dataset, pool=first.pool, data_dir=data_dir, download=download)
+    check_size(dataset, max(missing, key=lambda trajectory: trajectory.dataset_size))
+
+
+_FINISHED: Any = None
+
+
+def _start_worker(finished: Any) -> None:
+    global _FINISHED
+    _FINISHED = finished
+    import torch
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    parent = multiprocessing.parent_process()
+
+    def follow_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def report(levels: int) -> None:
+    """Say from within a worker how many levels it has just finished."""
+    _FINISHED.put(levels)
+
+
+@functools.cache
+def dataset_of(name: str, pool: int, data_dir: str | None) -> Dataset:
+    """Load a dataset once for every worker process."""
+    from imp_runs.datasets import load_dataset
+
+    return load_dataset(name, pool=pool, data_dir=data_dir)
