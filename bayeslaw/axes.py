@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,28 +147,6 @@ def _invert(matrices: NDArray) -> tuple[NDArray, NDArray, int]:
     return inverse, root, int((values < enough).sum())
 
 
-def embed(axes: Axes, where: NDArray, variances: Mapping[int, float]) -> Axes:
-    """Carry axes into a longer position whose further entries are independent of all others.
-
-    Args:
-        axes: The axes.
-        where: New position of every entry, `[dimensions]`.
-        variances: Variance of each further entry, by its new position.
-
-    Returns:
-        Axes over all entries, the further ones among the shared.
-    """
-    added = np.array(list(variances), int)
-    where = np.append(where, len(where) + len(added))
-    own = np.asarray(axes.own)
-    factor = np.pad(np.asarray(axes.shared_factor), (0, len(added)))
-    factor[len(axes.shared) :, len(axes.shared) :] = np.diag(np.sqrt(list(variances.values())))
-    coupling = np.pad(np.asarray(axes.coupling), ((0, 0), (0, 0), (0, len(added))))
-    return Axes(
-        np.append(where[axes.shared], added), where[own] if own.size else own, factor, axes.own_factor, coupling
-    )
-
-
 def refine(axes: Axes, q: NDArray) -> tuple[Axes, NDArray]:
     """Reshape the axes of the shared entries by draws in their coordinates.
 
@@ -187,3 +166,20 @@ def refine(axes: Axes, q: NDArray) -> tuple[Axes, NDArray]:
     covariance = weight * np.cov(shared.T).reshape(size, size) + (1 - weight) * np.eye(size)
     factor = np.linalg.cholesky(covariance)
     return axes._replace(shared_factor=np.asarray(axes.shared_factor) @ factor), np.linalg.inv(factor)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradient(
+    potential: Callable[[Any, jax.Array], jax.Array], context: Any, centre: Numbers, axes: Axes, q: Numbers
+) -> tuple[jax.Array, jax.Array]:
+    """Compute a negative log density and its gradient in coordinates q of x = centre + axes q.
+
+    Args:
+        potential: Negative log density of context and flat position; compiled once for it and the shapes.
+        context: What it depends on besides, a pytree of arrays.
+        centre: Origin of the coordinates, `[dimensions]`.
+        axes: Their axes.
+        q: Coordinates, `[dimensions]`.
+    """
+    origin = jnp.asarray(centre)
+    return jax.value_and_grad(lambda q: potential(context, origin + axes.move(q)))(jnp.asarray(q))

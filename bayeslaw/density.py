@@ -22,6 +22,9 @@ from bayeslaw.unconstrained import prior_middles
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 #: Names and shapes of unconstrained values, sorted by name.
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 #: Draws constrained at once.

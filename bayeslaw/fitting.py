@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayeslaw.density import Context, constrain, estimate_unconstrained, flat_potential, named_potential, shapes_of
+from bayeslaw.density import (
+    Context,
+    constrain,
+    estimate_unconstrained,
+    flat_potential,
+    named_potential,
+    positions_of,
+    shapes_of,
+)
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import groups_of, spread_variances
@@ -27,6 +35,14 @@ from bayeslaw.precision import in_float64
 from bayeslaw.priors import POOLS, Prior, describe_prior, resolve_priors, store_prior
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
+from bayeslaw.straight import (
+    StraightContext,
+    bent_positions,
+    ridges_of,
+    straight_estimate,
+    straight_potential,
+    straighten,
+)
 from bayeslaw.unconstrained import against_prior, prior_middles
 
 if TYPE_CHECKING:
@@ -85,7 +101,7 @@ def fit(
     draws: int = 1000,
     n_test: int | None = None,
     chance_error: float | None = None,
-    target_acceptance: float = 0.95,
+    target_acceptance: float = 0.9,
     progress: bool = True,
 ) -> Fit | PooledFit:
     """Infer a law from a run table with NUTS.
@@ -255,7 +271,7 @@ def bind_submodules() -> None:
 def _check_settings(**settings: float) -> None:
     rules = {
         "chains": (settings["chains"] >= 2, "an integer >= 2, so that chains can be compared"),
-        "warmup": (settings["warmup"] >= 50, "an integer >= 50"),
+        "warmup": (settings["warmup"] >= 100, "an integer >= 100"),
         "draws": (settings["draws"] >= 50, "an integer >= 50"),
         "target_acceptance": (0 < settings["target_acceptance"] < 1, "in (0, 1)"),
     }
@@ -299,22 +315,25 @@ def _warn_about(own: Prepared, *, pooled: bool) -> None:
 
 def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict[str, Any]]:
     """Find the Laplace metric and sample; give the draws also as named parameters."""
-    density, starts = named_potential(own.structure, not own.few), starts_of(own)
+    context = StraightContext(own.context, jax.tree.map(jnp.asarray, ridges_of(own.data)))
     variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
-    estimate = None if own.few else estimate_unconstrained
+    estimate = None if own.few else straight_estimate(estimate_unconstrained)
     groups = {} if own.few else groups_of(own.data)
-    approximation = laplace(density, own.context, starts, estimate, variances, groups)
+    density = straight_potential(named_potential(own.structure, not own.few))
+    starts = [straighten(context, start) for start in starts_of(own)]
+    approximation = laplace(density, context, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
     sampled = sample(
         flat_potential(density, shapes),
-        own.context,
+        context,
         approximation.mode,
         approximation.axes,
         seed=seed,
         adapt_metric=own.few,
         **settings,
     )
-    return sampled, constrain(own.structure, not own.few, shapes, own.context, sampled.positions, seed=seed + 1)
+    plain = bent_positions(context, positions_of(shapes), sampled.positions)
+    return sampled, constrain(own.structure, not own.few, shapes, own.context, plain, seed=seed + 1)
 
 
 def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from jax.flatten_util import ravel_pytree
 from threadpoolctl import threadpool_limits
 
-from bayeslaw.axes import Axes, axes_from, embed, lay_out, seeds_of, unit_axes
-from bayeslaw.density import Shapes, positions_of, shapes_of, unraveller
+from bayeslaw.axes import Axes, Layout, axes_from, lay_out, seeds_of, unit_axes, value_and_gradient
+from bayeslaw.density import Shapes, flat_potential, positions_of, shapes_of, unraveller
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 ROUNDS = 5
 #: Iterations of the search from each start, and of the search in the coordinates of each round.
 ROUGH, FINE = 150, 100
+#: Half the distance, on the unconstrained scale, of the two gradients that a second derivative is taken from.
+STEP = 1e-5
 
 
 @dataclass(frozen=True)
@@ -70,33 +70,58 @@ def laplace(
     Returns:
         Mode and axes; each spread has an axis of its own.
     """
-    names = sorted(variances) if estimate else []
-    free_starts = [{k: jnp.asarray(v, float) for k, v in start.items() if k not in names} for start in starts]
-    held = {name: jnp.asarray(starts[0][name], float) for name in names}
-    compiled = _compile(potential, estimate, shapes_of(free_starts[0]))
-    positions = positions_of(shapes_of(free_starts[0]))
+    shapes = shapes_of(starts[0])
+    density, positions = flat_potential(potential, shapes), positions_of(shapes)
+    spreads = {name: int(positions[name]) for name in sorted(variances)} if estimate else {}
+    held = np.array(list(spreads.values()), int)
     layout = lay_out(positions, groups or {})
-    seeds = seeds_of(layout, sum(where.size for where in positions.values()))
 
     def search(origin: NDArray, axes: Axes, iterations: int) -> tuple[float, NDArray]:
         def evaluate(q: NDArray) -> tuple[float, NDArray]:
-            value, gradient = compiled.value_and_gradient(q, origin, axes, context, held)
-            return (float(value), np.asarray(gradient)) if np.isfinite(value) else (1e100, np.zeros_like(q))
+            value, gradient = value_and_gradient(density, context, origin, axes, q)
+            if not np.isfinite(value):
+                return 1e100, np.zeros_like(q)
+            slope = np.array(gradient)
+            slope[held] = 0.0
+            return float(value), slope
 
         options = {"maxiter": iterations, "maxcor": 10, "maxfun": 3 * iterations}
         found = scipy.optimize.minimize(evaluate, np.zeros_like(origin), jac=True, method="L-BFGS-B", options=options)
         return found.fun, origin + np.asarray(_move(axes, found.x))
 
     def axes_at(flat: NDArray) -> tuple[Axes, int]:
-        return axes_from(layout, np.asarray(compiled.products(flat, context, held, seeds)))
+        products = _hessian_products(density, context, flat, layout)
+        products[:, held] = 0.0
+        of_spreads = np.searchsorted(layout.shared, held)
+        products[of_spreads] = 0.0
+        products[of_spreads, held] = [1 / variances[name] for name in spreads]
+        return axes_from(layout, products)
 
-    searches = [search(np.asarray(ravel_pytree(start)[0]), unit_axes(layout), ROUGH) for start in free_starts]
+    searches = [search(_flattened(start), unit_axes(layout), ROUGH) for start in starts]
     flat = min(searches, key=lambda found: found[0])[1]
     for _ in range(ROUNDS):
-        held = compiled.moments(flat, context)
+        for name, value in _moments(estimate, shapes, tuple(spreads), context, flat).items() if estimate else ():
+            flat[spreads[name]] = value
         flat = search(flat, axes_at(flat)[0], FINE)[1]
-    axes, clipped = axes_at(flat)
-    return _assemble(positions, flat, held, axes, variances, clipped)
+    return Laplace(flat, *axes_at(flat))
+
+
+def _hessian_products(density: Callable[..., jax.Array], context: Any, flat: NDArray, layout: Layout) -> NDArray:
+    """Multiply the Hessian with the layout's seeds, by central differences of the gradient.
+
+    They are good to a millionth, and nothing is compiled for them.
+    """
+    unit, nowhere = unit_axes(layout), np.zeros_like(flat)
+
+    def gradient(position: NDArray) -> NDArray:
+        return np.asarray(value_and_gradient(density, context, position, unit, nowhere)[1])
+
+    steps = STEP * seeds_of(layout, len(flat))
+    return np.stack([(gradient(flat + step) - gradient(flat - step)) / (2 * STEP) for step in steps])
+
+
+def _flattened(values: Mapping[str, Any]) -> NDArray:
+    return np.concatenate([np.ravel(np.asarray(values[name], float)) for name in sorted(values)])
 
 
 @jax.jit
@@ -104,50 +129,13 @@ def _move(axes: Axes, q: jax.Array) -> jax.Array:
     return axes.move(q)
 
 
-class _Compiled(NamedTuple):
-    value_and_gradient: Callable[..., tuple[jax.Array, jax.Array]]
-    products: Callable[..., jax.Array]
-    moments: Callable[..., dict[str, jax.Array]]
-
-
-@functools.cache
-def _compile(potential: Callable[..., jax.Array], estimate: Callable[..., Any] | None, shapes: Shapes) -> _Compiled:
-    """Compile the density of a flat position in everything but the spreads, once for each density and shape."""
-    unravel = unraveller(shapes)
-
-    def objective(flat: jax.Array, context: Any, held: dict[str, jax.Array]) -> jax.Array:
-        return potential(context, {**unravel(flat), **held})
-
-    def along(q: jax.Array, origin: jax.Array, axes: Axes, context: Any, held: dict[str, jax.Array]) -> jax.Array:
-        return objective(origin + axes.move(q), context, held)
-
-    def products(flat: jax.Array, context: Any, held: dict[str, jax.Array], seeds: jax.Array) -> jax.Array:
-        def one(seed: jax.Array) -> jax.Array:
-            return jax.jvp(lambda x: jax.grad(objective)(x, context, held), (flat,), (seed,))[1]
-
-        return jax.lax.map(one, seeds)  # one by one: the memory stays that of a gradient
-
-    def moments(flat: jax.Array, context: Any) -> dict[str, jax.Array]:
-        return estimate(context, unravel(flat)) if estimate else {}
-
-    return _Compiled(jax.jit(jax.value_and_grad(along)), jax.jit(products), jax.jit(moments))
-
-
-def _assemble(
-    positions: Mapping[str, NDArray],
-    flat: NDArray,
-    held: dict[str, jax.Array],
-    axes: Axes,
-    variances: Mapping[str, float],
-    clipped: int,
-) -> Laplace:
-    """Put free parameters and spreads into the order in which all of them are flattened."""
-    full = positions_of(shapes_of({**positions, **held}))
-    where = np.empty(len(flat), int)
-    for name, own in positions.items():
-        where[own.ravel()] = full[name].ravel()
-    mode = np.empty(len(flat) + len(held))
-    mode[where] = flat
-    for name, value in held.items():
-        mode[full[name]] = float(value)
-    return Laplace(mode, embed(axes, where, {int(full[name]): variances[name] for name in held}), clipped)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _moments(
+    estimate: Callable[[Any, dict[str, Any]], dict[str, jax.Array]],
+    shapes: Shapes,
+    spreads: tuple[str, ...],
+    context: Any,
+    flat: jax.Array,
+) -> dict[str, jax.Array]:
+    """Estimate the spreads from all other parameters."""
+    return estimate(context, {k: v for k, v in unraveller(shapes)(flat).items() if k not in spreads})

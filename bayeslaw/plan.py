@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import pandas as pd
+import scipy.special
 import xarray as xr
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION
-from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import (
-    average_error,
     configuration_draws,
     extrapolation,
     generator,
-    network_values,
+    mean_errors,
     new_runs,
+    observations,
     parameter_draws,
     predict,
     standard_noise,
@@ -32,6 +34,7 @@ from bayeslaw.predict import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from bayeslaw.laws import Law
     from bayeslaw.posterior import Fit
 
 #: Below this probability that any start reaches the target, there is nothing to plan.
@@ -138,15 +141,10 @@ def plan(
     _check(fit, target_error, confidence)
     notes = _gate(fit, allow_failed)
     prunable, unprunable = _counts(fit, starts, family, parameters)
-    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    covariates = fit.frame.covariates(starts)
-    log_e = configuration_draws(fit, starts, seed)
-    curve = fit.law.curve(value, covariates, log_e, 0.0)
-    unpruned = np.asarray(
-        average_error(fit.law, network_values(value, covariates), covariates, log_e, np.zeros(len(starts)))
-    )
+    unpruned = _unpruned_errors(fit, starts, seed)
     starts["p_feasible"] = (unpruned <= target_error).mean(0)
-    size, p_none = _sizes(np.asarray(fit.law.log_density_at(curve, np.log(target_error))), prunable, unprunable)
+    (log_density,) = _log_densities(fit, starts, np.array([target_error]), seed)
+    size, p_none = _sizes(log_density, prunable, unprunable)
     if 1 - p_none < OUT_OF_REACH:
         raise BayeslawError(_how_close(fit, starts, target_error, unpruned))
     best = np.where(np.isfinite(size).any(1), size.argmin(1), -1)
@@ -157,11 +155,7 @@ def plan(
         quantiles = np.nanquantile(feasible, [0.5, 0.05, 0.95], axis=0)
     for name, row in zip(("size_median", "size_lower", "size_upper"), quantiles, strict=True):
         starts[name] = row
-    deepest = [
-        _deepest_round(fit, value, starts, i, float(log_target), prunable[i], confidence, seed)
-        for i, log_target in enumerate(np.full(len(starts), np.log(target_error)))
-    ]
-    starts[["rounds", "kept", "p_reach"]] = np.array(deepest)
+    starts[["rounds", "kept", "p_reach"]] = _deepest_rounds(fit, starts, target_error, prunable, confidence, seed)
     starts["density"] = starts["kept"] / prunable
     starts["size"] = starts["kept"] + unprunable
     starts["parameters"] = prunable + unprunable
@@ -255,10 +249,7 @@ def _smallest_sizes(
     fit: Fit, targets: NDArray, starts: pd.DataFrame, counts: tuple[NDArray, NDArray], seed: int
 ) -> NDArray[np.float64]:
     """Give the fewest parameters over all starts, `[targets, draws]`."""
-    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    covariates = fit.frame.covariates(starts)
-    curve = fit.law.curve(value, covariates, configuration_draws(fit, starts, seed), 0.0)
-    found = (np.asarray(fit.law.log_density_at(curve, np.log(target))) for target in targets)
+    found = _log_densities(fit, starts, targets, seed)
     return np.array([_sizes(log_density, *counts)[0].min(1) for log_density in found])
 
 
@@ -294,34 +285,53 @@ def rounds_of(prunable: float, *, prune_fraction: float = 0.2) -> NDArray[np.int
     return np.array(kept)
 
 
-def _deepest_round(
-    fit: Fit,
-    value: dict[str, Any],
-    starts: pd.DataFrame,
-    index: int,
-    log_target: float,
-    prunable: float,
-    confidence: float,
-    seed: int,
-) -> tuple[int, int, float]:
-    """Find the deepest round at which a new run's population error is at most the target with `confidence`.
+def _deepest_rounds(
+    fit: Fit, starts: pd.DataFrame, target_error: float, prunable: NDArray, confidence: float, seed: int
+) -> NDArray:
+    """Find for every start the deepest round at which a new run's population error is at most the target.
 
     Returns:
-        Rounds, weights kept and the probability; where no round is sure enough, the surest round.
+        Rounds, weights kept and the probability, `[starts, 3]`; where no round is sure enough, those of the surest.
     """
-    start = starts.iloc[[index]]
-    kept = rounds_of(prunable)
-    log_e, effect_p = new_runs(fit, start, seed)
-    covariates = fit.frame.covariates(start)
-    curve = fit.law.curve(value, covariates, log_e, effect_p)
-    location, scale = observation(fit.law, curve, np.log(kept / prunable), np.full(len(kept), np.inf), value)
-    row = tuple(start[CONFIGURATION].iloc[0])
-    noise = standard_noise(generator(seed, row, "jitter"), value, location.shape)
-    logit_target = log_target - np.log1p(-np.exp(log_target))
-    reach = (np.asarray(location) + np.asarray(scale) * noise <= logit_target).mean(0)
-    sure = np.flatnonzero(reach >= confidence)
-    chosen = int(sure[-1]) if len(sure) else int(reach.argmax())
-    return chosen, int(kept[chosen]), float(reach[chosen])
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    kept = [rounds_of(count) for count in prunable]
+    start = np.repeat(np.arange(len(starts)), [len(rounds) for rounds in kept])
+    designs = starts.loc[starts.index[start], CONFIGURATION].assign(density=np.concatenate(kept) / prunable[start])
+    log_e, effect_p = new_runs(fit, starts, seed)
+    runs, population = (log_e[:, start], effect_p[:, start]), np.full(len(designs), np.inf)
+    location, scale = observations(fit.law, value, fit.frame, designs, runs, population)
+    result = np.empty((len(starts), 3))
+    for i, row in enumerate(starts[CONFIGURATION].itertuples(index=False, name=None)):
+        own = start == i
+        noise = standard_noise(generator(seed, row, "jitter"), value, (len(location), len(kept[i])))
+        logits = location[:, own] + scale[:, own] * noise
+        reach = (logits <= scipy.special.logit(target_error)).mean(0)
+        sure = np.flatnonzero(reach >= confidence)
+        chosen = int(sure[-1]) if len(sure) else int(reach.argmax())
+        result[i] = chosen, kept[i][chosen], reach[chosen]
+    return result
+
+
+def _unpruned_errors(fit: Fit, starts: pd.DataFrame, seed: int) -> NDArray:
+    """Draw the mean errors of the unpruned starts, `[draws, starts]`."""
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    log_e = configuration_draws(fit, starts, seed)
+    return mean_errors(fit.law, value, fit.frame, starts.assign(density=1.0), log_e)
+
+
+def _log_densities(fit: Fit, starts: pd.DataFrame, targets: NDArray, seed: int) -> Iterator[NDArray]:
+    """Give for every target the log density at which the mean curve of each start reaches it, `[draws, starts]`."""
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    log_e = configuration_draws(fit, starts, seed)
+    for target in targets:
+        yield np.asarray(_log_density_at(fit.law, value, fit.frame.covariates(starts), log_e, np.log(target)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_density_at(
+    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_target: Any
+) -> jax.Array:
+    return law.log_density_at(law.curve(value, covariates, log_e, 0.0), log_target)
 
 
 def _starts(depths: Iterable[int], widths: Iterable[float], dataset_size: int) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -117,6 +118,7 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
     return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
 
 
+@jax.jit
 def network_values(value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
     """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
     return value | spreads_at(value, log_dense_at(value, covariates))
@@ -128,8 +130,8 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
     own = fit.posterior["log_e"].to_numpy().reshape(len(value["dense"]), -1)
     known = {tuple(row): i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
     columns = {k: v[:, None] for k, v in value.items()}
-    centre = log_dense_at(columns, fit.frame.covariates(configurations))
-    spread = {k: np.broadcast_to(v, (len(own), len(configurations))) for k, v in spreads_at(columns, centre).items()}
+    centre, spread = _centre_and_spreads(columns, fit.frame.covariates(configurations))
+    spread = {k: np.broadcast_to(v, (len(own), len(configurations))) for k, v in spread.items()}
     result = np.broadcast_to(centre, (len(own), len(configurations))).copy()
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         if row in known:
@@ -142,6 +144,12 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
         else:
             result[:, i] += spread["sigma_np"][:, i] * generator(seed, row, "discrepancy").standard_normal(len(result))
     return result
+
+
+@jax.jit
+def _centre_and_spreads(value: dict[str, Any], covariates: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+    centre = log_dense_at(value, covariates)
+    return centre, spreads_at(value, centre)
 
 
 def generator(seed: int, row: tuple[Any, ...], purpose: str) -> np.random.Generator:
@@ -167,21 +175,25 @@ def average_error(
     Returns:
         Mean error, `[draws, designs]`.
     """
-    total: Any = 0.0
-    for up, up_weight in _nodes("tau_np" in value):
-        for sideways, sideways_weight in _nodes("tau_p" in value):
-            shifted = log_e + value.get("tau_np", 0.0) * up, value.get("tau_p", 0.0) * sideways
-            curve = law.curve(value, covariates, *shifted)
-            total = total + up_weight * sideways_weight * jnp.exp(law.log_error(curve, log_density))
-    return total
+    (up, up_weight), (sideways, sideways_weight) = _nodes("tau_np" in value), _nodes("tau_p" in value)
+    effects = np.repeat(up, len(sideways)), np.tile(sideways, len(up))
+
+    def add(total: jax.Array, node: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        weight, up, sideways = node
+        shifted = log_e + value.get("tau_np", 0.0) * up, value.get("tau_p", 0.0) * sideways
+        return total + weight * jnp.exp(law.log_error(law.curve(value, covariates, *shifted), log_density)), None
+
+    nothing = jnp.zeros(jnp.broadcast_shapes(jnp.shape(log_e), jnp.shape(log_density)))
+    nodes = np.outer(up_weight, sideways_weight).ravel(), *effects
+    return jax.lax.scan(add, nothing, tuple(jnp.asarray(node) for node in nodes))[0]
 
 
-def _nodes(varies: bool) -> list[tuple[float, float]]:
+def _nodes(varies: bool) -> tuple[NDArray, NDArray]:
     """Give nodes and weights of a standard normal effect, or of one that is not there."""
     if not varies:
-        return [(0.0, 1.0)]
+        return np.zeros(1), np.ones(1)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    return list(zip(nodes, weights / weights.sum(), strict=True))
+    return nodes, weights / weights.sum()
 
 
 def standard_noise(rng: np.random.Generator, value: dict[str, Any], shape: tuple[int, ...]) -> NDArray:
@@ -218,30 +230,80 @@ def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataF
     Returns:
         Mean errors, `[draws, designs]`.
     """
-    covariates = frame.covariates(designs)
-    log_density = np.log(designs["density"].to_numpy(float))
-    padded = -len(designs) % BLOCK
-    order = np.pad(np.arange(len(designs)), (0, padded), mode="edge")
-    blocks = []
+
+    def one(covariates: dict[str, Any], log_density: NDArray, log_e: NDArray) -> tuple[jax.Array]:
+        return (average_error(law, network_values(value, covariates), covariates, log_e, log_density),)
+
+    return _by_block(one, frame, designs, log_e)[0]
+
+
+def observations(
+    law: Law,
+    value: dict[str, Any],
+    frame: Frame,
+    designs: pd.DataFrame,
+    runs: tuple[NDArray, NDArray],
+    n_test: NDArray,
+) -> tuple[NDArray, ...]:
+    """Give location and scale of the empirical logits that runs show, a block of designs at a time.
+
+    Args:
+        law: The law.
+        value: Draws of the parameters, and `log_eps_up`, each `[draws, 1]`.
+        frame: What turns designs into covariates.
+        designs: One row per network and density.
+        runs: Log e and sideways effect of the runs, each `[draws, designs]`.
+        n_test: Test examples, `[designs]`; infinite for the population error.
+
+    Returns:
+        Location and scale, each `[draws, designs]`.
+    """
+
+    def one(covariates: dict[str, Any], log_density: NDArray, *own: NDArray) -> tuple[jax.Array, jax.Array]:
+        *run, n_test = own
+        return _observation(law, value, covariates, log_density, *run, n_test=n_test)
+
+    return _by_block(one, frame, designs, *runs, n_test)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _observation(
+    law: Law,
+    value: dict[str, Any],
+    covariates: dict[str, Any],
+    log_density: Any,
+    log_e: Any,
+    effect_p: Any,
+    n_test: Any,
+) -> tuple[jax.Array, jax.Array]:
+    return observation(law, law.curve(value, covariates, log_e, effect_p), log_density, n_test, value)
+
+
+def _by_block(
+    function: Callable[..., tuple[jax.Array, ...]], frame: Frame, designs: pd.DataFrame, *columns: NDArray
+) -> tuple[NDArray, ...]:
+    """Call a function of covariates, log density and columns `[..., designs]` with blocks of equal size."""
+    every = {**frame.covariates(designs), "density": np.log(designs["density"].to_numpy(float))}
+    order = np.pad(np.arange(len(designs)), (0, -len(designs) % BLOCK), mode="edge")
+    parts = []
     for block in order.reshape(-1, BLOCK):
-        own = {name: values[block] for name, values in covariates.items()}
-        blocks.append(
-            np.asarray(average_error(law, network_values(value, own), own, log_e[:, block], log_density[block]))
-        )
-    return np.concatenate(blocks, axis=1)[:, : len(designs)]
+        own = {name: values[block] for name, values in every.items()}
+        log_density = own.pop("density")
+        found = function(own, log_density, *(column[..., block] for column in columns))
+        parts.append([np.asarray(part) for part in found])
+    return tuple(np.concatenate(part, axis=1)[:, : len(designs)] for part in zip(*parts, strict=True))
 
 
 def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     configurations, index = unique_configurations(designs)
     log_e, effect_p = new_runs(fit, configurations, seed)
-    covariates = fit.frame.covariates(designs)
     n_test = _n_test(fit, designs)
-    curve = fit.law.curve(value, covariates, log_e[:, index], effect_p[:, index])
-    location, scale = observation(fit.law, curve, np.log(designs["density"].to_numpy(float)), n_test, value)
+    runs = log_e[:, index], effect_p[:, index]
+    location, scale = observations(fit.law, value, fit.frame, designs, runs, n_test)
     rows = designs[[*CONFIGURATION, "density"]].itertuples(index=False, name=None)
     noise = [standard_noise(generator(seed, row, "noise"), value, (len(log_e), 1))[:, 0] for row in rows]
-    return error_from_logit(np.asarray(location) + np.asarray(scale) * np.stack(noise, axis=1), n_test)
+    return error_from_logit(location + scale * np.stack(noise, axis=1), n_test)
 
 
 def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray, NDArray]:

@@ -27,7 +27,7 @@ SWEEP = "digits_resnet"
 #: Left out by default: a network that trains and prunes in less than 40 core-seconds.
 NETWORK = (8, 4, 500)
 #: Draws per chain; enough for the gate with room to spare.
-DRAWS = 1200
+DRAWS = 800
 TARGET_ERROR = 0.1
 
 

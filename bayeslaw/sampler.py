@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
 
-from bayeslaw.axes import Axes, refine
+from bayeslaw.axes import Axes, refine, value_and_gradient
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def sample(
         The draws and the statistics.
     """
     pilot = 0 if adapt_metric else warmup // 2
-    target = _Target(potential, warmup - pilot, adapt_metric, target_acceptance)
+    target = _Target(potential, _Adaptation(warmup - pilot, adapt_metric, target_acceptance))
     keys = jax.random.split(jax.random.PRNGKey(seed), 3 * chains).reshape(chains, 3, -1)
     begin = [1.2 * jax.random.normal(own[0], (len(centre),)) for own in keys]
     with _bar(chains * (warmup + draws), progress) as bar:
@@ -129,24 +129,35 @@ def _run(
         return list(pool.map(one, initial))
 
 
+class _Adaptation(NamedTuple):
+    """Hold how a kernel adapts.
+
+    Attributes:
+        warmup: Transitions in which it does.
+        metric: Whether a dense metric is adapted too.
+        acceptance: Mean acceptance rate that the step size aims at.
+    """
+
+    warmup: int
+    metric: bool
+    acceptance: float
+
+    def kernel(self, potential: Callable[[jax.Array], jax.Array]) -> NUTS:
+        """Make the kernel for a negative log density of coordinates."""
+        return NUTS(
+            potential_fn=potential,
+            step_size=0.5,
+            adapt_mass_matrix=self.metric,
+            dense_mass=self.metric,
+            target_accept_prob=self.acceptance,
+        )
+
+
 class _Target(NamedTuple):
     """Hold what a compiled transition is made for."""
 
     potential: Callable[[Any, jax.Array], jax.Array]
-    warmup: int
-    adapt_metric: bool
-    target_acceptance: float
-
-    def kernel(self, coordinates: Any) -> NUTS:
-        """Make the kernel in whitened coordinates."""
-        context, centre, axes = coordinates
-        return NUTS(
-            potential_fn=lambda q: self.potential(context, centre + axes.move(q)),
-            step_size=0.5,
-            adapt_mass_matrix=self.adapt_metric,
-            dense_mass=self.adapt_metric,
-            target_accept_prob=self.target_acceptance,
-        )
+    adaptation: _Adaptation
 
 
 @jax.jit
@@ -156,16 +167,25 @@ def _positions(coordinates: Any, whitened: jax.Array) -> jax.Array:
     return centre + jax.lax.map(axes.move, whitened.reshape(-1, len(centre)), batch_size=64).reshape(whitened.shape)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array) -> Any:
-    return target.kernel(coordinates).init(key, target.warmup, position)
+    """Make the state that a chain starts from, with the density that the mode search has compiled."""
+    value, gradient = value_and_gradient(target.potential, *coordinates, position)
+    state = _state_without_density(target.adaptation, key, position)
+    return state._replace(potential_energy=value, z_grad=gradient)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _state_without_density(adaptation: _Adaptation, key: jax.Array, position: jax.Array) -> Any:
+    return adaptation.kernel(lambda q: 0.0 * jnp.sum(q)).init(key, adaptation.warmup, position)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _advance(target: _Target, coordinates: Any, state: Any, length: int) -> tuple[Any, dict[str, jax.Array]]:
     """Make `length` transitions."""
-    kernel = target.kernel(coordinates)
-    kernel.init(jax.random.PRNGKey(0), target.warmup, state.z)  # sets the kernel up; the state it gives is not used
+    context, centre, axes = coordinates
+    kernel = target.adaptation.kernel(lambda q: target.potential(context, centre + axes.move(q)))
+    # This sets the kernel up; the state it gives is not used.
+    kernel.init(jax.random.PRNGKey(0), target.adaptation.warmup, state.z)
 
     def one(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
         state = kernel.sample(state, (), {})

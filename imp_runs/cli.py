@@ -17,17 +17,23 @@ app = typer.Typer(
     help="Iterative magnitude pruning with rewinding: run sweeps, keep their records, make run tables.",
 )
 StoreOption = Annotated[Path, typer.Option(help="Folder of the store.")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Folder with the dataset's files.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")]
+WorkersOption = Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")]
+KernelsOption = Annotated[str, typer.Option(help="What computes: auto, torch, or on a CPU sparse.")]
+FileArgument = Annotated[Path, typer.Argument(help="TOML file of the sweep.")]
 
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="TOML file of the sweep.")],
+    file: FileArgument,
     store: StoreOption,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with the dataset's files.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")] = None,
-    kernels: Annotated[str, typer.Option(help="What computes: auto, torch, or on a CPU sparse.")] = "auto",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    workers: WorkersOption = None,
+    device: DeviceOption = None,
+    kernels: KernelsOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print runs, steps and estimated time.")] = False,
 ) -> None:
     """Run the trajectories of a sweep that the store lacks; go on where an interrupted sweep stopped."""
@@ -36,8 +42,9 @@ def sweep(
     from imp_runs.sweep import run_sweep
 
     described = load_sweep(file)
-    options: dict[str, Any] = {"data_dir": data_dir, "download": download, "workers": workers}
-    options |= {"device": device, "kernels": kernels}
+    options: dict[str, Any] = {
+        "data_dir": data_dir, "download": download, "workers": workers, "device": device, "kernels": kernels,
+    }  # fmt: skip
     if dry_run:
         cost = estimate(described, store, **options)
         typer.echo(f"sweep         {described.name}")
@@ -51,29 +58,28 @@ def sweep(
 
 @app.command()
 def settle(
-    file: Annotated[Path, typer.Argument(help="TOML file of the sweep.")],
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with the dataset's files.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")] = None,
-    kernels: Annotated[str, typer.Option(help="What computes: auto, torch, or on a CPU sparse.")] = "auto",
+    file: FileArgument,
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    workers: WorkersOption = None,
+    device: DeviceOption = None,
+    kernels: KernelsOption = "auto",
 ) -> None:
     """Check that the training is long enough: half as many epochs again, at the smallest dataset size."""
     from imp_runs.config import load_sweep
     from imp_runs.settle import settle as run
 
-    options: dict[str, Any] = {"workers": workers, "device": device, "kernels": kernels}
-    table = run(load_sweep(file), data_dir=data_dir, download=download, **options)
+    table = run(load_sweep(file), data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels)
     typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
 
 
 @app.command()
 def bench(
-    file: Annotated[Path, typer.Argument(help="TOML file of the sweep.")],
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with the dataset's files.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")] = None,
-    kernels: Annotated[str, typer.Option(help="What is compared with torch: auto, or on a CPU sparse.")] = "auto",
+    file: FileArgument,
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    kernels: KernelsOption = "auto",
 ) -> None:
     """Compare the speed of a sweep's networks with that of a plain PyTorch loop, side by side."""
     from imp_runs.config import load_sweep

@@ -19,7 +19,8 @@ from imp_runs.errors import ImpRunsError
 ARITHMETIC = 1
 
 FAMILIES = ("cifar_resnet", "mlp")
-DATASETS = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "svhn")
+#: Number of training examples by name of the dataset.
+DATASETS = {"digits": 1000, "fashion_mnist": 60000, "mnist": 60000, "cifar10": 50000, "cifar100": 50000, "svhn": 73257}
 AUGMENTATIONS = ("none", "flip_crop")
 
 
@@ -272,7 +273,7 @@ def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
     faults = [f"unknown entry grid.{key}; allowed: {', '.join(sorted(_GRID))}" for key in sorted(grid.keys() - _GRID)]
     faults += [f"missing entry grid.{key}" for key in sorted(_GRID - {"pool"} - grid.keys())]
     for key, allowed in (("family", FAMILIES), ("dataset", DATASETS)):
-        if key in grid and grid[key] not in allowed:
+        if key in grid and grid[key] not in tuple(allowed):
             faults.append(f"grid.{key} = {grid[key]!r} must be one of {', '.join(allowed)}")
     for key in ("replicates", "pool"):
         if key in grid and not (_is_integer(grid[key]) and grid[key] >= 1):
@@ -283,6 +284,8 @@ def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
             faults.append(f"grid.{key} = {values!r} must be a list of integers >= 1")
         elif key == "depth" and key in grid:
             faults += [fault for depth in values if (fault := depth_fault(grid.get("family", ""), depth))]
+        elif key == "dataset_size" and key in grid:
+            faults += [fault for size in values if (fault := size_fault(grid.get("dataset", ""), size))]
     return faults
 
 
@@ -293,6 +296,21 @@ def depth_fault(family: str, depth: int) -> str | None:
     if family == "mlp" and depth < 2:
         return f"grid.depth {depth} must be hidden layers + 1, so at least 2, for mlp"
     return None
+
+
+def size_fault(dataset: str, dataset_size: int) -> str | None:
+    """Say why a subset is too large for its dataset, or nothing."""
+    largest = DATASETS.get(dataset, dataset_size) if isinstance(dataset, str) else dataset_size
+    if dataset_size > largest:
+        return f"dataset_size {dataset_size} is more than the {largest} training examples of {dataset}"
+    return None
+
+
+def check_sizes(trajectories: Iterable[Trajectory]) -> None:
+    """Raise an `ImpRunsError` if any trajectory wants more training examples than its dataset has."""
+    wanted = sorted({(t.dataset, t.dataset_size) for t in trajectories})
+    if faults := [fault for dataset, size in wanted if (fault := size_fault(dataset, size))]:
+        raise ImpRunsError("; ".join(faults) + "; choose at most that.")
 
 
 def _is_integer(value: Any) -> bool:

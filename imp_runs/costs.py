@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from imp_runs.config import Sweep, Trajectory
+from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.store import Store
-from imp_runs.workers import checked_device, checked_kernels, dataset_of, pinned, prefetch, worker_pool
+from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, one_worker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,15 +61,14 @@ def estimate(
     opened = Store(store, sweep.protocol) if store and (Path(store) / "store.json").exists() else None
     missing = [t for t in sweep.trajectories if not (opened and opened.is_done(t.key))]
     device, kernels = checked_device(device), checked_kernels(kernels)
-    workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
-    prefetch(missing, data_dir, download)
-    context = multiprocessing.get_context("spawn")
-    with pinned(device), worker_pool(1, context, context.Queue()) as pool:
-        costs = pool.submit(costs_of, missing, str(data_dir) if data_dir else None, device, kernels).result()
-    steps = sum(cost[0] for cost in costs)
-    return Estimate(len(sweep.trajectories), len(missing), steps, sum(cost[1] for cost in costs) / workers)
+    check_sizes(missing)
+    with one_worker(device) as pool:
+        fetch(pool, missing[0], data_dir, download)
+        costs = pool.submit(costs_of, missing, data_dir, device, kernels).result()
+    steps, seconds = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
+    return Estimate(len(sweep.trajectories), len(missing), steps, seconds / (workers or default_workers(device)))
 
 
 def bench(
@@ -100,14 +97,13 @@ def bench(
     largest = max(t.dataset_size for t in sweep.trajectories)
     chosen = [t for t in sweep.trajectories if t.dataset_size == largest and t.replicate == 0]
     device, kernels = checked_device(device), checked_kernels(kernels)
-    prefetch(chosen, data_dir, download)
-    context = multiprocessing.get_context("spawn")
+    check_sizes(chosen)
     rows = []
-    with pinned(device), worker_pool(1, context, context.Queue()) as pool:
+    with one_worker(device) as pool:
+        fetch(pool, chosen[0], data_dir, download)
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
-            folder = str(data_dir) if data_dir else None
             (steps, plain), (_, seconds) = (
-                pool.submit(costs_of, [t], folder, device, which).result()[0] for which in ("torch", kernels)
+                pool.submit(costs_of, [t], data_dir, device, which).result()[0] for which in ("torch", kernels)
             )
             rows.append({
                 "depth": t.depth,
@@ -122,7 +118,7 @@ def bench(
 
 
 def costs_of(
-    trajectories: list[Trajectory], data_dir: str | None, device: str, kernels: str
+    trajectories: list[Trajectory], data_dir: str | Path | None, device: str, kernels: str
 ) -> list[tuple[int, float]]:
     """Give steps and seconds of every trajectory, from timed steps and a timed evaluation of each network."""
     networks = {(t.family, t.depth, t.width): t for t in trajectories}
@@ -141,7 +137,9 @@ def costs_of(
     return costs
 
 
-def _time_network(trajectory: Trajectory, data_dir: str | None, device: str, kernels: str) -> tuple[int, np.ndarray]:
+def _time_network(
+    trajectory: Trajectory, data_dir: str | Path | None, device: str, kernels: str
+) -> tuple[int, np.ndarray]:
     """Time a few real steps and a test of a network at some densities.
 
     Returns:

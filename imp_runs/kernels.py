@@ -10,8 +10,6 @@ pooling), `BUFFER` (a feature map) and taps (the kept weights).
 
 from __future__ import annotations
 
-import os
-
 import numba
 import numpy as np
 
@@ -32,13 +30,9 @@ UNIT = np.dtype(
     ]
 )  # fmt: skip
 
+#: Those of `torch.nn.BatchNorm2d`.
 EPSILON = np.float32(1e-5)
 MOMENTUM = np.float32(0.1)
-
-
-def processor() -> str:
-    """Name the processor that the kernels are compiled for."""
-    return os.environ.get("NUMBA_CPU_NAME", "host")
 
 
 _SETTINGS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}

@@ -42,10 +42,11 @@ class Network:
             parameter.grad = self.gradients[start:stop].view_as(parameter)
             start = stop
         norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
-        self._batches = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        self._batches = torch.zeros(len(norms), dtype=torch.int64, device=device)
         self.statistics = torch.zeros(2 * sum(norm.num_features for norm in norms), device=device)
         start = 0
-        for norm in norms:
+        for index, norm in enumerate(norms):
+            norm.num_batches_tracked = self._batches[index]
             for name in ("running_mean", "running_var"):
                 stop = start + norm.num_features
                 self.statistics[start:stop] = getattr(norm, name)
@@ -93,8 +94,7 @@ class Network:
 
     def count_batch(self) -> None:
         """Count one more batch in every batch norm, as training with PyTorch does by itself."""
-        for batches in self._batches:
-            batches += 1
+        self._batches += 1
 
     def layer_masks(self) -> tuple[torch.Tensor, ...]:
         """Split the mask by prunable layers."""

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imp_runs.config import Protocol, Sweep, Trajectory
 from imp_runs.sweep import run_sweep
@@ -51,8 +51,9 @@ def settle(
         trajectories = _corners(sweep, training)
         described = Sweep(f"{sweep.name}, {training.epochs} epochs", trajectories, training)
         with tempfile.TemporaryDirectory() as store:
-            options: dict[str, Any] = {"workers": workers, "device": device, "kernels": kernels}
-            run_sweep(described, store, data_dir=data_dir, download=download, **options)
+            run_sweep(
+                described, store, data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels
+            )
             errors.append(make_table(store).groupby(["depth", "width", "dataset_size"])["error"])
     short, long = errors
     table = short.mean().to_frame("error")

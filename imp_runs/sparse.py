@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,26 @@ _Arrays = tuple[np.ndarray, ...]
 #: Examples that go through the network at once when it is evaluated.
 BATCH = 100
 
-#: Families that the kernels know.
-FAMILIES = (CifarResNet, MLP)
+
+class _Buffer(NamedTuple):
+    """Hold one of `kernels.BUFFER`."""
+
+    start: int
+    scratch: int
+    channels: int
+    height: int
+    width: int
+    padding: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Channels, height, width, padding."""
+        return self[2:]
+
+    @property
+    def size(self) -> int:
+        """Number of places per example, border included."""
+        return self.channels * (self.height + 2 * self.padding) * (self.width + 2 * self.padding)
 
 
 @dataclass
@@ -29,21 +47,19 @@ class _Tables:
     """Collect buffers and units of a network, layer by layer."""
 
     network: Network
-    buffers: list[tuple[int, ...]] = field(default_factory=list)
+    buffers: list[_Buffer] = field(default_factory=list)
     units: list[dict[str, int]] = field(default_factory=list)
     layers: list[nn.Conv2d | nn.Linear | None] = field(default_factory=list)
 
     def buffer(self, channels: int, height: int, width: int, padding: int) -> int:
         """Add a feature map; maps of one shape share a scratch map."""
-        shape, start, scratch = (channels, height, width, padding), 0, 0
-        scratches: dict[tuple[int, ...], int] = {}
+        start, free, scratches = 0, 0, {}
         for before in self.buffers:
-            size = _size(before[2:])
-            start += size
-            if before[2:] not in scratches:
-                scratches[before[2:]] = scratch
-                scratch += size
-        self.buffers.append((start, scratches.get(shape, scratch), *shape))
+            start += before.size
+            scratches[before.shape] = before.scratch
+            free = max(free, before.scratch + before.size)
+        shape = (channels, height, width, padding)
+        self.buffers.append(_Buffer(start, scratches.get(shape, free), *shape))
         return len(self.buffers) - 1
 
     def layer(
@@ -56,8 +72,7 @@ class _Tables:
         rectified: bool = True,
     ) -> int:
         """Add a layer with what follows it; give the feature map it makes."""
-        _, _, _, height, width, _ = self.buffers[source]
-        stride = 1
+        height, width, stride = self.buffers[source].height, self.buffers[source].width, 1
         if isinstance(module, nn.Conv2d):
             stride = module.stride[0]
             height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
@@ -83,7 +98,7 @@ class _Tables:
 
     def pool(self, source: int) -> int:
         """Add the mean over all positions."""
-        target = self.buffer(self.buffers[source][2], 1, 1, 0)
+        target = self.buffer(self.buffers[source].channels, 1, 1, 0)
         self.units.append({"pooling": 1, "source": source, "target": target, "added": -1})
         self.layers.append(None)
         return target
@@ -98,18 +113,13 @@ class _Tables:
                 units[index][name] = value
             units[index]["taps_out"], units[index]["taps_in"] = channels_out, channels_in
             units[index]["reads_images"] = unit["source"] == 0
-            channels_out += self.buffers[unit["target"]][2] + 1
-            channels_in += self.buffers[unit["source"]][2] + 1
+            channels_out += self.buffers[unit["target"]].channels + 1
+            channels_in += self.buffers[unit["source"]].channels + 1
         for index in reversed(range(len(units))):
             for name, fills in (("added", "fills_added"), ("source", "fills_source")):
                 units[index][fills] = units[index][name] not in written
                 written.add(int(units[index][name]))
         return units, np.array(self.buffers, kernels.BUFFER)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    channels, height, width, padding = shape
-    return channels * (height + 2 * padding) * (width + 2 * padding)
 
 
 def _resnet(tables: _Tables, model: CifarResNet, input_shape: tuple[int, int, int]) -> None:
@@ -133,6 +143,10 @@ def _mlp(tables: _Tables, model: MLP, input_shape: tuple[int, int, int]) -> None
     tables.layer(here, last, rectified=False)
 
 
+#: What lays out a network of each family that the kernels know.
+_LAYOUTS = {CifarResNet: _resnet, MLP: _mlp}
+
+
 class SparseSteps:
     """Take training steps, and count wrong answers, with kernels that skip pruned weights.
 
@@ -149,16 +163,13 @@ class SparseSteps:
     """
 
     def __init__(self, network: Network, protocol: Protocol, input_shape: tuple[int, int, int]) -> None:
+        family = type(network.model)
+        if family not in _LAYOUTS:
+            raise TypeError(f"the sparse kernels know {', '.join(known.__name__ for known in _LAYOUTS)} only.")
         tables = _Tables(network)
-        if isinstance(network.model, CifarResNet):
-            _resnet(tables, network.model, input_shape)
-        elif isinstance(network.model, MLP):
-            _mlp(tables, network.model, input_shape)
-        else:
-            raise TypeError(f"the sparse kernels know {', '.join(f.__name__ for f in FAMILIES)} only.")
-        self.network = network
-        units, buffers = tables.finished()
-        self._units, self._buffers = units, buffers
+        _LAYOUTS[family](tables, network.model, input_shape)
+        self.network, self._maps = network, tables.buffers
+        self._units, self._buffers = tables.finished()
         self._taps = _taps(tables)
         self._parameters, self._gradients = network.values.detach().numpy(), network.gradients.numpy()
         self._statistics = network.statistics.numpy()
@@ -187,10 +198,9 @@ class SparseSteps:
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         tables, work = self._load(images)
         kernels.forward(tables, self._parameters, self._statistics, work, len(images), False)
-        last = self._buffers[-1]
-        start, classes = int(last["start"]) * len(images), int(last["channels"])
-        flat = work[0][start : start + classes * len(images)]
-        return torch.from_numpy(flat.reshape(classes, len(images)).T.copy())
+        last, examples = self._maps[-1], len(images)
+        flat = work[0][last.start * examples : (last.start + last.size) * examples]
+        return torch.from_numpy(flat.reshape(last.channels, examples).T.copy())
 
     def _load(self, images: torch.Tensor) -> tuple[_Arrays, _Arrays]:
         """Copy a batch into the first feature map; give the tables and the arrays for its size."""
@@ -198,9 +208,9 @@ class SparseSteps:
         if examples not in self._work:
             self._work[examples] = (self._tables_for(examples), self._arrays_for(examples))
         tables, work = self._work[examples]
-        first = self._buffers[0]
-        shape = (examples, int(first["channels"]), int(first["height"]), int(first["width"]))
-        kernels.load(images.reshape(shape).numpy(), work[0], first, examples)
+        first = self._maps[0]
+        shaped = images.reshape(examples, first.channels, first.height, first.width)
+        kernels.load(shaped.numpy(), work[0], self._buffers[0], examples)
         return tables, work
 
     def _tables_for(self, examples: int) -> _Arrays:
@@ -209,9 +219,9 @@ class SparseSteps:
         return self._units, self._buffers, taps_out * stretch, starts_out, taps_in * stretch, starts_in
 
     def _arrays_for(self, examples: int) -> _Arrays:
-        sizes = [_size(tuple(int(v) for v in buffer.item()[2:])) for buffer in self._buffers]
-        scratch = max(int(b["scratch"]) + size for b, size in zip(self._buffers, sizes, strict=True))
-        maps, slopes, totals, scratches = (_zeros(size * examples) for size in (sum(sizes),) * 3 + (scratch,))
+        whole = self._maps[-1].start + self._maps[-1].size
+        scratch = max(buffer.scratch + buffer.size for buffer in self._maps)
+        maps, slopes, totals, scratches = (_zeros(size * examples) for size in (whole, whole, whole, scratch))
         return maps, slopes, totals, scratches, np.zeros_like(self._statistics)
 
 
@@ -234,7 +244,7 @@ def _taps(tables: _Tables) -> _Arrays:
     count_out = count_in = 0
     for layer, unit in zip(tables.layers, tables.units, strict=True):
         source, target = tables.buffers[unit["source"]], tables.buffers[unit["target"]]
-        kept = np.zeros((target[2], source[2], 1, 1), bool)
+        kept = np.zeros((target.channels, source.channels, 1, 1), bool)
         padding, first = 0, 0
         if layer is not None:
             shape = (*layer.weight.shape, 1, 1)[:4]
@@ -243,12 +253,12 @@ def _taps(tables: _Tables) -> _Arrays:
             first = tables.network.position(layer.weight)
         to, source_channel, row, column = kept.nonzero()
         position = first + np.ravel_multi_index((to, source_channel, row, column), kept.shape)
-        shift = source[5] - padding
+        shift = source.padding - padding
         out.append(np.stack([position, source_channel, row + shift, column + shift], 1))
-        starts_out.append(count_out + np.searchsorted(to, np.arange(target[2] + 1)))
+        starts_out.append(count_out + np.searchsorted(to, np.arange(target.channels + 1)))
         order = np.argsort(source_channel, kind="stable")
-        shift = target[5] + padding
+        shift = target.padding + padding
         into.append(np.stack([position, to, shift - row, shift - column], 1)[order])
-        starts_in.append(count_in + np.searchsorted(source_channel[order], np.arange(source[2] + 1)))
+        starts_in.append(count_in + np.searchsorted(source_channel[order], np.arange(source.channels + 1)))
         count_out, count_in = count_out + len(to), count_in + len(to)
     return np.concatenate(out), np.concatenate(starts_out), np.concatenate(into), np.concatenate(starts_in)

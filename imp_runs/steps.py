@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol as Interface
 
 import torch
@@ -120,15 +121,12 @@ def name_kernels(steps: str, trajectory: Trajectory, dataset: Dataset, device: t
     if device.type == "cuda":
         return "cuda"
     if steps == "sparse":
-        from imp_runs.kernels import processor
-
-        return f"{processor()} sparse"
+        return f"{os.environ.get('NUMBA_CPU_NAME', 'host')} sparse"
     library = "native" if _prefers_native(trajectory, dataset) else "onednn"
     return f"{torch.backends.cpu.get_cpu_capability()} {library}"
 
 
 def count_wrong(steps: Steps, dataset: Dataset) -> int:
     """Count the test images that the network gets wrong (top-1), with its running batch-norm statistics."""
-    batch = EVALUATION_BATCH
-    batches = zip(dataset.test_images.split(batch), dataset.test_labels.split(batch), strict=True)
+    batches = zip(dataset.test_images.split(EVALUATION_BATCH), dataset.test_labels.split(EVALUATION_BATCH), strict=True)
     return sum(int((steps.logits(images).argmax(1) != labels).sum()) for images, labels in batches)

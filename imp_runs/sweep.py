@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import os
 import queue
 import sys
 from pathlib import Path
 from typing import Any
 
-from imp_runs.config import Sweep, Trajectory
+from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.errors import ImpRunsError
 from imp_runs.store import Store
-from imp_runs.workers import checked_device, checked_kernels, dataset_of, pinned, prefetch, report, worker_pool
+from imp_runs.workers import (
+    checked_device,
+    checked_kernels,
+    dataset_of,
+    default_workers,
+    fetch,
+    pinned,
+    report,
+    worker_pool,
+)
 
 
 def run_sweep(
@@ -46,13 +54,14 @@ def run_sweep(
     if not missing:
         return
     device, kernels = checked_device(device), checked_kernels(kernels)
-    workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
+    check_sizes(missing)
+    workers = workers or default_workers(device)
     context = multiprocessing.get_context("spawn")
     finished = context.Queue()
-    arguments = (str(store), str(data_dir) if data_dir else None, device, kernels)
-    prefetch(missing, data_dir, download)
+    arguments = (store, data_dir, device, kernels)
     levels = sum(t.protocol.levels + 1 - _levels_done(opened, t) for t in missing)
     with pinned(device), worker_pool(min(workers, len(missing)), context, finished) as pool:
+        fetch(pool, missing[0], data_dir, download)
         futures = {pool.submit(_work, trajectory, *arguments): trajectory for trajectory in missing}
         try:
             _follow(futures, finished, levels, sweep.name)
@@ -92,7 +101,7 @@ def _drain(finished: Any) -> int:
             return total
 
 
-def _work(trajectory: Trajectory, store: str, data_dir: str | None, device: str, kernels: str) -> None:
+def _work(trajectory: Trajectory, store: str | Path, data_dir: str | Path | None, device: str, kernels: str) -> None:
     from imp_runs.imp import run_trajectory
 
     dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir)

@@ -77,6 +77,11 @@ def pinned(device: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def default_workers(device: str) -> int:
+    """Count one process per core on a CPU, one on a GPU."""
+    return os.cpu_count() or 1 if device == "cpu" else 1
+
+
 def worker_pool(workers: int, context: Any, finished: Any) -> concurrent.futures.ProcessPoolExecutor:
     """Make the pool; what workers `report` comes out of the queue `finished`."""
     return concurrent.futures.ProcessPoolExecutor(
@@ -84,14 +89,25 @@ def worker_pool(workers: int, context: Any, finished: Any) -> concurrent.futures
     )
 
 
-def prefetch(missing: list[Trajectory], data_dir: str | Path | None, download: bool) -> None:
-    """Fetch the dataset once for all workers, and refuse what it is too small for before anything runs."""
-    from imp_runs.datasets import load_dataset
-    from imp_runs.train import check_size
+@contextlib.contextmanager
+def one_worker(device: str) -> Iterator[concurrent.futures.Executor]:
+    """Start a worker that measures what others will do."""
+    context = multiprocessing.get_context("spawn")
+    with pinned(device), worker_pool(1, context, context.Queue()) as pool:
+        yield pool
 
-    first = missing[0]
-    dataset = load_dataset(first.dataset, pool=first.pool, data_dir=data_dir, download=download)
-    check_size(dataset, max(missing, key=lambda trajectory: trajectory.dataset_size))
+
+def fetch(pool: concurrent.futures.Executor, first: Trajectory, data_dir: str | Path | None, download: bool) -> None:
+    """Let one worker fetch a trajectory's dataset for all, so that what is missing is said before anything runs."""
+    pool.submit(_fetch, first.dataset, first.pool, data_dir, download).result()
+
+
+def _fetch(dataset: str, pool: int, data_dir: str | Path | None, download: bool) -> None:
+    if download:
+        from imp_runs.datasets import load_dataset
+
+        load_dataset(dataset, pool=pool, data_dir=data_dir, download=True)
+    dataset_of(dataset, pool, data_dir)
 
 
 _FINISHED: Any = None
@@ -103,7 +119,7 @@ def _start_worker(finished: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler, for a second
     torch.backends.cudnn.benchmark = False
     parent = multiprocessing.parent_process()
 
@@ -121,7 +137,7 @@ def report(levels: int) -> None:
 
 
 @functools.cache
-def dataset_of(name: str, pool: int, data_dir: str | None) -> Dataset:
+def dataset_of(name: str, pool: int, data_dir: str | Path | None) -> Dataset:
     """Load a dataset once for every worker process."""
     from imp_runs.datasets import load_dataset
 

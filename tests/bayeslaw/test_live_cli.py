@@ -25,7 +25,7 @@ from bayeslaw import cli
 from bayeslaw.cli import main
 from bayeslaw.live import LiveRun
 
-SHORT = {"chains": 2, "warmup": 50, "draws": 50}
+SHORT = {"chains": 2, "warmup": 100, "draws": 50}
 
 
 def command(*arguments: object) -> tuple[int, str, str]:

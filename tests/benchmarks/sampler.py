@@ -60,17 +60,18 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def problem(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Give the flat potential, its context, and what our sampler needs beside."""
+    """Give what our sampler needs, and for peers the same density in plain coordinates: flat, its context, a start."""
     import jax
     import jax.numpy as jnp
     import model_a
     from paper_scale import paper_table
 
     from bayeslaw import fitting
-    from bayeslaw.density import estimate_unconstrained, flat_potential, named_potential, shapes_of, unraveller
+    from bayeslaw.density import estimate_unconstrained, flat_potential, named_potential, shapes_of
     from bayeslaw.hierarchy import groups_of, spread_variances
     from bayeslaw.priors import resolve_priors
     from bayeslaw.runs import load_runs
+    from bayeslaw.straight import StraightContext, ridges_of, straight_estimate, straight_potential, straighten
 
     fitting.bind_submodules()
     table = paper_table(arguments.configurations)
@@ -79,47 +80,48 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
 
         cells = model_a.cells_of(table)
         start = {name: jnp.asarray(value) for name, value in model_a.start_of(cells).items()}
-        unravel = unraveller(shapes_of(start))
 
         def potential(context: Any, values: dict[str, Any]) -> jax.Array:
             return jnp.asarray(potential_energy(model_a.model, (context,), {}, values))
 
         return {
             "named": potential,
-            "flat": lambda context, flat: potential(context, unravel(flat)),
             "context": jax.tree.map(jnp.asarray, cells),
             "starts": [start],
             "estimate": model_a.estimate,
             "variances": model_a.variances(cells),
             "groups": model_a.groups_of(cells),
+            "peers": (flat_potential(potential, shapes_of(start)), jax.tree.map(jnp.asarray, cells), start),
         }
     own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
-    starts = fitting.starts_of(own)
+    starts, context = fitting.starts_of(own), StraightContext(own.context, ridges_of(own.data))
     named = named_potential(own.structure, True)
     return {
-        "named": named,
-        "flat": flat_potential(named, shapes_of(starts[0])),
-        "context": own.context,
-        "starts": starts,
-        "estimate": estimate_unconstrained,
+        "named": straight_potential(named),
+        "context": context,
+        "starts": [straighten(context, start) for start in starts],
+        "estimate": straight_estimate(estimate_unconstrained),
         "variances": {k: v for k, v in spread_variances(own.data).items() if k in own.priors},
         "groups": groups_of(own.data),
+        "peers": (flat_potential(named, shapes_of(starts[0])), own.context, starts[0]),
     }
 
 
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find the Laplace axes and sample, twice: the second time nothing is compiled."""
+    from bayeslaw.density import flat_potential, shapes_of
     from bayeslaw.laplace import laplace
     from bayeslaw.sampler import sample
 
     given = problem(arguments)
+    flat = flat_potential(given["named"], shapes_of(given["starts"][0]))
 
     def once(seed: int) -> tuple[Any, float]:
         start = time.perf_counter()
         parts = (given["named"], given["context"], given["starts"], given["estimate"], given["variances"])
         found = laplace(*parts, given["groups"])
         drawn = sample(
-            given["flat"], given["context"], found.mode, found.axes, seed=seed, chains=CHAINS, warmup=200,
+            flat, given["context"], found.mode, found.axes, seed=seed, chains=CHAINS, warmup=200,
             draws=arguments.draws, progress=False,
         )  # fmt: skip
         return drawn, time.perf_counter() - start
@@ -153,10 +155,10 @@ def numpyro_nuts(arguments: argparse.Namespace) -> dict[str, Any]:
     from jax.flatten_util import ravel_pytree
     from numpyro.infer import MCMC, NUTS
 
-    given = problem(arguments)
-    centre = ravel_pytree(given["starts"][0])[0]
+    density, context, start = problem(arguments)["peers"]
+    centre = ravel_pytree(start)[0]
     begin = centre + 0.1 * jax.random.normal(jax.random.PRNGKey(1), (CHAINS, len(centre)))
-    kernel = NUTS(potential_fn=lambda q: given["flat"](given["context"], q))
+    kernel = NUTS(potential_fn=lambda q: density(context, q))
     mcmc = MCMC(kernel, num_warmup=500, num_samples=500, num_chains=CHAINS, chain_method="parallel", progress_bar=False)
     start, parts, leapfrogs = time.perf_counter(), [], 0
     mcmc.warmup(jax.random.PRNGKey(0), init_params=begin, extra_fields=("num_steps",), collect_warmup=True)
@@ -180,9 +182,9 @@ def nutpie_low_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     import nutpie
     from jax.flatten_util import ravel_pytree
 
-    given = problem(arguments)
-    centre = np.asarray(ravel_pytree(given["starts"][0])[0])
-    gradient = jax.jit(jax.value_and_grad(lambda q: -given["flat"](given["context"], q)))
+    flat, context, start = problem(arguments)["peers"]
+    centre = np.asarray(ravel_pytree(start)[0])
+    gradient = jax.jit(jax.value_and_grad(lambda q: -flat(context, q)))
 
     def density(q: Any) -> tuple[float, Any]:
         with jax.enable_x64(True):  # every chain is a thread of its own

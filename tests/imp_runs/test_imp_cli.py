@@ -163,7 +163,7 @@ def test_bad_input_ends_with_one_message(command, whole, tmp_path):
     refused(command("sweep", toml, "--store", store), "grid.depth 2 must be 6D+2", "protocol.epochs = 0")
     toml.write_text(text.replace("[40]", "[40, 1001]"))
     for options in ([], ["--dry-run"]):
-        refused(command("sweep", toml, "--store", store, "--device", "cpu", *options), "dataset_size 1001")
+        refused(command("sweep", toml, "--store", store, "--device", "cpu", *options), "dataset_size 1001 is more than")
     toml.write_text(text.replace('"digits"', '"svhn"'))
     outcome = command("sweep", toml, "--store", store, "--data-dir", empty, "--device", "cpu")
     refused(outcome, "dataset 'svhn' could not be read", "--download", "--data-dir")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from imp_runs.config import Trajectory
+from imp_runs.config import DATASETS, Trajectory
 from imp_runs.datasets import _tensors, load_dataset
 from imp_runs.errors import ImpRunsError
 from imp_runs.train import subset
@@ -44,6 +44,7 @@ def fashion(tmp_path):
 
 
 def test_digits_have_their_shapes_and_types(digits):
+    assert len(digits.train_labels) == DATASETS["digits"]
     assert digits.name == "digits"
     assert digits.classes == 10
     assert digits.input_shape == (1, 8, 8)

@@ -1,0 +1,118 @@
+"""Straight coordinates: there and back, the determinant of plain differentiation, and what they leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax.flatten_util import ravel_pytree
+from simulate import Truth, simulate
+
+from bayeslaw.density import Context, positions_of, shapes_of
+from bayeslaw.frame import make_data, make_frame
+from bayeslaw.priors import default_priors
+from bayeslaw.runs import load_runs
+from bayeslaw.straight import StraightContext, bend, bent_positions, ridges_of, straight_potential, straighten
+
+NAMES = ("alpha", "beta", "dense", "floor", "plateau", "share_c", "share_n", "share_np", "sigma")
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def context_of(changes: dict[str, Any] | None = None, **table: Any) -> StraightContext:
+    runs = load_runs(simulate(Truth(), widths=(2, 8), replicates=1, levels=(0, 10), **table).runs, chance_error=0.9)
+    data, _ = make_data(runs, make_frame(runs, 0.9))
+    priors = {name: default_priors()[name].distribution for name in NAMES} | (changes or {})
+    return StraightContext(Context(data, priors), ridges_of(data))
+
+
+def random_values(seed: int) -> dict[str, np.ndarray]:
+    """Draw plain unconstrained values, some of them far out; no exponents of a hundred and more."""
+    rng = np.random.default_rng(seed)
+    values = {name: rng.standard_t(3) * 3 + np.zeros(()) for name in NAMES}
+    return values | {name: np.minimum(values[name], 4.0) for name in ("alpha", "beta")}
+
+
+def test_there_and_back_gives_the_values_again() -> None:
+    context = context_of()
+    for seed in range(50):
+        values = random_values(seed)
+        back, _ = bend(context, straighten(context, values))
+        assert {name: float(back[name]) for name in NAMES} == pytest.approx(values, rel=1e-9, abs=1e-9)
+
+
+def test_the_determinant_is_that_of_differentiation() -> None:
+    context = context_of()
+    for seed in range(50):
+        flat, unravel = ravel_pytree(straighten(context, random_values(seed)))
+        matrix = jax.jacfwd(lambda x, u=unravel: ravel_pytree(bend(context, u(x))[0])[0])(flat)
+        _, expected = np.linalg.slogdet(np.asarray(matrix))
+        assert float(bend(context, unravel(flat))[1]) == pytest.approx(expected, rel=1e-7, abs=1e-7)
+
+
+def test_coordinates_are_those_of_the_formulas() -> None:
+    context, values = context_of(), random_values(3)
+    share_n, share_c = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))
+    straight = {name: float(value) for name, value in straighten(context, values).items()}
+    middle = values["dense"]
+    for name, share, covariate in (
+        ("alpha", share_n * (1 - share_c), context.plain.data.dataset_size),
+        ("beta", (1 - share_n) * (1 - share_c), context.plain.data.parameters),
+    ):
+        exponent, spread = np.exp(values[name]), np.std(covariate)
+        assert straight[name] == pytest.approx(np.log(share * np.sinh(exponent * spread) / spread))
+        ends = [np.log(share * np.exp(sign * exponent * spread) + 1 - share) for sign in (-1, 1)]
+        middle = middle + np.mean(ends)
+    assert straight["dense"] == pytest.approx(middle)
+    binomial = np.exp(context.ridges.log_binomial)
+    noises = np.exp(values["floor"]) * binomial, np.exp(values["sigma"])
+    assert straight["floor"] == pytest.approx(np.log(np.hypot(*noises)))
+    assert straight["sigma"] == pytest.approx(np.log(noises[1] / noises[0]))
+    z = straight["plateau"]
+    assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(values["plateau"])
+
+
+def test_a_typical_binomial_deviation_is_that_of_the_median_row() -> None:
+    runs = simulate(Truth(), levels=(0, 10)).runs
+    data, _ = make_data(load_runs(runs), make_frame(load_runs(runs), 0.9))
+    share = (runs["n_wrong"] + 0.5) / (runs["n_test"] + 1)
+    expected = np.sqrt(np.median(1 / (runs["n_test"] * share * (1 - share))))
+    assert np.exp(ridges_of(data).log_binomial) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_runs_do_not_inform_is_left_as_it_is() -> None:
+    """At one dataset size nothing is known of alpha but its prior; so for other ranges of the priors."""
+    values = random_values(4)
+    at_one_size = straighten(context_of(dataset_sizes=(1000,)), values)
+    assert float(at_one_size["alpha"]) == float(values["alpha"])
+    assert float(at_one_size["beta"]) != float(values["beta"])
+    others = {"alpha": dist.Uniform(0.1, 2.0), "sigma": dist.Uniform(0.0, 1.0)}
+    narrowed = straighten(context_of(others), values)
+    assert float(narrowed["floor"]) == float(values["floor"])
+    z = float(narrowed["alpha"])  # a logit now, shortened like the others
+    assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(float(values["alpha"]))
+
+
+def test_flat_positions_and_densities_are_bent_alike() -> None:
+    context = context_of()
+    straight = {name: np.asarray(value) for name, value in straighten(context, random_values(5)).items()}
+    where = positions_of(shapes_of(straight))
+    flat = np.stack([np.array([float(straight[name]) for name in sorted(straight)])] * 3).reshape(3, 1, -1)
+    values, log_determinant = bend(context, straight)
+    for name, index in where.items():
+        assert bent_positions(context, where, flat)[..., index] == pytest.approx(float(values[name]))
+
+    def plain(_: Context, values: dict[str, Any]) -> jax.Array:
+        return jnp.asarray(sum(jnp.sum(values[name] ** 2) for name in NAMES))
+
+    expected = float(plain(context.plain, values) - log_determinant)
+    assert float(straight_potential(plain)(context, straight)) == pytest.approx(expected)
