@@ -78,11 +78,18 @@ def named_potential(structure: Structure, centred: bool) -> Callable[[Context, d
 
 @functools.cache
 def flat_potential(
-    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """Give the negative log density of context and flat position from that of named values."""
+    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes, kind: Any
+) -> Callable[[list[Any], jax.Array], jax.Array]:
+    """Give the negative log density of a context's arrays and a flat position from that of context and named values.
+
+    Args:
+        potential: Negative log density of context and named values.
+        shapes: Names and shapes of the values.
+        kind: What the context is made of (`jax.tree.structure`). Taking distributions apart anew for every gradient
+            would cost more than many a gradient.
+    """
     unravel = unraveller(shapes)
-    return lambda context, flat: potential(context, unravel(flat))
+    return lambda arrays, flat: potential(jax.tree.unflatten(kind, arrays), unravel(flat))
 
 
 def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:

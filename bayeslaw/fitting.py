@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import sys
 import warnings
@@ -247,10 +248,11 @@ def to_fit(
 ) -> Fit:
     """Put named draws `[chains, draws, ...]` and the sampler's statistics together to a fit."""
     tree = _tree({**values, **derived_values(values, own.frame)}, statistics, own.data, own.labels)
-    return Fit(tree, own.table, own.frame, own.structure, settings, versions())
+    return Fit(tree, own.table, own.frame, own.structure, settings, dict(versions()))
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     """List the versions of the libraries that compute a posterior."""
     names = ("bayeslaw", "jax", "numpyro", "arviz", "numpy", "xarray")
     return {name: importlib.metadata.version(name) for name in names}
@@ -323,9 +325,10 @@ def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict
     starts = [straighten(context, start) for start in starts_of(own)]
     approximation = laplace(density, context, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
+    arrays, kind = jax.tree.flatten(context)
     sampled = sample(
-        flat_potential(density, shapes),
-        context,
+        flat_potential(density, shapes, kind),
+        arrays,
         approximation.mode,
         approximation.axes,
         seed=seed,

@@ -71,14 +71,15 @@ def laplace(
         Mode and axes; each spread has an axis of its own.
     """
     shapes = shapes_of(starts[0])
-    density, positions = flat_potential(potential, shapes), positions_of(shapes)
+    arrays, kind = jax.tree.flatten(context)
+    density, positions = flat_potential(potential, shapes, kind), positions_of(shapes)
     spreads = {name: int(positions[name]) for name in sorted(variances)} if estimate else {}
     held = np.array(list(spreads.values()), int)
     layout = lay_out(positions, groups or {})
 
     def search(origin: NDArray, axes: Axes, iterations: int) -> tuple[float, NDArray]:
         def evaluate(q: NDArray) -> tuple[float, NDArray]:
-            value, gradient = value_and_gradient(density, context, origin, axes, q)
+            value, gradient = value_and_gradient(density, arrays, origin, axes, q)
             if not np.isfinite(value):
                 return 1e100, np.zeros_like(q)
             slope = np.array(gradient)
@@ -90,7 +91,7 @@ def laplace(
         return found.fun, origin + np.asarray(_move(axes, found.x))
 
     def axes_at(flat: NDArray) -> tuple[Axes, int]:
-        products = _hessian_products(density, context, flat, layout)
+        products = _hessian_products(density, arrays, flat, layout)
         products[:, held] = 0.0
         of_spreads = np.searchsorted(layout.shared, held)
         products[of_spreads] = 0.0
@@ -106,7 +107,7 @@ def laplace(
     return Laplace(flat, *axes_at(flat))
 
 
-def _hessian_products(density: Callable[..., jax.Array], context: Any, flat: NDArray, layout: Layout) -> NDArray:
+def _hessian_products(density: Callable[..., jax.Array], arrays: list[Any], flat: NDArray, layout: Layout) -> NDArray:
     """Multiply the Hessian with the layout's seeds, by central differences of the gradient.
 
     They are good to a millionth, and nothing is compiled for them.
@@ -114,7 +115,7 @@ def _hessian_products(density: Callable[..., jax.Array], context: Any, flat: NDA
     unit, nowhere = unit_axes(layout), np.zeros_like(flat)
 
     def gradient(position: NDArray) -> NDArray:
-        return np.asarray(value_and_gradient(density, context, position, unit, nowhere)[1])
+        return np.asarray(value_and_gradient(density, arrays, position, unit, nowhere)[1])
 
     steps = STEP * seeds_of(layout, len(flat))
     return np.stack([(gradient(flat + step) - gradient(flat - step)) / (2 * STEP) for step in steps])

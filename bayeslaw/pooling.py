@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -87,7 +88,7 @@ def fit_families(
     chains, draws = population[exponents[0]].shape
     coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
     variables = {name: (("chain", "draw"), value) for name, value in population.items()}
-    return PooledFit(fits, xr.Dataset(variables, coords), settings, versions())
+    return PooledFit(fits, xr.Dataset(variables, coords), settings, dict(versions()))
 
 
 def split_families(runs: Any, *, n_test: int | None, chance_error: float | None) -> list[pd.DataFrame]:
@@ -152,8 +153,9 @@ def _sample(
     shapes = shapes_of(starts[0])
     where = positions_of(shapes)
     relative, centre, axes = make_relative(context, found, where)
-    density = flat_potential(relative_potential(parts), shapes)
-    sampled = sample(density, relative, centre, axes, seed=seed, **settings)
+    arrays, kind = jax.tree.flatten(relative)
+    density = flat_potential(relative_potential(parts), shapes, kind)
+    sampled = sample(density, arrays, centre, axes, seed=seed, **settings)
     placed, _ = place(priors, relative.told, {name: sampled.positions[..., index] for name, index in where.items()})
     population = {name: np.asarray(value) for name, value in population_at(priors, placed).items()}
     values = []

@@ -60,14 +60,14 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def problem(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Give what our sampler needs, and for peers the same density in plain coordinates: flat, its context, a start."""
+    """Give what our sampler needs, and for peers the same density in plain coordinates, its context and a start."""
     import jax
     import jax.numpy as jnp
     import model_a
     from paper_scale import paper_table
 
     from bayeslaw import fitting
-    from bayeslaw.density import estimate_unconstrained, flat_potential, named_potential, shapes_of
+    from bayeslaw.density import estimate_unconstrained, named_potential
     from bayeslaw.hierarchy import groups_of, spread_variances
     from bayeslaw.priors import resolve_priors
     from bayeslaw.runs import load_runs
@@ -91,7 +91,7 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
             "estimate": model_a.estimate,
             "variances": model_a.variances(cells),
             "groups": model_a.groups_of(cells),
-            "peers": (flat_potential(potential, shapes_of(start)), jax.tree.map(jnp.asarray, cells), start),
+            "peers": (potential, jax.tree.map(jnp.asarray, cells), start),
         }
     own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
     starts, context = fitting.starts_of(own), StraightContext(own.context, ridges_of(own.data))
@@ -103,25 +103,34 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
         "estimate": straight_estimate(estimate_unconstrained),
         "variances": {k: v for k, v in spread_variances(own.data).items() if k in own.priors},
         "groups": groups_of(own.data),
-        "peers": (flat_potential(named, shapes_of(starts[0])), own.context, starts[0]),
+        "peers": (named, own.context, starts[0]),
     }
+
+
+def flattened(potential: Any, context: Any, start: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Give the density of a flat position, and the arrays that it depends on besides."""
+    import jax
+
+    from bayeslaw.density import flat_potential, shapes_of
+
+    arrays, kind = jax.tree.flatten(context)
+    return flat_potential(potential, shapes_of(start), kind), arrays
 
 
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find the Laplace axes and sample, twice: the second time nothing is compiled."""
-    from bayeslaw.density import flat_potential, shapes_of
     from bayeslaw.laplace import laplace
     from bayeslaw.sampler import sample
 
     given = problem(arguments)
-    flat = flat_potential(given["named"], shapes_of(given["starts"][0]))
+    flat, arrays = flattened(given["named"], given["context"], given["starts"][0])
 
     def once(seed: int) -> tuple[Any, float]:
         start = time.perf_counter()
         parts = (given["named"], given["context"], given["starts"], given["estimate"], given["variances"])
         found = laplace(*parts, given["groups"])
         drawn = sample(
-            flat, given["context"], found.mode, found.axes, seed=seed, chains=CHAINS, warmup=200,
+            flat, arrays, found.mode, found.axes, seed=seed, chains=CHAINS, warmup=200,
             draws=arguments.draws, progress=False,
         )  # fmt: skip
         return drawn, time.perf_counter() - start
@@ -155,10 +164,11 @@ def numpyro_nuts(arguments: argparse.Namespace) -> dict[str, Any]:
     from jax.flatten_util import ravel_pytree
     from numpyro.infer import MCMC, NUTS
 
-    density, context, start = problem(arguments)["peers"]
+    named, context, start = problem(arguments)["peers"]
+    density, arrays = flattened(named, context, start)
     centre = ravel_pytree(start)[0]
     begin = centre + 0.1 * jax.random.normal(jax.random.PRNGKey(1), (CHAINS, len(centre)))
-    kernel = NUTS(potential_fn=lambda q: density(context, q))
+    kernel = NUTS(potential_fn=lambda q: density(arrays, q))
     mcmc = MCMC(kernel, num_warmup=500, num_samples=500, num_chains=CHAINS, chain_method="parallel", progress_bar=False)
     start, parts, leapfrogs = time.perf_counter(), [], 0
     mcmc.warmup(jax.random.PRNGKey(0), init_params=begin, extra_fields=("num_steps",), collect_warmup=True)
@@ -182,9 +192,10 @@ def nutpie_low_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     import nutpie
     from jax.flatten_util import ravel_pytree
 
-    flat, context, start = problem(arguments)["peers"]
+    named, context, start = problem(arguments)["peers"]
+    flat, arrays = flattened(named, context, start)
     centre = np.asarray(ravel_pytree(start)[0])
-    gradient = jax.jit(jax.value_and_grad(lambda q: -flat(context, q)))
+    gradient = jax.jit(jax.value_and_grad(lambda q: -flat(arrays, q)))
 
     def density(q: Any) -> tuple[float, Any]:
         with jax.enable_x64(True):  # every chain is a thread of its own
