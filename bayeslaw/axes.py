@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: A direction is taken to be no wider than this many units of its unconstrained parameter (prior scales are near 1).
 WIDEST = 2.0
+#: A direction of a group is lengthened if its draws' variance is beyond this, far above what chance makes of 1.
+MUCH_WIDER = 1.5
 
 
 class Axes(NamedTuple):
@@ -48,6 +50,27 @@ class Axes(NamedTuple):
         own = q.at[self.own].get(mode="fill", fill_value=0.0)
         own = jnp.einsum("gij,gj->gi", self.own_factor, own) - self.coupling @ shared
         return result.at[self.own].set(own, mode="drop")
+
+    def back(self, displacement: NDArray) -> NDArray:
+        """Map a displacement `[dimensions]` to coordinates `[dimensions]`."""
+        shared = np.asarray(displacement)[np.asarray(self.shared)]
+        result = np.zeros(len(displacement) + 1)
+        result[self.shared] = np.linalg.solve(self.shared_factor, shared)
+        if np.size(self.own):
+            own = np.append(displacement, 0.0)[self.own] + np.asarray(self.coupling) @ shared
+            result[self.own] = np.linalg.solve(self.own_factor, own[..., None])[..., 0]
+        return result[:-1]
+
+    def own_variances(self, dimensions: int) -> NDArray:
+        """Give the variance of every group's entries given the shared ones, and 0 for those, `[dimensions]`."""
+        result = np.zeros(dimensions + 1)
+        result[self.own] = (np.asarray(self.own_factor) ** 2).sum(2)
+        return result[:-1]
+
+    def own_variances_of(self, direction: NDArray) -> NDArray:
+        """Give the variance, given the shared entries, of each group's part of a weighted sum, `[groups]`."""
+        weight = np.append(direction, 0.0)[self.own]
+        return (np.einsum("gij,gi->gj", np.asarray(self.own_factor), weight) ** 2).sum(1)
 
     def dense(self, dimensions: int) -> NDArray:
         """Write the map as a matrix, `[dimensions, dimensions]`."""
@@ -147,25 +170,36 @@ def _invert(matrices: NDArray) -> tuple[NDArray, NDArray, int]:
     return inverse, root, int((values < enough).sum())
 
 
-def refine(axes: Axes, q: NDArray) -> tuple[Axes, NDArray]:
-    """Reshape the axes of the shared entries by draws in their coordinates.
+def refine(axes: Axes, q: NDArray) -> Axes:
+    """Reshape the axes by draws in their coordinates.
 
     A curvature at one point says little of skewed directions, and nothing of those whose variance was guessed. The
-    covariance of the draws is drawn towards the axes' own, the more so the fewer there are.
+    covariance of the draws of the shared entries is drawn towards the axes' own, the more so the fewer there are; the
+    axes of groups are lengthened where their draws are far wider.
 
     Args:
         axes: The axes.
         q: Coordinates of draws, `[draws, dimensions]`.
 
     Returns:
-        The new axes, and the matrix that turns old coordinates of the shared entries into new ones.
+        The new axes.
     """
     shared = np.asarray(q)[:, np.asarray(axes.shared)]
     count, size = shared.shape
     weight = count / (count + 2 * size)
     covariance = weight * np.cov(shared.T).reshape(size, size) + (1 - weight) * np.eye(size)
     factor = np.linalg.cholesky(covariance)
-    return axes._replace(shared_factor=np.asarray(axes.shared_factor) @ factor), np.linalg.inv(factor)
+    variance = np.append(np.var(q, axis=0), 1.0)[np.asarray(axes.own)]
+    longer = np.sqrt(np.where(variance > MUCH_WIDER, variance, 1.0))
+    return axes._replace(
+        shared_factor=np.asarray(axes.shared_factor) @ factor, own_factor=np.asarray(axes.own_factor) * longer[:, None]
+    )
+
+
+@jax.jit
+def moved(axes: Axes, q: Numbers) -> jax.Array:
+    """Map coordinates to a displacement (`Axes.move`), compiled."""
+    return axes.move(jnp.asarray(q))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import xarray as xr
 
 from bayeslaw.baseline import least_squares
 from bayeslaw.bootstrapping import bootstrap
+from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
 from bayeslaw.frame import CONFIGURATION, make_frame
@@ -44,15 +46,20 @@ class Evaluation:
             share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
             intervals in natural logs. Least squares is absent where a fold does not let it be fitted.
         rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
-        passed: Share of the fits (the whole table and each fold) that passed the gate.
+        gates: The verdict on every fit, `fold 1` and so on and `whole table`.
         leave_out: What was left out.
     """
 
     deviation: pd.DataFrame
     coverage: pd.DataFrame
     rows: pd.DataFrame
-    passed: float
+    gates: Mapping[str, Diagnosis]
     leave_out: str
+
+    @property
+    def passed(self) -> float:
+        """Give the share of the fits that passed the gate."""
+        return float(np.mean([gate.passed for gate in self.gates.values()]))
 
     def __str__(self) -> str:
         def form(table: pd.DataFrame) -> str:
@@ -66,6 +73,7 @@ class Evaluation:
             f"relative deviation on the rows fitted\n{form(self.deviation)}\n\n"
             f"coverage of new runs: {what} {kind} left out{far}\n{form(self.coverage)}\n\n"
             f"fits that passed the gate: {self.passed:.0%}"
+            + "".join(f"\n{name}: {'; '.join(gate.failures)}" for name, gate in self.gates.items() if not gate.passed)
         )
 
 
@@ -73,6 +81,7 @@ def evaluate(
     runs: pd.DataFrame,
     *,
     law: str = "joint",
+    correlated: bool = False,
     leave_out: str = "configurations",
     folds: int = 5,
     seed: int = 0,
@@ -84,6 +93,7 @@ def evaluate(
     Args:
         runs: Validated run table of one family.
         law: The posterior's law, as in `bayeslaw.fit`; least squares is always that of the joint law.
+        correlated: Whether the posterior's noise is correlated along a trajectory, as there.
         leave_out: `"configurations"`, dealt into folds at random, each predicted by a fit to the others;
             `"trajectories"`, likewise, other runs of the same network mostly staying; `"largest"`, the largest third
             of the networks and the largest dataset size, predicted from smaller networks on less data.
@@ -101,16 +111,17 @@ def evaluate(
     from tqdm import tqdm
 
     fold = _fold_of(runs, leave_out, folds, seed)
-    left_out, passed = [], []
+    settings: dict[str, Any] = {"law": law, "correlated": correlated, "seed": seed, "draws": draws, "progress": False}
+    left_out, gates = [], {}
     for index in tqdm(range(fold.max() + 1), desc="folds", disable=None, file=sys.stderr):
-        rows, sound = _predict_left_out(runs[fold != index], runs[fold == index], law, seed, repetitions, draws)
+        inside, outside = runs[fold != index], runs[fold == index]
+        rows, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, settings, seed, repetitions)
         left_out.append(rows)
-        passed.append(sound)
     rows = pd.concat(left_out)
-    whole = fit(runs, law=law, seed=seed, draws=draws, progress=False)
-    passed.append(whole.diagnose().passed)
+    whole = fit(runs, **settings)
+    gates["whole table"] = whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
-    return Evaluation(deviation, _coverage(rows, leave_out, seed), rows, float(np.mean(passed)), leave_out)
+    return Evaluation(deviation, _coverage(rows, leave_out, seed), rows, gates, leave_out)
 
 
 def _fold_of(runs: pd.DataFrame, leave_out: str, folds: int, seed: int) -> NDArray[np.integer]:
@@ -145,10 +156,10 @@ def _is_small(runs: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def _predict_left_out(
-    inside: pd.DataFrame, outside: pd.DataFrame, law: str, seed: int, repetitions: int, draws: int
-) -> tuple[pd.DataFrame, bool]:
-    """Fit the one, predict new runs of the other with both methods' intervals; say whether the fit passed the gate."""
-    posterior = fit(inside, law=law, seed=seed, draws=draws, progress=False)
+    inside: pd.DataFrame, outside: pd.DataFrame, settings: Mapping[str, Any], seed: int, repetitions: int
+) -> tuple[pd.DataFrame, Diagnosis]:
+    """Fit the one, predict new runs of the other with both methods' intervals; give the gate's verdict with them."""
+    posterior = fit(inside, **settings)
     rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
     rows["extrapolation"] = extrapolation(posterior, outside)
     ours = posterior.predict(outside, kind="run", seed=seed, return_draws=True)
@@ -165,7 +176,7 @@ def _predict_left_out(
         for level in LEVELS:
             tail = (1 - level / 100) / 2
             rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(values, [tail, 1 - tail], 0)
-    return rows, posterior.diagnose().passed
+    return rows, posterior.diagnose()
 
 
 def seed_spread(runs: pd.DataFrame) -> float:

@@ -27,6 +27,9 @@ FamilyOption = Annotated[
     str | None, typer.Option(help="Which family of a pooled fit, for instance cifar_resnet/digits.")
 ]
 LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness, anchored, sparse or single.")]
+CorrelatedOption = Annotated[
+    bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
+]
 
 
 @app.command()
@@ -60,6 +63,7 @@ def fit(
         bool | None,
         typer.Option("--growth/--no-growth", help="Spreads grow with the error; by default with 20 networks or more."),
     ] = None,
+    correlated: CorrelatedOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
@@ -85,8 +89,8 @@ def fit(
     tables = [_table(name, columns=mapping or None, n_test=n_test, chance_error=chance_error) for name in runs]
     acting = [name for name in effects.split(",") if name not in ("", "none")]
     settings: Any = {
-        "law": law, "effects": acting, "noise": noise, "steep": steep, "growth": growth, "seed": seed,
-        "chains": chains, "warmup": warmup, "draws": draws,
+        "law": law, "effects": acting, "noise": noise, "steep": steep, "growth": growth, "correlated": correlated,
+        "seed": seed, "chains": chains, "warmup": warmup, "draws": draws,
     }  # fmt: skip
     if pool is None:
         result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)
@@ -198,6 +202,7 @@ def compare(
 def evaluate(
     runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
     law: LawOption = "joint",
+    correlated: CorrelatedOption = False,
     leave_out: Annotated[str, typer.Option(help="configurations, trajectories, or largest.")] = "configurations",
     folds: Annotated[int, typer.Option(help="Groups left out in turn.")] = 5,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
@@ -206,7 +211,7 @@ def evaluate(
     """Compare posterior and least squares: deviation, seed spread, coverage of what was left out."""
     from bayeslaw.calibration import evaluate as run
 
-    result = run(_table(runs), law=law, leave_out=leave_out, folds=folds, seed=seed)
+    result = run(_table(runs), law=law, correlated=correlated, leave_out=leave_out, folds=folds, seed=seed)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION, along_trajectories, gaps
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.noise import response_distribution
@@ -164,11 +164,15 @@ def leave_row_out(fit: Fit, *, draws: int = 1000) -> LeftOut:
     Returns:
         One entry per row.
     """
-    return _importance(np.concatenate(list(row_log_likelihood(fit, draws=draws)), axis=1))
+    found = _importance(np.concatenate(list(row_log_likelihood(fit, draws=draws)), axis=1))
+    back = np.argsort(_row_order(fit))
+    return found._replace(elpd=found.elpd[back], pareto_k=found.pareto_k[back])
 
 
 def row_log_likelihood(fit: Fit, *, draws: int | None = None) -> Iterator[NDArray[np.float64]]:
     """Compute the log likelihood of the rows given their own runs' effects, a chunk of rows at a time.
+
+    Rows come by trajectory, from the densest to the sparsest; where noise is correlated, each is given the one before.
 
     Args:
         fit: The posterior.
@@ -181,15 +185,15 @@ def row_log_likelihood(fit: Fit, *, draws: int | None = None) -> Iterator[NDArra
     sample = _Sample.of(fit, draws)
     log_e_run, effect = _thinned(fit, "log_e_run", draws), _thinned(fit, "effect_p", draws)
     assert log_e_run is not None
-    rows = len(sample.response)
+    rows = len(sample.order)
     for start in range(0, rows, _ROWS):
-        index = np.minimum(np.arange(start, start + _ROWS), rows - 1)
+        index = np.clip(np.arange(start - 1, start + _ROWS), 0, rows - 1)  # with the row before
         own = sample.trajectory[index]
         part = in_float64(_row_densities)(
             fit.law, sample.value, {k: v[own] for k, v in sample.covariates.items()}, log_e_run[:, own],
             0.0 if effect is None else effect[:, own], *(values[index] for values in sample.columns),
         )  # fmt: skip
-        yield np.asarray(part)[:, : rows - start]
+        yield np.asarray(part)[:, 1 : 1 + rows - start]
 
 
 @in_float64
@@ -250,14 +254,23 @@ def _silent(progress: bool) -> bool | None:
 
 
 class _Sample(NamedTuple):
-    """Hold thinned draws and the data they were conditioned on."""
+    """Hold thinned draws and the data they were conditioned on, rows in order along each trajectory.
+
+    Attributes:
+        value: Parameters, `[draws, 1]` each.
+        covariates: Of every trajectory.
+        trajectory: Trajectory of every row.
+        configuration: Configuration of every trajectory.
+        order: Position of every row in the run table.
+        columns: Response, log density, n_test and gap (`frame.gaps`) of every row.
+    """
 
     value: dict[str, NDArray]
     covariates: dict[str, NDArray]
     trajectory: NDArray[np.intp]
     configuration: NDArray[np.intp]
-    response: NDArray[np.float64]
-    columns: tuple[NDArray, NDArray, NDArray]
+    order: NDArray[np.integer[Any]]
+    columns: tuple[NDArray, NDArray, NDArray, NDArray]
 
     @classmethod
     def of(cls, fit: Fit, draws: int) -> _Sample:
@@ -267,14 +280,24 @@ class _Sample(NamedTuple):
         index = _thinning(fit, draws)
         value = {name: values[index, None] for name, values in parameter_draws(fit).items()}
         covariates = fit.frame.covariates(fit.configurations)
+        trajectory, log_density = (constant[name].to_numpy() for name in ("trajectory_of_row", "log_density"))
+        order = _row_order(fit)
+        trajectory, log_density = trajectory[order], log_density[order]
+        n_test, gap = constant["n_test"].to_numpy()[order], gaps(trajectory, log_density)
         return cls(
             value,
             {name: values[configuration] for name, values in covariates.items()},
-            constant["trajectory_of_row"].to_numpy(),
+            trajectory,
             configuration,
-            response,
-            (response, constant["log_density"].to_numpy(), constant["n_test"].to_numpy()),
+            order,
+            (response[order], log_density, n_test, gap),
         )
+
+
+def _row_order(fit: Fit) -> NDArray[np.integer[Any]]:
+    """Give the positions in the run table of rows by trajectory, from the densest to the sparsest."""
+    constant = fit.tree["constant_data"].to_dataset()
+    return along_trajectories(constant["trajectory_of_row"].to_numpy(), constant["log_density"].to_numpy())
 
 
 def _thinning(fit: Fit, draws: int) -> NDArray[np.intp]:
@@ -329,10 +352,11 @@ def _conditional(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArra
 
 @functools.partial(jax.jit, static_argnums=0)
 def _row_densities(
-    law: Law, value: Any, covariates: Any, log_e: Any, effect: Any, response: Any, log_density: Any, n_test: Any
+    law: Law, value: Any, covariates: Any, log_e: Any, effect: Any, response: Any, *columns: Any
 ) -> jax.Array:
     curve = law.curve(value, covariates, log_e, effect)
-    return jnp.asarray(response_distribution(law, curve, log_density, n_test, value).log_prob(response))
+    log_density, n_test, gap = columns
+    return jnp.asarray(response_distribution(law, curve, log_density, n_test, value, gap).log_prob(response))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -22,9 +22,6 @@ from bayeslaw.unconstrained import prior_middles
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 #: Names and shapes of unconstrained values, sorted by name.
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 #: Draws constrained at once.
@@ -76,30 +73,41 @@ def named_potential(structure: Structure, centred: bool) -> Callable[[Context, d
     return potential
 
 
-@functools.cache
 def flat_potential(
-    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes, kind: Any
-) -> Callable[[list[Any], jax.Array], jax.Array]:
-    """Give the negative log density of a context's arrays and a flat position from that of context and named values.
+    potential: Callable[[Any, dict[str, Any]], jax.Array], context: Any, shapes: Shapes
+) -> tuple[Callable[[list[Any], jax.Array], jax.Array], list[Any]]:
+    """Give the negative log density of arrays and a flat position from that of a context and named values.
 
     Args:
         potential: Negative log density of context and named values.
+        context: The context. Taking its distributions apart anew for every gradient would cost more than many a
+            gradient.
         shapes: Names and shapes of the values.
-        kind: What the context is made of (`jax.tree.structure`). Taking distributions apart anew for every gradient
-            would cost more than many a gradient.
+
+    Returns:
+        The density, the same object for contexts of the same kind, and the arrays of this one.
     """
+    arrays, kind = jax.tree.flatten(context)
+    return _flat_potential(potential, shapes, kind), arrays
+
+
+@functools.cache
+def _flat_potential(
+    potential: Callable[[Any, dict[str, Any]], jax.Array], shapes: Shapes, kind: Any
+) -> Callable[[list[Any], jax.Array], jax.Array]:
     unravel = unraveller(shapes)
     return lambda arrays, flat: potential(jax.tree.unflatten(kind, arrays), unravel(flat))
 
 
-def estimate_unconstrained(context: Context, free: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the moment estimates of the spreads from all other parameters, all unconstrained.
+def estimate_unconstrained(context: Context, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the estimates of the spreads (`estimate_spreads`) from unconstrained values, themselves unconstrained.
 
     An estimate that a prior does not allow gives way to the middle of the prior.
     """
     transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
     value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
-    found = {k: transforms[k].inv(v) for k, v in estimate_spreads(value, context.data).items() if k in transforms}
+    found = estimate_spreads(value, context.data, variances)
+    found = {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
     middles = prior_middles({name: context.priors[name] for name in found})
     return {name: jnp.where(jnp.isfinite(v), v, middles[name]) for name, v in found.items()}
 

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
@@ -28,7 +28,7 @@ from bayeslaw.density import (
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import groups_of, spread_variances
-from bayeslaw.laplace import laplace
+from bayeslaw.laplace import Estimate, Laplace, laplace
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
@@ -39,6 +39,7 @@ from bayeslaw.sampler import Sampled, sample
 from bayeslaw.straight import (
     StraightContext,
     bent_positions,
+    recentre,
     ridges_of,
     straight_estimate,
     straight_potential,
@@ -70,6 +71,7 @@ class Settings(TypedDict, total=False):
     noise: str
     steep: bool
     growth: bool | None
+    correlated: bool
     priors: Mapping[str, Distribution] | None
     seed: int
     chains: int
@@ -95,6 +97,7 @@ def fit(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
+    correlated: bool = False,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -119,6 +122,8 @@ def fit(
         steep: Whether that noise grows with the local slope of the curve.
         growth: Whether the spreads of configurations and runs grow with the error that the dense law expects; by
             default where there are 20 configurations or more to tell.
+        correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory, by
+            `rho` to the power of the rounds of 20 % between them.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`). Of pooled
             exponents they are those of the population's centre (`phi`) and of the spread between families
             (`between_phi`); all others hold for every family.
@@ -146,7 +151,10 @@ def fit(
     """
     bind_submodules()
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
-    parts = {"law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth}
+    parts = {
+        "law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth,
+        "correlated": correlated,
+    }  # fmt: skip
     reading = {"n_test": n_test, "chance_error": chance_error}
     sampling = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}
     fine = {"target_acceptance": target_acceptance, "progress": progress}
@@ -323,12 +331,10 @@ def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict
     groups = {} if own.few else groups_of(own.data)
     density = straight_potential(named_potential(own.structure, not own.few))
     starts = [straighten(context, start) for start in starts_of(own)]
-    approximation = laplace(density, context, starts, estimate, variances, groups)
+    context, approximation = approximate(density, context, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
-    arrays, kind = jax.tree.flatten(context)
     sampled = sample(
-        flat_potential(density, shapes, kind),
-        arrays,
+        *flat_potential(density, context, shapes),
         approximation.mode,
         approximation.axes,
         seed=seed,
@@ -337,6 +343,39 @@ def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict
     )
     plain = bent_positions(context, positions_of(shapes), sampled.positions)
     return sampled, constrain(own.structure, not own.few, shapes, own.context, plain, seed=seed + 1)
+
+
+def approximate(
+    density: Callable[[StraightContext, dict[str, Any]], jax.Array],
+    straight: StraightContext,
+    starts: Sequence[Mapping[str, Any]],
+    estimate: Estimate | None,
+    variances: Mapping[str, float],
+    groups: Mapping[str, NDArray],
+) -> tuple[StraightContext, Laplace]:
+    """Find the Laplace metric, and again once it says how far effects are to be standardised.
+
+    Args:
+        density: Negative log density of context and straight coordinates.
+        straight: The context, with effects as they are.
+        starts: Straight coordinates to start from.
+        estimate: Estimates of the spreads, as in `laplace`, like what follows.
+        variances: Variance of each.
+        groups: Group of every entry of the effects.
+
+    Returns:
+        The context to sample in, and the metric.
+    """
+    found = laplace(density, straight, starts, estimate, variances, groups)
+    if not np.size(found.axes.own):
+        return straight, found
+    chosen, start = recentre(straight, positions_of(shapes_of(starts[0])), found.mode, found.axes)
+    return chosen, laplace(density, chosen, [start], as_they_are, variances, groups)
+
+
+def as_they_are(*_: Any) -> dict[str, jax.Array]:
+    """Estimate nothing: spreads stay at what was found before."""
+    return {}
 
 
 def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:

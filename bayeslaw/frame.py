@@ -21,6 +21,8 @@ Numbers = jax.Array | np.ndarray[Any, Any]
 CONFIGURATION = ["depth", "width", "dataset_size"]
 #: What a line costs beside its places, in places.
 _LINE = 2
+#: A round of pruning removes a fifth: this much log density.
+ROUND = math.log(1.25)
 _CENTRES = ("depth", "width", "parameters", "dataset_size")
 
 
@@ -75,13 +77,14 @@ class Frame:
 class Data(NamedTuple):
     """Hold what the model is conditioned on.
 
-    Rows are laid out in lines of equal length, each within one trajectory, so that nothing has to be gathered row by
-    row. What pads a line is not `measured`.
+    Rows are laid out in lines of equal length, each within one trajectory, from the densest to the sparsest, so that
+    nothing has to be gathered row by row. What pads a line is not `measured`.
 
     Attributes:
         response: Empirical logit of the error, `[lines, length]`.
         log_density: `[lines, length]`.
         n_test: Number of test examples, `[lines, length]`; infinite where unknown.
+        gap: Rounds of pruning since the row before in the trajectory; infinite for its first, `[lines, length]`.
         measured: Whether there is a row, `[lines, length]`.
         configuration: Configuration of each trajectory, `[trajectories]`.
         trajectory: Trajectory of each line, `[lines]`.
@@ -95,6 +98,7 @@ class Data(NamedTuple):
     response: Numbers
     log_density: Numbers
     n_test: Numbers
+    gap: Numbers
     measured: Numbers
     configuration: Numbers
     trajectory: Numbers
@@ -171,10 +175,14 @@ def make_data(runs: pd.DataFrame, frame: Frame) -> tuple[Data, Labels]:
     n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
     response = empirical_logit(runs["error"].to_numpy(float), n_test)
     rows = Rows(response, np.log(runs["density"].to_numpy(float)), n_test, labels)
-    places, trajectory = _lines(labels)
+    order = along_trajectories(rows.trajectory, rows.log_density)
+    gap = np.empty(len(rows.log_density))
+    gap[order] = gaps(rows.trajectory[order], rows.log_density[order])
+    places, trajectory = _lines(labels, order)
     measured = places >= 0
+    columns = ((rows.response, 0.0), (rows.log_density, 0.0), (rows.n_test, 1.0), (gap, np.inf))
     data = Data(
-        *(np.where(measured, values[places], filler) for values, filler in zip(rows[:3], (0.0, 0.0, 1.0), strict=True)),
+        *(np.where(measured, values[places], filler) for values, filler in columns),
         measured=measured,
         configuration=of_row[first],
         trajectory=trajectory,
@@ -184,11 +192,33 @@ def make_data(runs: pd.DataFrame, frame: Frame) -> tuple[Data, Labels]:
     return data, Labels(configurations, pd.Index(keys.to_numpy()[first], name="trajectory"), rows)
 
 
-def _lines(trajectory: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+def along_trajectories(trajectory: NDArray[np.integer], log_density: NDArray) -> NDArray[np.integer]:
+    """Order rows by trajectory, and within one from the densest to the sparsest."""
+    return np.lexsort((-log_density, trajectory))
+
+
+def gaps(trajectory: NDArray[np.integer], log_density: NDArray) -> NDArray[np.float64]:
+    """Count the rounds of 20 % from every row to the next of its trajectory, rows being in order.
+
+    Returns:
+        Rounds since the row before, not whole where rounds were other; infinite for the first of a trajectory.
+
+    Example:
+        >>> gaps(np.array([0, 0, 1]), np.log([1.0, 0.64, 1.0])).round(6).tolist()
+        [inf, 2.0, inf]
+    """
+    rounds = -np.diff(log_density, prepend=np.inf) / ROUND
+    return np.where(np.diff(trajectory, prepend=-1) == 0, rounds, np.inf)
+
+
+def _lines(
+    trajectory: NDArray[np.integer], order: NDArray[np.integer]
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     """Lay rows out in lines of equal length, each within one trajectory.
 
     Args:
         trajectory: Trajectory of every row, `[rows]`.
+        order: Rows by trajectory, in the order within it.
 
     Returns:
         The row at every place, -1 where there is none, `[lines, length]`, and the trajectory of every line.
@@ -198,7 +228,6 @@ def _lines(trajectory: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArra
     lines = -(-counts[:, None] // lengths)
     best = int(np.argmin(lines.sum(0) * (lengths + _LINE)))
     length, lines = int(lengths[best]), lines[:, best]
-    order = np.argsort(trajectory, kind="stable")
     within = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     line = np.repeat(np.cumsum(lines) - lines, counts) + within // length
     places = np.full((lines.sum(), length), -1)

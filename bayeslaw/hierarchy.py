@@ -17,6 +17,11 @@ from bayeslaw.laws import log_dense_at
 #: Spreads of latent effects; every other parameter enters the likelihood directly.
 SPREADS = ("spread_np", "share_np", "tau_p")
 
+#: What no estimate of a spread is below, so that its logarithm stays finite.
+LEAST_SPREAD = 0.01
+#: Weight of no growth in its estimate: of one effect at a distance of 2 natural logs.
+STEADY = 4.0
+
 
 def site(name: str, distribution: Any) -> jax.Array:
     """Sample one NumPyro site."""
@@ -120,15 +125,21 @@ def log_density_of_groups(log_e: jax.Array, data: Data, centre: jax.Array, sprea
     return -0.5 * jnp.sum(density)
 
 
+def group_total(values: Any, data: Data) -> jax.Array:
+    """Add values of trajectories, `[..., trajectories]`, up for every configuration, `[..., configurations]`."""
+    return jnp.zeros((*jnp.shape(values)[:-1], len(data.depth))).at[..., data.configuration].add(values)
+
+
+def group_mean(values: Any, data: Data) -> jax.Array:
+    """Average values of trajectories over every configuration, shaped as in `group_total`."""
+    return group_total(values, data) / group_total(jnp.ones(len(data.configuration)), data)
+
+
 def _group_moments(log_e: jax.Array, data: Data) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Count the trajectories of every configuration, their mean and their sum of squares around it."""
-
-    def total(values: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum(values, data.configuration, len(data.depth))
-
-    size = total(jnp.ones_like(log_e))
-    mean = total(log_e) / size
-    return size, mean, total((log_e - mean[data.configuration]) ** 2)
+    mean = group_mean(log_e, data)
+    size = group_total(jnp.ones_like(log_e), data)
+    return size, mean, group_total((log_e - mean[data.configuration]) ** 2, data)
 
 
 def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) -> jax.Array:
@@ -154,33 +165,62 @@ def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) ->
     return location + jax.random.normal(key, location.shape) / jnp.sqrt(precision)
 
 
-def estimate_spreads(value: Mapping[str, Any], data: Data) -> dict[str, jax.Array]:
-    """Estimate the spreads by moments, at one value of everything else.
+def estimate_spreads(value: Mapping[str, Any], data: Data, variances: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Estimate the spreads and their growth from the expected squares of the effects.
+
+    It is a step of expectation and maximisation (Dempster, Laird and Rubin 1977). The squares of effects at their mode
+    alone would lack what is not known of them: spreads would shrink, the effects with them, and so on to nothing.
 
     Args:
         value: Constants of the dense law, growth of the spreads, `log_e_run` (or `log_e`, without effects of
             trajectories on it) and, with sideways effects, `effect_p`.
         data: The data.
+        variances: Those of the effects about their mode, by the same names.
 
     Returns:
-        `spread_np`, `share_np` where there are both parts (one half where nothing is replicated), and `tau_p` where
-        there are sideways effects.
+        `spread_np`, `share_np` where there are both parts (one half where nothing is replicated), `tau_p` where there
+        are sideways effects, and the growth as far as `value` has it.
     """
     centre = log_dense_at(value, data.covariates)
-    unit = spreads_at({**value, "sigma_np": 1.0, "tau_p": 1.0}, centre)
+    above = centre - jnp.log(value["dense"])
     found = {}
     if "effect_p" in value:
-        effect = value["effect_p"] / unit["tau_p"][data.configuration]
-        found = {"tau_p": jnp.sqrt(jnp.mean(effect**2)) + 0.01}
+        squares = value["effect_p"] ** 2 + variances["effect_p"]
+        found["tau_p"], growth = _spread_and_growth(squares, above[data.configuration], value.get("growth_p"))
+        found |= {"growth_p": growth} if "growth_p" in value else {}
     if "log_e" in value:
-        return found | {"spread_np": jnp.sqrt(jnp.mean(((value["log_e"] - centre) / unit["sigma_np"]) ** 2)) + 0.01}
+        own, around, name = above, centre, "log_e"
+    else:
+        own, around, name = above[data.configuration], centre[data.configuration], "log_e_run"
+    squares = (value[name] - around) ** 2 + variances[name]
+    found["spread_np"], growth = _spread_and_growth(squares, own, value.get("growth_np"))
+    found |= {"growth_np": growth} if "growth_np" in value else {}
+    if "log_e" in value:
+        return found
+    unit = jnp.exp(growth * above)
     size, mean, squares = _group_moments(value["log_e_run"], data)
+    unknown = group_mean(variances["log_e_run"], data)
     repeated = jnp.sum(size - 1)
-    within = jnp.sum(squares / unit["sigma_np"] ** 2) / jnp.maximum(repeated, 1)
-    around = jnp.mean(((mean - centre) / unit["sigma_np"]) ** 2)
-    between = jnp.maximum(around - within * jnp.mean(1 / size), 0.1 * around)
-    between, within = (jnp.where(repeated > 0, v, around / 2) + 1e-4 for v in (between, within))
+    within = jnp.sum((squares + (size - 1) * unknown) / unit**2) / jnp.maximum(repeated, 1)
+    apart = jnp.mean(((mean - centre) ** 2 + unknown / size) / unit**2)
+    between = jnp.maximum(apart - within * jnp.mean(1 / size), 0.1 * apart)
+    between, within = (jnp.where(repeated > 0, v, apart / 2) + 1e-4 for v in (between, within))
     return found | {"spread_np": jnp.sqrt(between + within), "share_np": between / (between + within)}
+
+
+def _spread_and_growth(squares: Any, above: Any, growth: Any) -> tuple[jax.Array, Any]:
+    """Fit expected squares by (tau exp(growth above))^2 with a few steps of scoring, growth drawn lightly towards 0."""
+
+    def variance(growth: Any) -> jax.Array:
+        return jnp.mean(squares * jnp.exp(-2 * growth * above))
+
+    if growth is None:
+        return jnp.sqrt(variance(0.0)) + LEAST_SPREAD, 0.0
+    growth, information = jnp.asarray(growth), 2 * jnp.sum((above - above.mean()) ** 2) + STEADY
+    for _ in range(5):
+        excess = squares * jnp.exp(-2 * growth * above) / variance(growth) - 1
+        growth = growth + jnp.clip((jnp.sum(excess * above) - STEADY * growth) / information, -1.0, 1.0)
+    return jnp.sqrt(variance(growth)) + LEAST_SPREAD, growth
 
 
 def spread_variances(data: Data) -> dict[str, float]:
@@ -190,7 +230,8 @@ def spread_variances(data: Data) -> dict[str, float]:
     """
     groups, count = len(data.depth), len(data.configuration)
     share = 4 / groups + 4 / (count - groups) if count > groups else 2.0
-    return {"spread_np": 1 / groups, "share_np": min(share, 2.0), "tau_p": 1 / count}
+    spreads = {"spread_np": 1 / groups, "share_np": min(share, 2.0), "tau_p": 1 / count}
+    return spreads | {"growth_np": 1 / groups, "growth_p": 1 / count}
 
 
 def groups_of(data: Data) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Structure:
         noise: `student_t` or `normal`.
         steep: Whether noise grows with the local slope.
         growth: Whether spreads grow with the error that the dense law expects.
+        correlated: Whether the noise of a level is correlated with that of the level before.
     """
 
     depth_varies: bool
@@ -54,6 +55,7 @@ class Structure:
     noise: str = "student_t"
     steep: bool = True
     growth: bool = True
+    correlated: bool = False
 
     def without(self) -> set[str]:
         """Name the parameters that the model does not have."""
@@ -64,6 +66,7 @@ class Structure:
         absent |= set() if self.knows_n_test else {"floor"}
         absent |= set() if self.noise == "student_t" else {"nu"}
         absent |= set() if self.steep else {"kappa"}
+        absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
         absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
         return absent | (set() if grows and "tau_p" not in absent else {"growth_p"})
@@ -82,6 +85,7 @@ def structure_of(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
+    correlated: bool = False,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
 
@@ -115,6 +119,7 @@ def structure_of(
         noise=noise,
         steep=steep,
         growth=configurations >= MANY_CONFIGURATIONS if growth is None else growth,
+        correlated=correlated,
     )
 
 
@@ -130,7 +135,7 @@ def make_model(structure: Structure, *, centred: bool = True):
         g         = (e~_i / e~ of the central network)^growth                  worse networks spread more
         eps_np    = eps_up e_it / sqrt(e_it^2 + 1)
         mean      = law(eps_np, eps_up, gamma, p', m*_r)
-        response  ~ StudentT(nu, logit(mean), scale)
+        response  ~ logit(mean) + scale z,   z_r = rho^gap z_before + sqrt(1 - rho^(2 gap)) StudentT(nu)
         scale^2   = floor^2 binomial + sigma^2 + (kappa d logit mean / d log m*)^2
 
     The response is the empirical logit, so both ends are safe: an error of 0 of n_test is an ordinary observation with
@@ -165,8 +170,8 @@ def make_model(structure: Structure, *, centred: bool = True):
         covariates = {name: jnp.asarray(v)[data.configuration] for name, v in data.covariates.items()}
         curve = law.curve(value, covariates, log_e, effect_p)
         of_line = jax.tree.map(lambda part: part[data.trajectory, None] if jnp.ndim(part) else part, curve)
-        measured = response_distribution(law, of_line, data.log_density, data.n_test, value)
-        numpyro.sample("response", measured.mask(data.measured), obs=data.response)
+        measured = response_distribution(law, of_line, data.log_density, data.n_test, value, data.gap)
+        numpyro.sample("response", measured.mask(jnp.asarray(data.measured)), obs=data.response)
 
     return model
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import gammaln
 
 from bayeslaw.laws import Law
 
@@ -46,29 +46,50 @@ def location_and_scale(
     return jnp.log(wrong) - jnp.log(right), jnp.sqrt(variance)
 
 
-def response_distribution(law: Law, curve: Any, log_density: Any, n_test: Any, value: Mapping[str, Any]) -> Any:
-    """Give the distribution of the empirical logit of a measured error; arguments are those of `observation`."""
+def response_distribution(
+    law: Law, curve: Any, log_density: Any, n_test: Any, value: Mapping[str, Any], gap: Any = jnp.inf
+) -> LogitNoise:
+    """Give the distribution of the empirical logits of measured errors.
+
+    Args:
+        law: The law.
+        curve: Its curve of the trajectory.
+        log_density: Where on the curve, `[..., rows]`.
+        n_test: Test examples; infinite for the population error.
+        value: `sigma` and, where there are such parts, `kappa`, `floor`, `nu` and `rho`.
+        gap: Rounds since the row before, of the same trajectory; infinite where there is none.
+    """
     log_mean, slope = law.log_error_and_slope(curve, log_density)
-    if "nu" in value:
-        return LogitStudentT(log_mean, slope, n_test, {name: value[name] for name in _NOISE if name in value})
-    return dist.Normal(*location_and_scale(log_mean, slope, n_test, value))
+    return LogitNoise(log_mean, slope, n_test, {name: value[name] for name in _NOISE if name in value}, gap)
 
 
-_NOISE = ("floor", "sigma", "kappa", "nu")
+_NOISE = ("floor", "sigma", "kappa", "nu", "rho")
+#: Rows of a trajectory that lie closer than this, in rounds, are taken to be this far apart.
+_CLOSEST = 0.1
 
 
-class LogitStudentT(dist.Distribution):
-    """Student's t around the logit of the curve, whose log density shares its work with its derivatives.
+class LogitNoise(dist.Distribution):
+    r"""Student's t, or the normal, around the logit of the curve, correlated along a trajectory.
+
+    With standardised residuals z of rows in order and r rounds of 20 % from one to the next,
+
+    $$z_k = \rho^r z_{k-1} + \sqrt{1 - \rho^{2r}} t_k$$
+
+    so that `log_prob` gives the log density of every row given the row before, in the order of the flattened batch.
 
     Args:
         log_mean: Log error of the curve.
         slope: d log error / d log density.
         n_test: Test examples; infinite for the population error.
-        value: `nu`, `sigma` and, where there are such parts, `kappa` and `floor`.
+        value: `sigma` and, where there are such parts, `kappa`, `floor`, `nu` (else normal) and `rho` (else
+            independent).
+        gap: Rounds since the row before; infinite where there is none.
     """
 
-    def __init__(self, log_mean: jax.Array, slope: jax.Array, n_test: Any, value: Mapping[str, Any]) -> None:
-        self.log_mean, self.slope, self.n_test, self.value = log_mean, slope, n_test, value
+    def __init__(
+        self, log_mean: jax.Array, slope: jax.Array, n_test: Any, value: Mapping[str, Any], gap: Any = jnp.inf
+    ) -> None:
+        self.log_mean, self.slope, self.n_test, self.value, self.gap = log_mean, slope, n_test, value, gap
         super().__init__(batch_shape=jnp.broadcast_shapes(jnp.shape(log_mean), jnp.shape(n_test)))
 
     @property
@@ -79,35 +100,77 @@ class LogitStudentT(dist.Distribution):
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw responses."""
         location, scale = location_and_scale(self.log_mean, self.slope, self.n_test, self.value)
-        return location + scale * jax.random.t(key, self.value["nu"], (*sample_shape, *self.batch_shape))
+        shape = (*sample_shape, *self.batch_shape)
+        residual = jax.random.t(key, self.value["nu"], shape) if "nu" in self.value else jax.random.normal(key, shape)
+        if "rho" in self.value:
+            share = jnp.broadcast_to(self._correlation, self.batch_shape)
+            residual = _correlate(residual.reshape(*sample_shape, -1), jnp.ravel(share)).reshape(shape)
+        return location + scale * residual
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
-        """Compute the log density of responses."""
-        noise = tuple(jnp.asarray(self.value.get(name, 0.0), float) for name in _NOISE)
-        return log_density(self.log_mean, self.slope, jnp.asarray(value), jnp.asarray(self.n_test), noise)
+        """Compute the log density of every response given the one before."""
+        noise = tuple(jnp.asarray(self.value.get(name, 0.0), float) for name in _NOISE[:3])
+        residual, log_scale = standardise(
+            self.log_mean, self.slope, jnp.asarray(value), jnp.asarray(self.n_test), noise
+        )
+        if "rho" in self.value:
+            correlation = self._correlation
+            rest = 1 - correlation**2
+            residual = (residual - correlation * _before(residual)) / jnp.sqrt(rest)
+            log_scale = log_scale + 0.5 * jnp.log(rest)
+        if "nu" not in self.value:
+            return -0.5 * residual**2 - 0.5 * jnp.log(2 * jnp.pi) - log_scale
+        nu = self.value["nu"]
+        constant = gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * jnp.pi)
+        return constant - (nu + 1) / 2 * jnp.log1p(residual**2 / nu) - log_scale
+
+    @property
+    def _correlation(self) -> jax.Array:
+        follows = jnp.isfinite(self.gap)
+        rounds = jnp.maximum(jnp.where(follows, self.gap, 1.0), _CLOSEST)
+        return jnp.where(follows, jnp.exp(rounds * jnp.log(self.value["rho"])), 0.0)
+
+
+def _before(values: jax.Array) -> jax.Array:
+    """Shift by one in the flattened order."""
+    flat = jnp.ravel(values)
+    return jnp.concatenate([jnp.zeros_like(flat[:1]), flat[:-1]]).reshape(values.shape)
+
+
+def _correlate(independent: jax.Array, correlation: jax.Array) -> jax.Array:
+    """Turn independent residuals `[..., rows]` into correlated ones."""
+
+    def step(before: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        own, share = now
+        after = share * before + jnp.sqrt(1 - share**2) * own
+        return after, after
+
+    first = jnp.zeros_like(independent[..., 0])
+    along = jax.lax.scan(step, first, (jnp.moveaxis(independent, -1, 0), correlation))[1]
+    return jnp.moveaxis(along, 0, -1)
 
 
 @jax.custom_jvp
-def log_density(log_mean: Any, slope: Any, response: Any, n_test: Any, noise: tuple[Any, ...]) -> jax.Array:
-    """Compute the log density of `LogitStudentT`, with its derivatives written out.
+def standardise(log_mean: Any, slope: Any, response: Any, n_test: Any, noise: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Give the residual of a response in units of its scale, and the log of the scale, derivatives written out.
 
     Args:
         log_mean: Log error of the curve.
         slope: d log error / d log density.
         response: The empirical logit measured; derivatives by it are left out.
         n_test: Test examples.
-        noise: `floor`, `sigma`, `kappa` and `nu`.
+        noise: `floor`, `sigma` and `kappa`.
 
     Returns:
-        The log density, broadcast.
+        Residual and log scale, broadcast.
     """
-    return _log_density(log_mean, slope, response, n_test, noise)[0]
+    return _standardise(log_mean, slope, response, n_test, noise)[0]
 
 
-def _log_density(
+def _standardise(
     log_mean: Any, slope: Any, response: Any, n_test: Any, noise: tuple[Any, ...]
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    floor, sigma, kappa, nu = noise
+) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
+    floor, sigma, kappa = noise
     known = jnp.isfinite(n_test)
     count, half = jnp.where(known, n_test, 1.0), jnp.where(known, 0.5, 0.0)
     mean = jnp.exp(log_mean)
@@ -116,37 +179,39 @@ def _log_density(
     both, rest = 1 / (wrong * right), 1 / (1 - mean)
     binomial, sideways = jnp.where(known, total * both, 0.0), slope * rest
     variance = floor**2 * binomial + sigma**2 + (kappa * sideways) ** 2
-    residual = response - jnp.log(wrong * wrong * both)
-    wide = nu * variance + residual**2
-    log_variance, log_wide = jnp.log(variance), jnp.log(wide)
-    constant = gammaln((nu + 1) / 2) - gammaln(nu / 2) + (nu * jnp.log(nu) - jnp.log(jnp.pi)) / 2
-    density = constant + (nu * log_variance - (nu + 1) * log_wide) / 2
-    parts = (count, known, mean, total, wrong, right, both, rest, binomial, sideways, variance, residual, wide)
-    return density, (*parts, log_variance, log_wide)
+    precision = 1 / variance
+    root = jnp.sqrt(precision)
+    residual = (response - jnp.log(wrong * wrong * both)) * root
+    return (residual, -jnp.log(root)), (
+        count,
+        mean,
+        total,
+        wrong,
+        right,
+        both,
+        rest,
+        binomial,
+        sideways,
+        precision,
+        root,
+    )
 
 
-@log_density.defjvp
-def _log_density_jvp(primals: Any, tangents: Any) -> Any:
+@standardise.defjvp
+def _standardise_jvp(primals: Any, tangents: Any) -> Any:
     log_mean, slope, response, n_test, noise = primals
     by_log_mean, by_slope, _, _, by_noise = tangents
-    floor, sigma, kappa, nu = noise
-    density, parts = _log_density(log_mean, slope, response, n_test, noise)
-    count, _, mean, total, wrong, right, both, rest, binomial, sideways, variance, residual, wide, *logs = parts
-    quotient = 1 / (variance * wide)
-    by_variance = 0.5 * nu * (wide - (nu + 1) * variance) * quotient
-    by_residual = -(nu + 1) * residual * variance * quotient
+    floor, sigma, kappa = noise
+    (residual, log_scale), parts = _standardise(log_mean, slope, response, n_test, noise)
+    count, mean, total, wrong, right, both, rest, binomial, sideways, precision, root = parts
     pull = count * both
-    by_mean = -by_residual * pull * total + by_variance * (
-        2 * kappa**2 * sideways**2 * rest - floor**2 * binomial * pull * (right - wrong)
-    )
-    by_nu = 0.5 * (digamma((nu + 1) / 2) - digamma(nu / 2) + jnp.log(nu) + 1)
-    by_nu = by_nu + 0.5 * (logs[0] - logs[1] - (nu + 1) * variance * variance * quotient)
+    by_mean = precision * (kappa**2 * sideways**2 * rest - 0.5 * floor**2 * binomial * pull * (right - wrong))
     change = (
         by_mean * mean * by_log_mean
-        + 2 * by_variance * kappa**2 * sideways * rest * by_slope
-        + 2 * by_variance * floor * binomial * by_noise[0]
-        + 2 * by_variance * sigma * by_noise[1]
-        + 2 * by_variance * kappa * sideways**2 * by_noise[2]
-        + by_nu * by_noise[3]
+        + precision * kappa**2 * sideways * rest * by_slope
+        + precision * floor * binomial * by_noise[0]
+        + precision * sigma * by_noise[1]
+        + precision * kappa * sideways**2 * by_noise[2]
     )
-    return density, change
+    moved = -pull * total * mean * root * by_log_mean - residual * change
+    return (residual, log_scale), (moved, change)

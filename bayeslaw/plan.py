@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,10 +141,11 @@ def plan(
     _check(fit, target_error, confidence)
     notes = _gate(fit, allow_failed)
     prunable, unprunable = _counts(fit, starts, family, parameters)
-    unpruned = _unpruned_errors(fit, starts, seed)
+    value, log_e = _draws_of(fit, starts, seed)
+    unpruned = mean_errors(fit.law, value, fit.frame, starts.assign(density=1.0), log_e)
     starts["p_feasible"] = (unpruned <= target_error).mean(0)
-    (log_density,) = _log_densities(fit, starts, np.array([target_error]), seed)
-    size, p_none = _sizes(log_density, prunable, unprunable)
+    log_density = _log_density_at(fit.law, value, fit.frame.covariates(starts), log_e, np.log(target_error))
+    size, p_none = _sizes(np.asarray(log_density), prunable, unprunable)
     if 1 - p_none < OUT_OF_REACH:
         raise BayeslawError(_how_close(fit, starts, target_error, unpruned))
     best = np.where(np.isfinite(size).any(1), size.argmin(1), -1)
@@ -155,7 +156,9 @@ def plan(
         quantiles = np.nanquantile(feasible, [0.5, 0.05, 0.95], axis=0)
     for name, row in zip(("size_median", "size_lower", "size_upper"), quantiles, strict=True):
         starts[name] = row
-    starts[["rounds", "kept", "p_reach"]] = _deepest_rounds(fit, starts, target_error, prunable, confidence, seed)
+    starts[["rounds", "kept", "p_reach"]] = _deepest_rounds(
+        fit, value, starts, target_error, prunable, confidence, seed
+    )
     starts["density"] = starts["kept"] / prunable
     starts["size"] = starts["kept"] + unprunable
     starts["parameters"] = prunable + unprunable
@@ -249,8 +252,9 @@ def _smallest_sizes(
     fit: Fit, targets: NDArray, starts: pd.DataFrame, counts: tuple[NDArray, NDArray], seed: int
 ) -> NDArray[np.float64]:
     """Give the fewest parameters over all starts, `[targets, draws]`."""
-    found = _log_densities(fit, starts, targets, seed)
-    return np.array([_sizes(log_density, *counts)[0].min(1) for log_density in found])
+    value, log_e = _draws_of(fit, starts, seed)
+    at = functools.partial(_log_density_at, fit.law, value, fit.frame.covariates(starts), log_e)
+    return np.array([_sizes(np.asarray(at(np.log(target))), *counts)[0].min(1) for target in targets])
 
 
 def _frontier(
@@ -286,14 +290,19 @@ def rounds_of(prunable: float, *, prune_fraction: float = 0.2) -> NDArray[np.int
 
 
 def _deepest_rounds(
-    fit: Fit, starts: pd.DataFrame, target_error: float, prunable: NDArray, confidence: float, seed: int
+    fit: Fit,
+    value: dict[str, Any],
+    starts: pd.DataFrame,
+    target_error: float,
+    prunable: NDArray,
+    confidence: float,
+    seed: int,
 ) -> NDArray:
     """Find for every start the deepest round at which a new run's population error is at most the target.
 
     Returns:
         Rounds, weights kept and the probability, `[starts, 3]`; where no round is sure enough, those of the surest.
     """
-    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     kept = [rounds_of(count) for count in prunable]
     start = np.repeat(np.arange(len(starts)), [len(rounds) for rounds in kept])
     designs = starts.loc[starts.index[start], CONFIGURATION].assign(density=np.concatenate(kept) / prunable[start])
@@ -303,7 +312,7 @@ def _deepest_rounds(
     result = np.empty((len(starts), 3))
     for i, row in enumerate(starts[CONFIGURATION].itertuples(index=False, name=None)):
         own = start == i
-        noise = standard_noise(generator(seed, row, "jitter"), value, (len(location), len(kept[i])))
+        noise = standard_noise(generator(seed, row, "jitter"), value, np.arange(len(kept[i])))
         logits = location[:, own] + scale[:, own] * noise
         reach = (logits <= scipy.special.logit(target_error)).mean(0)
         sure = np.flatnonzero(reach >= confidence)
@@ -312,25 +321,17 @@ def _deepest_rounds(
     return result
 
 
-def _unpruned_errors(fit: Fit, starts: pd.DataFrame, seed: int) -> NDArray:
-    """Draw the mean errors of the unpruned starts, `[draws, starts]`."""
+def _draws_of(fit: Fit, starts: pd.DataFrame, seed: int) -> tuple[dict[str, NDArray], NDArray]:
+    """Give draws of the parameters, each `[draws, 1]`, and of log e of the starts, `[draws, starts]`."""
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    log_e = configuration_draws(fit, starts, seed)
-    return mean_errors(fit.law, value, fit.frame, starts.assign(density=1.0), log_e)
-
-
-def _log_densities(fit: Fit, starts: pd.DataFrame, targets: NDArray, seed: int) -> Iterator[NDArray]:
-    """Give for every target the log density at which the mean curve of each start reaches it, `[draws, starts]`."""
-    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    log_e = configuration_draws(fit, starts, seed)
-    for target in targets:
-        yield np.asarray(_log_density_at(fit.law, value, fit.frame.covariates(starts), log_e, np.log(target)))
+    return value, configuration_draws(fit, starts, seed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_density_at(
     law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_target: Any
 ) -> jax.Array:
+    """Give the log density at which the central curve of each start reaches a target, `[draws, starts]`."""
     return law.log_density_at(law.curve(value, covariates, log_e, 0.0), log_target)
 
 

@@ -195,6 +195,7 @@ class PooledFit:
             noise=structures[0].noise,
             steep=structures[0].steep,
             growth=any(one.growth for one in structures),
+            correlated=structures[0].correlated,
         )
 
     def _priors_of_family(self, structure: Structure, given: Mapping[str, Distribution] | None) -> dict[str, Prior]:

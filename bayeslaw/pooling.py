@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -21,7 +20,17 @@ import xarray as xr
 
 from bayeslaw.density import constrain, flat_potential, positions_of, shapes_of
 from bayeslaw.errors import BayeslawError
-from bayeslaw.fitting import PACKAGE, Prepared, prepare, said_of_priors, starts_of, to_fit, versions, warmup_for
+from bayeslaw.fitting import (
+    PACKAGE,
+    Prepared,
+    as_they_are,
+    prepare,
+    said_of_priors,
+    starts_of,
+    to_fit,
+    versions,
+    warmup_for,
+)
 from bayeslaw.frame import check_one_family, label_of
 from bayeslaw.hierarchy import groups_of, spread_variances
 from bayeslaw.laplace import laplace
@@ -31,14 +40,20 @@ from bayeslaw.population import (
     PooledContext,
     key_of,
     location,
-    pooled_estimate,
-    pooled_potential,
     population_at,
     values_of,
 )
 from bayeslaw.posterior import Fit
 from bayeslaw.priors import BETWEEN, ON_LINE, Prior, exponents_of, resolve_priors
-from bayeslaw.relative import make_relative, place, relative_potential
+from bayeslaw.relative import (
+    make_relative,
+    plain_draws,
+    recentre_families,
+    relative_estimate,
+    relative_potential,
+    straighten_families,
+    unplaced,
+)
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import sample
 from bayeslaw.unconstrained import against_prior, prior_middles
@@ -147,20 +162,22 @@ def _sample(
     parts = tuple(Part(family.structure, not family.few) for family in families)
     priors = {name: prior.distribution for name, prior in shared.items()}
     context = PooledContext(tuple(family.context for family in families), priors)
-    starts = _starts(families, context)
     variances, groups = _spreads_and_groups(families, context)
-    found = laplace(pooled_potential(parts), context, starts, pooled_estimate(parts), variances, groups)
-    shapes = shapes_of(starts[0])
+    relative = unplaced(context, [family.data for family in families])
+    starts = [straighten_families(relative, start) for start in _starts(families, context)]
+    shapes, density = shapes_of(starts[0]), relative_potential(parts)
     where = positions_of(shapes)
-    relative, centre, axes = make_relative(context, found, where)
-    arrays, kind = jax.tree.flatten(relative)
-    density = flat_potential(relative_potential(parts), shapes, kind)
-    sampled = sample(density, arrays, centre, axes, seed=seed, **settings)
-    placed, _ = place(priors, relative.told, {name: sampled.positions[..., index] for name, index in where.items()})
-    population = {name: np.asarray(value) for name, value in population_at(priors, placed).items()}
+    found = laplace(density, relative, starts, relative_estimate(parts), variances, groups)
+    if np.size(found.axes.own):
+        relative, start = recentre_families(relative, parts, found, where)
+        found = laplace(density, relative, [start], as_they_are, variances, groups)
+    relative, centre, axes = make_relative(relative, found, where)
+    sampled = sample(*flat_potential(density, relative, shapes), centre, axes, seed=seed, **settings)
+    plain = plain_draws(relative, where, sampled.positions)
+    population = {name: np.asarray(value) for name, value in population_at(priors, plain).items()}
     values = []
     for k, (part, family) in enumerate(zip(parts, families, strict=True)):
-        own = {name: np.asarray(value) for name, value in values_of(k, placed).items()}
+        own = values_of(k, plain)
         of_family = shapes_of({name: value[0, 0] for name, value in own.items()})
         flat = np.concatenate([own[name].reshape(*own[name].shape[:2], -1) for name, _ in of_family], axis=-1)
         values.append(constrain(*part, of_family, family.context, flat, seed=seed + 1 + k))

@@ -32,6 +32,8 @@ from bayeslaw.unconstrained import prior_middles
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from bayeslaw.laplace import Estimate
+
 
 class Part(NamedTuple):
     """Say how one family enters the joint density.
@@ -122,18 +124,18 @@ def _population(priors: Mapping[str, Any]) -> None:
 
 
 @functools.cache
-def pooled_estimate(parts: tuple[Part, ...]) -> Callable[[PooledContext, dict[str, Any]], dict[str, jax.Array]]:
-    """Give moment estimates of all spreads from all other parameters, all unconstrained.
+def pooled_estimate(parts: tuple[Part, ...]) -> Estimate:
+    """Give estimates of all spreads from all other parameters and the effects' variances, all unconstrained.
 
     Of the spread between families there are but few observations: the middle of its prior counts as one more.
     """
 
-    def estimate(context: PooledContext, free: dict[str, Any]) -> dict[str, jax.Array]:
+    def estimate(context: PooledContext, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
         population = population_at(context.population, {**prior_middles(context.population), **free})
         found = {}
         for k, (part, family) in enumerate(zip(parts, context.families, strict=True)):
             if part.centred:
-                spreads = estimate_unconstrained(family, values_of(k, free))
+                spreads = estimate_unconstrained(family, values_of(k, free), values_of(k, variances))
                 found |= {key_of(k, name): value for name, value in spreads.items()}
         for name in context.exponents:
             between = f"{BETWEEN}{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import scipy.special
 import xarray as xr
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, Frame
+from bayeslaw.frame import CONFIGURATION, ROUND, Frame
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.noise import observation
@@ -53,7 +54,9 @@ def predict(
         interval: Probability of the equal-tailed interval, in (0, 1).
         kind: `"mean"`: the configuration's curve, averaged over runs; its own posterior where it was trained, else
             the dense law with a fresh discrepancy. `"run"`: what a new replicate would measure: run effects, jitter of
-            single levels and the noise of `n_test` test examples on top.
+            single levels and the noise of `n_test` test examples on top. Draws of one configuration are those of one
+            run, its noise correlated from round to round as the posterior says; densities count as the nearest number
+            of rounds of 20 %.
         seed: Seed of fresh effects and noise; they depend on seed and design alone, not on what else is asked for.
         return_draws: Return the joint draws instead of their summary.
 
@@ -118,10 +121,9 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
     return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
 
 
-@jax.jit
 def network_values(value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
     """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
-    return value | spreads_at(value, log_dense_at(value, covariates))
+    return value | _centre_and_spreads(value, covariates)[1]
 
 
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> NDArray:
@@ -196,11 +198,30 @@ def _nodes(varies: bool) -> tuple[NDArray, NDArray]:
     return nodes, weights / weights.sum()
 
 
-def standard_noise(rng: np.random.Generator, value: dict[str, Any], shape: tuple[int, ...]) -> NDArray:
-    """Draw the noise of single levels in units of its scale, `[draws, ...]`."""
-    if "nu" not in value:
-        return rng.standard_normal(shape)
-    return rng.standard_t(np.broadcast_to(value["nu"], shape))
+def standard_noise(rng: np.random.Generator, value: dict[str, Any], rounds: NDArray) -> NDArray:
+    """Draw the noise of a new run in units of its scale, after numbers of pruning rounds of 20 %.
+
+    Args:
+        rng: Source of randomness; the noise after a round does not depend on what other rounds are asked for.
+        value: `nu` and `rho`, as far as there are such parts, each `[draws, 1]`.
+        rounds: `[designs]`.
+
+    Returns:
+        `[draws, designs]`.
+    """
+    shape = (rounds.max(initial=0) + 1, len(value["sigma"]))
+    noise = rng.standard_t(value["nu"].ravel(), shape) if "nu" in value else rng.standard_normal(shape)
+    if "rho" in value:
+        rho = value["rho"].ravel()
+        for before, now in itertools.pairwise(noise):
+            now *= np.sqrt(1 - rho**2)
+            now += rho * before
+    return noise[rounds].T
+
+
+def rounds_at(density: Any) -> NDArray:
+    """Count the pruning rounds of 20 % that lead to a density, to the nearest."""
+    return np.round(-np.log(np.asarray(density, float)) / ROUND).astype(int)
 
 
 def unique_configurations(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]:
@@ -258,12 +279,7 @@ def observations(
     Returns:
         Location and scale, each `[draws, designs]`.
     """
-
-    def one(covariates: dict[str, Any], log_density: NDArray, *own: NDArray) -> tuple[jax.Array, jax.Array]:
-        *run, n_test = own
-        return _observation(law, value, covariates, log_density, *run, n_test=n_test)
-
-    return _by_block(one, frame, designs, *runs, n_test)
+    return _by_block(functools.partial(_observation, law, value), frame, designs, *runs, n_test)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -283,13 +299,12 @@ def _by_block(
     function: Callable[..., tuple[jax.Array, ...]], frame: Frame, designs: pd.DataFrame, *columns: NDArray
 ) -> tuple[NDArray, ...]:
     """Call a function of covariates, log density and columns `[..., designs]` with blocks of equal size."""
-    every = {**frame.covariates(designs), "density": np.log(designs["density"].to_numpy(float))}
+    covariates, log_density = frame.covariates(designs), np.log(designs["density"].to_numpy(float))
     order = np.pad(np.arange(len(designs)), (0, -len(designs) % BLOCK), mode="edge")
     parts = []
     for block in order.reshape(-1, BLOCK):
-        own = {name: values[block] for name, values in every.items()}
-        log_density = own.pop("density")
-        found = function(own, log_density, *(column[..., block] for column in columns))
+        own = {name: values[block] for name, values in covariates.items()}
+        found = function(own, log_density[block], *(column[..., block] for column in columns))
         parts.append([np.asarray(part) for part in found])
     return tuple(np.concatenate(part, axis=1)[:, : len(designs)] for part in zip(*parts, strict=True))
 
@@ -301,9 +316,10 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     n_test = _n_test(fit, designs)
     runs = log_e[:, index], effect_p[:, index]
     location, scale = observations(fit.law, value, fit.frame, designs, runs, n_test)
-    rows = designs[[*CONFIGURATION, "density"]].itertuples(index=False, name=None)
-    noise = [standard_noise(generator(seed, row, "noise"), value, (len(log_e), 1))[:, 0] for row in rows]
-    return error_from_logit(location + scale * np.stack(noise, axis=1), n_test)
+    noise, rounds = np.empty_like(location), rounds_at(designs["density"])
+    for i, row in enumerate(configurations.itertuples(index=False, name=None)):
+        noise[:, index == i] = standard_noise(generator(seed, row, "noise"), value, rounds[index == i])
+    return error_from_logit(location + scale * noise, n_test)
 
 
 def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray, NDArray]:

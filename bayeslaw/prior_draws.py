@@ -17,7 +17,7 @@ from numpyro import handlers
 from bayeslaw.density import Context
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import chance_error_of, derived_values
-from bayeslaw.frame import CONFIGURATION, Data, Frame, check_one_family, make_frame
+from bayeslaw.frame import CONFIGURATION, Data, Frame, along_trajectories, check_one_family, gaps, make_frame
 from bayeslaw.laws import law_named
 from bayeslaw.model import EFFECTS, Structure, make_model, structure_of
 from bayeslaw.precision import in_float64
@@ -88,6 +88,7 @@ def prior_predictive(
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
+    correlated: bool = False,
     family: Family | None = None,
     n_test: int | None = None,
     chance_error: float | None = None,
@@ -110,6 +111,7 @@ def prior_predictive(
         noise: Noise of single levels, as there.
         steep: Whether that noise grows with the local slope, as there.
         growth: Whether spreads grow with the error; by default with 20 networks or more, as there.
+        correlated: Whether the noise is correlated along a trajectory, as there.
         family: Family of networks that are no run table; it gives parameter counts and, by its classes, the
             random-guess error.
         n_test: Number of test examples, for `kind="run"`; default that of the runs, else the whole population.
@@ -141,11 +143,14 @@ def prior_predictive(
     check_designs(designs, interval, kind)
     if "n_test" not in designs and "n_test" in table:
         designs["n_test"] = table["n_test"].median()
-    structure = structure_of(table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth)
+    structure = structure_of(
+        table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth, correlated=correlated
+    )
     resolved = resolve_priors(priors, law=law)
     distributions = {k: v.distribution for k, v in resolved.items() if k not in structure.without()}
     configurations, of_row = unique_configurations(designs)
-    data = _data(frame, designs, configurations, of_row)
+    order = along_trajectories(of_row, np.log(designs["density"].to_numpy(float)))
+    data = _data(frame, designs.iloc[order], configurations, of_row[order])
     values = _draw(structure, Context(data, distributions), draws, seed)
     values |= derived_values(values, frame)
     parameters = {name: value for name, value in values.items() if value.ndim == 1}
@@ -153,7 +158,7 @@ def prior_predictive(
         columns = {name: value[:, None] for name, value in parameters.items()}
         errors = mean_errors(law_named(law), columns, frame, designs, values["log_e"][:, of_row])
     else:
-        errors = error_from_logit(values["response"][..., 0], _n_test(designs))
+        errors = error_from_logit(values["response"][:, np.argsort(order), 0], _n_test(designs))
     return PriorPredictive(
         designs.assign(**summarise(errors, interval)),
         xr.DataArray(errors, dims=("draw", "design"), name="error"),
@@ -211,11 +216,16 @@ def default_designs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_row: NDArray[np.integer]) -> Data:
-    """Condition the model on nothing: one run of every network, whose responses are to be drawn, a line each."""
+    """Condition the model on nothing: one run of every network, whose responses are to be drawn, a line each.
+
+    Designs come by configuration, from the densest to the sparsest, as noise that is correlated wants them.
+    """
+    log_density = np.log(designs["density"].to_numpy(float))
     return Data(
         response=cast("Any", None),
-        log_density=np.log(designs[["density"]].to_numpy(float)),
+        log_density=log_density[:, None],
         n_test=_n_test(designs)[:, None],
+        gap=gaps(of_row, log_density)[:, None],
         measured=np.ones((len(designs), 1), bool),
         configuration=np.arange(len(configurations)),
         trajectory=of_row,

@@ -93,6 +93,9 @@ def default_priors(law: str = "joint", *, pool: str | None = None) -> dict[str, 
         "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels (log m*)", small),
         "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),
         "nu": Prior(dist.Gamma(2.0, 0.1), "degrees of freedom of the noise", "Juarez and Steel 2010"),
+        "rho": Prior(
+            dist.Beta(2.0, 2.0), "correlation of the noise from one round of 20 % to the next", "weak: .5 +- .22"
+        ),
     }
     own = {
         "sharpness": Prior(

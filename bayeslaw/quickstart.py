@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 SWEEP = "digits_resnet"
 #: Left out by default: a network that trains and prunes in less than 40 core-seconds.
 NETWORK = (8, 4, 500)
-#: Draws per chain; enough for the gate with room to spare.
-DRAWS = 800
 TARGET_ERROR = 0.1
 
 
@@ -86,7 +84,7 @@ def quickstart(
     with tempfile.TemporaryDirectory() as scratch:
         live = LiveRun(runs[chosen].iloc[0], recorded_folder() / f"{SWEEP}.toml", Path(scratch) / "store")
         try:
-            posterior = fit(runs[~chosen], draws=DRAWS, seed=seed)
+            posterior = fit(runs[~chosen], seed=seed)
             say(f"\nposterior (90 % intervals)\n{posterior.summary().round(3).to_string()}")
             say(f"\ndiagnostics\n{posterior.diagnose()}")
             measured = live.wait()

@@ -2,13 +2,14 @@
 
 With few families the spread is uncertain, and as it shrinks all exponents and their centre are drawn together: a funnel
 that no fixed axes fit. Exponents are therefore sampled relative to where they lie and how far they spread *given* the
-spread between families, taking what is said about each for normal.
+spread between families, taking what is said about each for normal. All else of a family is sampled in its straight
+coordinates (`bayeslaw.straight`), which leave exponents as they are.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,11 +19,24 @@ from numpyro.distributions import biject_to, constraints
 
 from bayeslaw.axes import Axes
 from bayeslaw.laplace import Laplace
-from bayeslaw.population import Part, PooledContext, key_of, location, pooled_potential, population_at
+from bayeslaw.population import (
+    Part,
+    PooledContext,
+    key_of,
+    location,
+    pooled_estimate,
+    pooled_potential,
+    population_at,
+    values_of,
+)
 from bayeslaw.priors import BETWEEN, ON_LINE
+from bayeslaw.straight import Ridges, StraightContext, bend, recentre, ridges_of, shorten, straighten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from bayeslaw.frame import Data
+    from bayeslaw.laplace import Estimate
 
 #: Least precision that the prior of a centre is taken to have.
 _WEAKEST = 0.01
@@ -112,11 +126,67 @@ class RelativeContext(NamedTuple):
 
     Attributes:
         pooled: What the density itself depends on.
-        told: What is said about each exponent, by name; the coordinates depend on it alone.
+        ridges: What the straight coordinates of each family depend on.
+        told: What is said about each exponent, by name; nothing where exponents are sampled as they are.
     """
 
     pooled: PooledContext
+    ridges: tuple[Ridges, ...]
     told: dict[str, Told]
+
+    def family(self, k: int) -> StraightContext:
+        """Choose the context of one family."""
+        return StraightContext(self.pooled.families[k], self.ridges[k])
+
+
+def unplaced(context: PooledContext, data: Sequence[Data]) -> RelativeContext:
+    """Give coordinates in which all but the exponents of each family is straight."""
+    ridges = (ridges_of(own)._replace(size_spread=0.0, count_spread=0.0) for own in data)
+    return RelativeContext(context, tuple(jax.tree.map(jnp.asarray, own) for own in ridges), {})
+
+
+def straighten_families(context: RelativeContext, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn plain unconstrained values into straight coordinates, exponents left as they are."""
+    straight = dict(values)
+    for k in range(len(context.ridges)):
+        own = straighten(context.family(k), values_of(k, values))
+        straight |= {key_of(k, name): value for name, value in own.items()}
+    return straight
+
+
+def unrelative(context: RelativeContext, relative: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Turn relative coordinates into plain unconstrained values.
+
+    Returns:
+        The values, and the log determinant.
+    """
+    values, log_determinant = place(context.pooled.population, context.told, relative)
+    for k in range(len(context.ridges)):
+        own, log_scale = bend(context.family(k), values_of(k, values))
+        values |= {key_of(k, name): value for name, value in own.items()}
+        log_determinant = log_determinant + log_scale
+    return values, log_determinant
+
+
+@jax.jit
+def _unrelative(context: RelativeContext, relative: Mapping[str, Any]) -> dict[str, Any]:
+    return unrelative(context, relative)[0]
+
+
+def plain_draws(context: RelativeContext, where: Mapping[str, NDArray], positions: NDArray) -> dict[str, NDArray]:
+    """Turn flat positions in relative coordinates into plain unconstrained values by name.
+
+    Args:
+        context: What the coordinates depend on.
+        where: Where the entries of every value are in the flat position.
+        positions: `[..., dimensions]`.
+
+    Returns:
+        Values `[..., *shape]`, each of its own shape.
+    """
+    named = {name: positions[..., np.atleast_1d(index)] for name, index in where.items()}
+    plain = _unrelative(context, named)
+    return {name: np.asarray(plain[name]).reshape(positions.shape[:-1] + index.shape) for name, index in where.items()}
 
 
 @functools.cache
@@ -125,26 +195,65 @@ def relative_potential(parts: tuple[Part, ...]) -> Callable[[RelativeContext, di
     plain = pooled_potential(parts)
 
     def potential(context: RelativeContext, values: dict[str, Any]) -> jax.Array:
-        placed, log_determinant = place(context.pooled.population, context.told, values)
+        placed, log_determinant = unrelative(context, values)
         return plain(context.pooled, placed) - log_determinant
 
     return potential
 
 
-def make_relative(
-    context: PooledContext, found: Laplace, positions: Mapping[str, NDArray]
-) -> tuple[RelativeContext, NDArray, Axes]:
-    """Carry a Laplace approximation of the plain density over to relative coordinates.
+@functools.cache
+def relative_estimate(parts: tuple[Part, ...]) -> Estimate:
+    """Give the estimates of `bayeslaw.population.pooled_estimate` in relative coordinates, effects as they are."""
+    plain = pooled_estimate(parts)
+
+    def estimate(context: RelativeContext, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
+        found = plain(context.pooled, unrelative(context, free)[0], variances)
+        for k in range(len(context.ridges)):
+            own = shorten(context.family(k), values_of(k, found))
+            found |= {key_of(k, name): value for name, value in own.items()}
+        return found
+
+    return estimate
+
+
+def recentre_families(
+    context: RelativeContext, parts: Sequence[Part], found: Laplace, positions: Mapping[str, NDArray]
+) -> tuple[RelativeContext, dict[str, Any]]:
+    """Choose how far the effects of every family are in units of their spreads (`bayeslaw.straight.recentre`).
 
     Args:
-        context: The context of the density.
+        context: Coordinates in which exponents and effects are as they are.
+        parts: How families enter.
+        found: Where the posterior is, and axes about it.
+        positions: Where the entries of every value are in the flat position.
+
+    Returns:
+        The coordinates to sample in, and the mode in them.
+    """
+    ridges, start = list(context.ridges), {name: jnp.asarray(found.mode[where]) for name, where in positions.items()}
+    for k, part in enumerate(parts):
+        if part.centred:
+            chosen, own = recentre(context.family(k), values_of(k, positions), found.mode, found.axes)
+            ridges[k] = chosen.ridges
+            start |= {key_of(k, name): value for name, value in own.items()}
+    return context._replace(ridges=tuple(ridges)), start
+
+
+def make_relative(
+    relative: RelativeContext, found: Laplace, positions: Mapping[str, NDArray]
+) -> tuple[RelativeContext, NDArray, Axes]:
+    """Carry a Laplace approximation over to coordinates in which exponents are relative to their population.
+
+    Args:
+        relative: Coordinates of the approximation, in which exponents are as they are.
         found: The approximation, its exponents among the shared entries.
         positions: Where the entries of every value are in the flat position.
 
     Returns:
-        The context; the mode in relative coordinates, where the exponents are 0; and the axes: at
-        one spread the coordinates are linear in the plain ones.
+        The context; the mode in relative coordinates, where the exponents are 0; and the axes: at one spread the
+        coordinates are linear in those of the approximation.
     """
+    context = relative.pooled
     names = {name: [name, *(key_of(k, name) for k in range(len(context.families)))] for name in context.exponents}
     rows = {int(where): row for row, where in enumerate(found.axes.shared)}
     population = population_at(context.population, {name: found.mode[where] for name, where in positions.items()})
@@ -172,4 +281,4 @@ def make_relative(
     axes = found.axes._replace(
         shared_factor=np.linalg.solve(slope, factor), coupling=np.asarray(found.axes.coupling) @ slope
     )
-    return RelativeContext(context, told), centre, axes
+    return relative._replace(told=told), centre, axes

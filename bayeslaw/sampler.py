@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
 
-from bayeslaw.axes import Axes, refine, value_and_gradient
+from bayeslaw.axes import Axes, moved, refine, value_and_gradient
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Transitions per compiled call; the progress bar moves once per call.
 CHUNK = 25
+#: Lengths of a trajectory of 2^k - 1 steps, in standard deviations, that are made as long as the second.
+RESONANCE = (2.6, 4.2)
 
 
 class Sampled(NamedTuple):
@@ -57,8 +59,8 @@ def sample(
 
     A linear change of coordinates changes no posterior, only its shape: with the axes of a Laplace covariance it is
     nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. After half of
-    the warm-up their draws refine the axes of the shared entries. Given the same `potential` and shapes again, nothing
-    is compiled.
+    the warm-up their draws reshape the axes (`refine`); after it they go on in step (`_in_step`). Given the same
+    `potential` and shapes again, nothing is compiled.
 
     Args:
         potential: Negative log density of context and flat unconstrained position.
@@ -83,13 +85,18 @@ def sample(
     with _bar(chains * (warmup + draws), progress) as bar:
         if pilot:
             coordinates = _on_device(context, centre, axes)
-            piloted = _run(target, coordinates, keys[:, 1], begin, warmup - pilot, bar)
+            _, piloted = _run(
+                target, coordinates, _initial(target, coordinates, keys[:, 1], begin), warmup - pilot, bar
+            )
             pooled = np.concatenate([part["position"][len(part["position"]) // 2 :] for part in piloted])
-            axes, turn = refine(axes, pooled)
-            begin = [_turned(part["position"][-1], axes, turn) for part in piloted]
+            before, axes = axes, refine(axes, pooled)
+            places = [np.asarray(moved(before, part["position"][-1])) for part in piloted]
+            begin = [jnp.asarray(axes.back(place)) for place in places]
         coordinates = _on_device(context, centre, axes)
-        results = _run(target, coordinates, keys[:, 2], begin, warmup - pilot + draws, bar)
-    statistics = {name: np.stack([part[name][warmup - pilot :] for part in results]) for name in results[0]}
+        states = _initial(target, coordinates, keys[:, 2], begin)
+        states, _ = _run(target, coordinates, states, warmup - pilot, bar)
+        _, results = _run(target, coordinates, states if adapt_metric else _in_step(states), draws, bar)
+    statistics = {name: np.stack([part[name] for part in results]) for name in results[0]}
     whitened = statistics.pop("position")
     statistics["tree_depth"] = np.ceil(np.log2(statistics["n_steps"] + 1)).astype(int)
     return Sampled(np.asarray(_positions(coordinates, whitened)), statistics)
@@ -99,23 +106,37 @@ def _on_device(context: Any, centre: NDArray, axes: Axes) -> Any:
     return context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes)
 
 
-def _turned(position: NDArray, axes: Axes, turn: NDArray) -> jax.Array:
-    """Write a position in refined coordinates."""
-    shared = np.asarray(axes.shared)
-    position = position.copy()
-    position[shared] = turn @ position[shared]
-    return jnp.asarray(position)
+def _in_step(states: list[Any]) -> list[Any]:
+    """Give all chains the step size in their middle, and keep it off resonance.
+
+    In coordinates in which the posterior is a unit Gaussian, NUTS takes 2^k - 1 steps until they are longer than half a
+    period, pi. Just short of it the next doubling ends where it began, goes unnoticed as a U-turn, and trees grow many
+    times too deep; a slightly longer step stops at half the leapfrogs and moves as far.
+    """
+    step = float(np.exp(np.median([np.log(state.adapt_state.step_size) for state in states])))
+    for leapfrogs in (2**depth - 1 for depth in range(1, 10)):
+        if RESONANCE[0] < leapfrogs * step < RESONANCE[1]:
+            step = RESONANCE[1] / leapfrogs
+
+    def with_step(state: Any) -> Any:
+        adapted = state.adapt_state
+        return state._replace(adapt_state=adapted._replace(step_size=jnp.full_like(adapted.step_size, step)))
+
+    return [with_step(state) for state in states]
+
+
+def _initial(target: _Target, coordinates: Any, keys: jax.Array, begin: list[jax.Array]) -> list[Any]:
+    return [_initialise(target, coordinates, key, position) for key, position in zip(keys, begin, strict=True)]
 
 
 def _run(
-    target: _Target, coordinates: Any, keys: jax.Array, begin: list[jax.Array], length: int, bar: Any
-) -> list[dict[str, NDArray]]:
-    """Run all chains for a number of transitions, the first of which adapt the step size, on a thread each."""
-    initial = [_initialise(target, coordinates, key, position) for key, position in zip(keys, begin, strict=True)]
+    target: _Target, coordinates: Any, states: list[Any], length: int, bar: Any
+) -> tuple[list[Any], list[dict[str, NDArray]]]:
+    """Run all chains for a number of transitions on a thread each; give their last states and what they kept."""
     first, lock = threading.Lock(), threading.Lock()
 
     @in_float64
-    def one(state: Any) -> dict[str, NDArray]:
+    def one(state: Any) -> tuple[Any, dict[str, NDArray]]:
         parts = []
         for i, count in enumerate(_lengths(length)):
             with first if i == 0 else contextlib.nullcontext():  # one thread compiles for all
@@ -123,10 +144,11 @@ def _run(
             parts.append(jax.tree.map(np.asarray, kept))
             with lock:
                 bar.update(count)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return state, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    with concurrent.futures.ThreadPoolExecutor(min(len(begin), os.cpu_count() or 1)) as pool:
-        return list(pool.map(one, initial))
+    with concurrent.futures.ThreadPoolExecutor(min(len(states), os.cpu_count() or 1)) as pool:
+        last, kept = zip(*pool.map(one, states), strict=True)
+    return list(last), list(kept)
 
 
 class _Adaptation(NamedTuple):

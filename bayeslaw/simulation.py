@@ -168,6 +168,10 @@ def simulate(
     made_with = value | {"gamma": value["gamma"] * fault.gamma}
     location, scale = observation(design, made_with, log_e_run, effect_p)
     noise = rng.standard_t(value["nu"], location.shape) if "nu" in value else rng.standard_normal(location.shape)
+    if "rho" in value:
+        shares = correlation(design, value["rho"])
+        for row in np.flatnonzero(shares):
+            noise[row] = shares[row] * noise[row - 1] + np.sqrt(1 - shares[row] ** 2) * noise[row]
     error = error_of_logit(location + fault.noise * scale * noise, design.n_test)
     runs = design.rows().assign(error=error)
     levels = len(design.densities)
@@ -236,12 +240,23 @@ def observation(design: Design, value: Mapping[str, Any], log_e_run: Any, effect
     return np.log(wrong / right), np.sqrt(variance + value["floor"] ** 2 * (1 / wrong + 1 / right))
 
 
+def correlation(design: Design, rho: Any) -> Any:
+    """Correlate the noise of every row with that of the row before, rho a round; 0 for the first of a trajectory."""
+    rounds = np.tile(np.diff(-np.log(design.densities), prepend=np.nan) / np.log(1.25), len(design.configuration))
+    return np.where(np.isnan(rounds), 0.0, rho ** np.nan_to_num(rounds))
+
+
 def log_likelihood(
     design: Design, value: Mapping[str, Any], log_e_run: Any, effect_p: Any, response: NDArray
 ) -> NDArray[np.float64]:
     """Compute the joint log density of all responses, given the effects of the trajectories, `[...]`."""
     location, scale = observation(design, value, log_e_run, effect_p)
-    squared = ((response - location) / scale) ** 2
+    residual = (response - location) / scale
+    if "rho" in value:
+        share = correlation(design, value["rho"])
+        before = np.concatenate([np.zeros_like(residual[..., :1]), residual[..., :-1]], axis=-1)
+        residual, scale = (residual - share * before) / np.sqrt(1 - share**2), scale * np.sqrt(1 - share**2)
+    squared = residual**2
     if "nu" not in value:
         return np.sum(-0.5 * squared - np.log(scale) - 0.5 * np.log(2 * np.pi), axis=-1)
     nu = value["nu"]

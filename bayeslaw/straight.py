@@ -16,6 +16,8 @@ $$\tfrac12 \log(f^2 B^2 + \sigma^2), \qquad \log\sigma - \log(f B)$$
 
 with B a typical binomial standard deviation. The logits of bounded parameters have the tails of an exponential; sampled
 is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
+
+Latent effects are sampled as `bayeslaw.centring` says.
 """
 
 from __future__ import annotations
@@ -29,12 +31,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
+from bayeslaw.centring import Centring, centred, choose_centring, standardise, unstandardise
 from bayeslaw.density import Context
+from bayeslaw.hierarchy import groups_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from bayeslaw.axes import Axes
     from bayeslaw.frame import Data
+    from bayeslaw.laplace import Estimate
 
 
 #: Covariates that spread less than this do not vary.
@@ -48,11 +54,13 @@ class Ridges(NamedTuple):
         size_spread: Standard deviation of log dataset size over the configurations; 0 leaves alpha as it is.
         count_spread: That of log parameter count, for beta.
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
+        centring: How far effects are in units of their spreads.
     """
 
     size_spread: Any
     count_spread: Any
     log_binomial: Any
+    centring: Centring
 
 
 class StraightContext(NamedTuple):
@@ -76,7 +84,8 @@ def ridges_of(data: Data) -> Ridges:
     variance = (1 + np.exp(response)) * (1 + np.exp(-response)) / n_test
     log_binomial = 0.5 * float(np.log(np.median(variance[known]))) if known.any() else 0.0
     size, count = (float(np.std(np.asarray(part))) for part in (data.dataset_size, data.parameters))
-    return Ridges(size if size > LEAST else 0.0, count if count > LEAST else 0.0, log_binomial)
+    size, count = (value if value > LEAST else 0.0 for value in (size, count))
+    return Ridges(size, count, log_binomial, centred(data))
 
 
 def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -90,31 +99,36 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         z = straight[name]
         values[name] = z * jnp.sqrt(1 + z**2 / 4)
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
-    for name, (share, spread) in _terms(context, values).items():
-        wide, spread = spread > 0, jnp.where(spread > 0, spread, 1.0)
+    for name, (share, wide, spread) in _terms(context, values).items():
         x = jnp.arcsinh(jnp.exp(straight[name] + jnp.log(spread) - jnp.log(share)))
         values[name] = jnp.where(wide, jnp.log(x) - jnp.log(spread), straight[name])
         log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
         values["dense"] = values["dense"] - jnp.where(wide, _above_centre(share, x), 0.0)
-    if _has_noises(context):
+    if _are_positive(context, "floor", "sigma"):
         total, ratio = straight["floor"], straight["sigma"]
         values["floor"] = total + 0.5 * jax.nn.log_sigmoid(-2 * ratio) - context.ridges.log_binomial
         values["sigma"] = total + 0.5 * jax.nn.log_sigmoid(2 * ratio)
-    return values, log_determinant
+    effects, log_scale = unstandardise(context.ridges.centring, *_hierarchy(context, values))
+    return values | effects, log_determinant + log_scale
 
 
+@jax.jit
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
     straight = dict(values)
-    for name, (share, spread) in _terms(context, values).items():
-        wide, spread = spread > 0, jnp.where(spread > 0, spread, 1.0)
+    for name, (share, wide, spread) in _terms(context, values).items():
         x = jnp.exp(values[name]) * spread
         straight[name] = jnp.where(wide, jnp.log(share) + jnp.log(jnp.sinh(x)) - jnp.log(spread), values[name])
         straight["dense"] = straight["dense"] + jnp.where(wide, _above_centre(share, x), 0.0)
-    if _has_noises(context):
+    if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
-    return straight | {name: _shortened(values[name]) for name in _bounded(context, values)}
+    return shorten(context, straight | standardise(context.ridges.centring, *_hierarchy(context, values)))
+
+
+@jax.jit
+def _bent(context: StraightContext, straight: Mapping[str, Any]) -> dict[str, Any]:
+    return bend(context, straight)[0]
 
 
 def bent_positions(context: StraightContext, where: Mapping[str, NDArray], positions: NDArray) -> NDArray:
@@ -129,14 +143,46 @@ def bent_positions(context: StraightContext, where: Mapping[str, NDArray], posit
         Plain values, `[..., dimensions]`.
     """
     plain = np.array(positions)
-    for name, values in bend(context, {name: positions[..., index] for name, index in where.items()})[0].items():
-        plain[..., where[name]] = values
+    named = {name: positions[..., np.atleast_1d(index)] for name, index in where.items()}
+    for name, values in _bent(context, named).items():
+        plain[..., np.atleast_1d(where[name])] = values
     return plain
 
 
-def _shortened(value: Any) -> Any:
-    """Invert u = z sqrt(1 + z^2 / 4)."""
-    return jnp.sign(value) * jnp.sqrt(2 * (jnp.sqrt(1 + value**2) - 1))
+def recentre(
+    context: StraightContext, where: Mapping[str, NDArray], mode: NDArray, axes: Axes
+) -> tuple[StraightContext, dict[str, Any]]:
+    """Choose how far effects are in units of their spreads, from how wide they are.
+
+    Args:
+        context: Coordinates in which effects are as they are.
+        where: Where the entries of every value are in the flat position, which may hold other things too.
+        mode: Where the posterior is, `[dimensions]`.
+        axes: Coordinates about it in which it is round.
+
+    Returns:
+        The coordinates to sample in, and the same place in them.
+    """
+    values = _bent(context, {name: mode[index] for name, index in where.items()})
+    centring = choose_centring(*_hierarchy(context, values), axes, where, len(mode))
+    chosen = context._replace(ridges=context.ridges._replace(centring=jax.tree.map(jnp.asarray, centring)))
+    return chosen, straighten(chosen, values)
+
+
+def shorten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten the tails of those values that are logits, inverting u = z sqrt(1 + z^2 / 4), and keep the others."""
+
+    def shortened(value: Any) -> Any:
+        return jnp.sign(value) * jnp.sqrt(2 * (jnp.sqrt(1 + value**2) - 1))
+
+    return {**values, **{name: shortened(values[name]) for name in _bounded(context, values)}}
+
+
+def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Data, dict[str, Any], dict[str, Any]]:
+    """Give the data, the parameters and the effects, by plain values."""
+    priors, data = context.plain.priors, context.plain.data
+    value = {name: biject_to(prior.support)(values[name]) for name, prior in priors.items() if name in values}
+    return data, value, {name: values[name] for name in groups_of(data) if name in values}
 
 
 def _bounded(context: StraightContext, values: Mapping[str, Any]) -> list[str]:
@@ -145,19 +191,24 @@ def _bounded(context: StraightContext, values: Mapping[str, Any]) -> list[str]:
     return [name for name in priors if name in values and isinstance(priors[name].support, constraints.interval)]
 
 
-def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Give each exponent's share of the central dense error, and the spread of what it is the exponent of."""
+def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
+    """Give each exponent's share of the central dense error, whether what it is the exponent of varies, and its spread.
+
+    Where it does not vary the spread is 1, and not to be used.
+    """
     priors = context.plain.priors
-    if not {"alpha", "beta", "dense", "share_n", "share_c"} <= set(priors):
+    if not {"share_n", "share_c"} <= set(priors) or not _are_positive(context, "dense"):
         return {}
     of_data, constant = (biject_to(priors[name].support)(values[name]) for name in ("share_n", "share_c"))
     terms = {
         "alpha": (of_data * (1 - constant), context.ridges.size_spread),
         "beta": ((1 - of_data) * (1 - constant), context.ridges.count_spread),
     }
-    if priors["dense"].support is not constraints.positive:
-        return {}
-    return {name: term for name, term in terms.items() if priors[name].support is constraints.positive}
+    return {
+        name: (share, spread > 0, jnp.where(spread > 0, spread, 1.0))
+        for name, (share, spread) in terms.items()
+        if _are_positive(context, name)
+    }
 
 
 def _above_centre(share: Any, x: Any) -> Any:
@@ -165,9 +216,10 @@ def _above_centre(share: Any, x: Any) -> Any:
     return 0.5 * jnp.log1p(2 * share * (1 - share) * (jnp.cosh(x) - 1))
 
 
-def _has_noises(context: StraightContext) -> bool:
+def _are_positive(context: StraightContext, *names: str) -> bool:
+    """Tell whether there are such parameters, with all positive numbers for their range."""
     priors = context.plain.priors
-    return all(name in priors and priors[name].support is constraints.positive for name in ("floor", "sigma"))
+    return all(name in priors and priors[name].support is constraints.positive for name in names)
 
 
 @functools.cache
@@ -184,13 +236,12 @@ def straight_potential(
 
 
 @functools.cache
-def straight_estimate(
-    estimate: Callable[[Context, dict[str, Any]], dict[str, jax.Array]],
-) -> Callable[[StraightContext, dict[str, Any]], dict[str, jax.Array]]:
-    """Give moment estimates of the spreads from straight coordinates."""
+def straight_estimate(estimate: Estimate) -> Estimate:
+    """Give estimates of the spreads from straight coordinates with effects as they are, and from variances in them."""
 
-    def straightened(context: StraightContext, straight: dict[str, Any]) -> dict[str, jax.Array]:
-        found = estimate(context.plain, bend(context, straight)[0])
-        return found | {name: _shortened(found[name]) for name in _bounded(context, found)}
+    def straightened(
+        context: StraightContext, straight: dict[str, Any], variances: dict[str, Any]
+    ) -> dict[str, jax.Array]:
+        return shorten(context, estimate(context.plain, bend(context, straight)[0], variances))
 
     return straightened

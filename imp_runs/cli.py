@@ -79,7 +79,7 @@ def bench(
     data_dir: DataDirOption = None,
     download: DownloadOption = False,
     device: DeviceOption = None,
-    kernels: KernelsOption = "auto",
+    kernels: Annotated[str, typer.Option(help="What is compared with torch: auto, or on a CPU sparse.")] = "auto",
 ) -> None:
     """Compare the speed of a sweep's networks with that of a plain PyTorch loop, side by side."""
     from imp_runs.config import load_sweep

@@ -272,8 +272,8 @@ def _protocol(entries: Mapping[str, Any]) -> tuple[Protocol, list[str]]:
 def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
     faults = [f"unknown entry grid.{key}; allowed: {', '.join(sorted(_GRID))}" for key in sorted(grid.keys() - _GRID)]
     faults += [f"missing entry grid.{key}" for key in sorted(_GRID - {"pool"} - grid.keys())]
-    for key, allowed in (("family", FAMILIES), ("dataset", DATASETS)):
-        if key in grid and grid[key] not in tuple(allowed):
+    for key, allowed in (("family", FAMILIES), ("dataset", tuple(DATASETS))):
+        if key in grid and grid[key] not in allowed:
             faults.append(f"grid.{key} = {grid[key]!r} must be one of {', '.join(allowed)}")
     for key in ("replicates", "pool"):
         if key in grid and not (_is_integer(grid[key]) and grid[key] >= 1):
@@ -285,7 +285,9 @@ def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
         elif key == "depth" and key in grid:
             faults += [fault for depth in values if (fault := depth_fault(grid.get("family", ""), depth))]
         elif key == "dataset_size" and key in grid:
-            faults += [fault for size in values if (fault := size_fault(grid.get("dataset", ""), size))]
+            name = grid.get("dataset")
+            largest = DATASETS.get(name) if isinstance(name, str) else None
+            faults += [fault for size in values if largest and (fault := size_fault(str(name), size, largest))]
     return faults
 
 
@@ -298,9 +300,8 @@ def depth_fault(family: str, depth: int) -> str | None:
     return None
 
 
-def size_fault(dataset: str, dataset_size: int) -> str | None:
-    """Say why a subset is too large for its dataset, or nothing."""
-    largest = DATASETS.get(dataset, dataset_size) if isinstance(dataset, str) else dataset_size
+def size_fault(dataset: str, dataset_size: int, largest: int) -> str | None:
+    """Say why a subset is too large for its dataset of `largest` training examples, or nothing."""
     if dataset_size > largest:
         return f"dataset_size {dataset_size} is more than the {largest} training examples of {dataset}"
     return None
@@ -308,8 +309,8 @@ def size_fault(dataset: str, dataset_size: int) -> str | None:
 
 def check_sizes(trajectories: Iterable[Trajectory]) -> None:
     """Raise an `ImpRunsError` if any trajectory wants more training examples than its dataset has."""
-    wanted = sorted({(t.dataset, t.dataset_size) for t in trajectories})
-    if faults := [fault for dataset, size in wanted if (fault := size_fault(dataset, size))]:
+    wanted = sorted({(t.dataset, t.dataset_size) for t in trajectories if t.dataset in DATASETS})
+    if faults := [fault for dataset, size in wanted if (fault := size_fault(dataset, size, DATASETS[dataset]))]:
         raise ImpRunsError("; ".join(faults) + "; choose at most that.")
 
 

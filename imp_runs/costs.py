@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.store import Store
-from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, one_worker
+from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, started
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def estimate(
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
     check_sizes(missing)
-    with one_worker(device) as pool:
+    with started(1, device) as (pool, _):
         fetch(pool, missing[0], data_dir, download)
         costs = pool.submit(costs_of, missing, data_dir, device, kernels).result()
     steps, seconds = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
@@ -99,7 +99,7 @@ def bench(
     device, kernels = checked_device(device), checked_kernels(kernels)
     check_sizes(chosen)
     rows = []
-    with one_worker(device) as pool:
+    with started(1, device) as (pool, _):
         fetch(pool, chosen[0], data_dir, download)
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
             (steps, plain), (_, seconds) = (

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from imp_runs.config import DATASETS
 from imp_runs.errors import ImpRunsError
-
-DIGITS_TRAIN = 1000
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def load_dataset(name: str, *, pool: int = 1, data_dir: str | Path | None = None
     elif name in _TORCHVISION:
         train, test = _torchvision(name, Path(data_dir) if data_dir else default_data_dir(), download)
     else:
-        raise ImpRunsError(f"dataset {name!r} is unknown; allowed: digits, {', '.join(_TORCHVISION)}.")
+        raise ImpRunsError(f"dataset {name!r} is unknown; allowed: {', '.join(DATASETS)}.")
     side = train[0].shape[2]
     if side % pool:
         raise ImpRunsError(f"grid.pool = {pool} must divide the image side {side} of {name}; choose a divisor.")
@@ -89,7 +88,8 @@ def _digits() -> tuple[_Part, _Part]:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     pixels = torch.from_numpy(np.asarray(images, dtype=np.float32)).reshape(-1, 1, 8, 8)[order] / 16
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))[order]
-    return (pixels[:DIGITS_TRAIN], targets[:DIGITS_TRAIN]), (pixels[DIGITS_TRAIN:], targets[DIGITS_TRAIN:])
+    train = DATASETS["digits"]
+    return (pixels[:train], targets[:train]), (pixels[train:], targets[train:])
 
 
 _TORCHVISION = {

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imp_runs.config import Protocol, Sweep, Trajectory
-from imp_runs.sweep import run_sweep
+from imp_runs.store import Store
+from imp_runs.sweep import run_trajectories
 from imp_runs.table import make_table
 
 if TYPE_CHECKING:
@@ -46,16 +47,15 @@ def settle(
     """
     protocol = dataclasses.replace(sweep.protocol, levels=0)
     longer = dataclasses.replace(protocol, epochs=-(-3 * protocol.epochs // 2))
-    errors = []
-    for training in (protocol, longer):
-        trajectories = _corners(sweep, training)
-        described = Sweep(f"{sweep.name}, {training.epochs} epochs", trajectories, training)
-        with tempfile.TemporaryDirectory() as store:
-            run_sweep(
-                described, store, data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels
-            )
-            errors.append(make_table(store).groupby(["depth", "width", "dataset_size"])["error"])
-    short, long = errors
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {training: Store(Path(folder) / str(training.epochs), training) for training in (protocol, longer)}
+        work = [(corner, store) for training, store in stores.items() for corner in _corners(sweep, training)]
+        run_trajectories(
+            work, sweep.name, data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels
+        )
+        short, long = (
+            make_table(store).groupby(["depth", "width", "dataset_size"])["error"] for store in stores.values()
+        )
     table = short.mean().to_frame("error")
     table["error_longer"] = long.mean()
     table["moved"] = table["error_longer"] - table["error"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
-import multiprocessing
 import queue
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from imp_runs.workers import (
     dataset_of,
     default_workers,
     fetch,
-    pinned,
     report,
-    worker_pool,
+    started,
 )
 
 
@@ -50,26 +49,45 @@ def run_sweep(
             the others have run).
     """
     opened = Store(store, sweep.protocol)
-    missing = [trajectory for trajectory in sweep.trajectories if not opened.is_done(trajectory.key)]
-    if not missing:
-        return
+    missing = [(trajectory, opened) for trajectory in sweep.trajectories if not opened.is_done(trajectory.key)]
+    if missing:
+        run_trajectories(
+            missing, sweep.name, data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels
+        )
+
+
+def run_trajectories(
+    missing: Sequence[tuple[Trajectory, Store]],
+    name: str,
+    *,
+    data_dir: str | Path | None,
+    download: bool,
+    workers: int | None,
+    device: str | None,
+    kernels: str,
+) -> None:
+    """Run trajectories of one dataset, each into its store.
+
+    Args:
+        missing: Trajectories, one or more, and the stores that they go to.
+        name: What the progress bar calls them.
+        data_dir: As in `run_sweep`, like all that follow.
+        download: Fetch missing dataset files.
+        workers: Number of processes.
+        device: Where it is computed.
+        kernels: What computes.
+
+    Raises:
+        ImpRunsError: As `run_sweep` does.
+    """
     device, kernels = checked_device(device), checked_kernels(kernels)
-    check_sizes(missing)
+    check_sizes(trajectory for trajectory, _ in missing)
     workers = workers or default_workers(device)
-    context = multiprocessing.get_context("spawn")
-    finished = context.Queue()
-    arguments = (store, data_dir, device, kernels)
-    levels = sum(t.protocol.levels + 1 - _levels_done(opened, t) for t in missing)
-    with pinned(device), worker_pool(min(workers, len(missing)), context, finished) as pool:
-        fetch(pool, missing[0], data_dir, download)
-        futures = {pool.submit(_work, trajectory, *arguments): trajectory for trajectory in missing}
-        try:
-            _follow(futures, finished, levels, sweep.name)
-        except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    levels = sum(t.protocol.levels + 1 - _levels_done(store, t) for t, store in missing)
+    with started(min(workers, len(missing)), device) as (pool, finished):
+        fetch(pool, missing[0][0], data_dir, download)
+        futures = {pool.submit(_work, t, store.path, data_dir, device, kernels): t for t, store in missing}
+        _follow(futures, finished, levels, name)
     failures = [f"{t}: {future.exception()}" for future, t in futures.items() if future.exception()]
     if failures:
         raise ImpRunsError(
@@ -101,7 +119,7 @@ def _drain(finished: Any) -> int:
             return total
 
 
-def _work(trajectory: Trajectory, store: str | Path, data_dir: str | Path | None, device: str, kernels: str) -> None:
+def _work(trajectory: Trajectory, store: Path, data_dir: str | Path | None, device: str, kernels: str) -> None:
     from imp_runs.imp import run_trajectory
 
     dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir)

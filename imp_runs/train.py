@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from imp_runs.config import Protocol, Trajectory
+from imp_runs.config import Protocol, Trajectory, size_fault
 from imp_runs.datasets import Dataset
 from imp_runs.errors import ImpRunsError
 from imp_runs.network import State
@@ -24,11 +24,8 @@ class Examples:
 
 def check_size(dataset: Dataset, trajectory: Trajectory) -> None:
     """Raise an `ImpRunsError` if a trajectory wants more training examples than there are."""
-    if trajectory.dataset_size > len(dataset.train_labels):
-        raise ImpRunsError(
-            f"dataset_size {trajectory.dataset_size} is more than the {len(dataset.train_labels)} training examples "
-            f"of {trajectory.dataset}; choose at most that."
-        )
+    if fault := size_fault(trajectory.dataset, trajectory.dataset_size, len(dataset.train_labels)):
+        raise ImpRunsError(f"{fault}; choose at most that.")
 
 
 def subset(dataset: Dataset, trajectory: Trajectory) -> Examples:

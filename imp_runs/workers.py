@@ -82,19 +82,30 @@ def default_workers(device: str) -> int:
     return os.cpu_count() or 1 if device == "cpu" else 1
 
 
-def worker_pool(workers: int, context: Any, finished: Any) -> concurrent.futures.ProcessPoolExecutor:
-    """Make the pool; what workers `report` comes out of the queue `finished`."""
-    return concurrent.futures.ProcessPoolExecutor(
+@contextlib.contextmanager
+def started(workers: int, device: str) -> Iterator[tuple[concurrent.futures.Executor, Any]]:
+    """Start workers; they are stopped at once where what is done with them fails or is interrupted.
+
+    Args:
+        workers: Their number.
+        device: What they compute on.
+
+    Yields:
+        The pool, and the queue out of which comes what they `report`.
+    """
+    context = multiprocessing.get_context("spawn")
+    finished = context.Queue()
+    pool = concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(finished,)
     )
-
-
-@contextlib.contextmanager
-def one_worker(device: str) -> Iterator[concurrent.futures.Executor]:
-    """Start a worker that measures what others will do."""
-    context = multiprocessing.get_context("spawn")
-    with pinned(device), worker_pool(1, context, context.Queue()) as pool:
-        yield pool
+    with pinned(device), pool:
+        try:
+            yield pool, finished
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def fetch(pool: concurrent.futures.Executor, first: Trajectory, data_dir: str | Path | None, download: bool) -> None:

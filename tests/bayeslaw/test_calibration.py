@@ -8,7 +8,8 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, load_runs
-from bayeslaw.calibration import LEVELS, _coverage, _fold_of
+from bayeslaw.calibration import LEVELS, Evaluation, _coverage, _fold_of
+from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.frame import CONFIGURATION
 
 
@@ -71,3 +72,16 @@ def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(ru
     assert table["coverage"].tolist() == pytest.approx([inside.mean()] * 2)
     assert (table["lower"] <= table["coverage"]).all() and (table["coverage"] <= table["upper"]).all()
     assert table["log_width"].tolist() == pytest.approx([np.log(4.0)] * 2)
+
+
+def test_it_says_which_fit_failed_its_gate_and_why() -> None:
+    def verdict(value: float) -> Diagnosis:
+        row = {"value": value, "required": "<= 1.01", "passed": value <= 1.01, "parameter": "tau_p", "remedy": "look"}
+        return Diagnosis(pd.DataFrame([row], index=pd.Index(["r_hat"], name="rule")))
+
+    gates = {"fold 1": verdict(1.004), "fold 2": verdict(1.03), "whole table": verdict(1.002)}
+    rows = pd.DataFrame({"depth": [8], "width": [2], "dataset_size": [1000], "extrapolation": [0.0]})
+    evaluation = Evaluation(pd.DataFrame(), pd.DataFrame(), rows, gates, "configurations")
+    assert evaluation.passed == pytest.approx(2 / 3)
+    last = str(evaluation).splitlines()[-2:]
+    assert last == ["fits that passed the gate: 67%", "fold 2: r_hat = 1.03 (tau_p), required <= 1.01: look"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import xarray as xr
-from simulate import error_of, log_student_t, observation_of, saturated, slope_of_logit, spread_at
+from simulate import error_of, log_density_along, observation_of, saturated, slope_of_logit, spread_at
 
 import bayeslaw
 from bayeslaw import BayeslawError, compare
@@ -30,16 +30,26 @@ def log_density_of_rows(draw: dict[str, float], rows, e, effect) -> np.ndarray:
     location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), rows["n_test"].to_numpy(float), draw)
     wrong = rows["n_wrong"].to_numpy(float)
     response = np.log((wrong + 0.5) / (rows["n_test"] - wrong + 0.5).to_numpy())
-    return log_student_t(response, draw["nu"], location, scale)
+    return log_density_along(draw, rows["density"].to_numpy(float), response, location, scale)
 
 
-def test_trajectories_are_integrated_over_their_effects(fitted) -> None:
+@pytest.fixture(scope="module")
+def correlated(fitted) -> bayeslaw.Fit:
+    """Give the same posterior with noise that is correlated along a trajectory."""
+    tree = fitted.tree.copy()
+    posterior = tree["posterior"].to_dataset()
+    tree["posterior"] = xr.DataTree(posterior.assign(rho=0.3 + 0.3 * posterior["share_n"]))
+    structure = dataclasses.replace(fitted.structure, correlated=True)
+    return dataclasses.replace(fitted, tree=tree, structure=structure)
+
+
+def test_trajectories_are_integrated_over_their_effects(correlated) -> None:
     """For three draws and four trajectories, on a grid of 301 by 301 over six standard deviations of both effects."""
     count = 3
-    computed, draws = trajectory_log_likelihood(fitted, draws=count, progress=False), draws_of(fitted, count)
-    constant = fitted.tree["constant_data"].to_dataset()
+    computed, draws = trajectory_log_likelihood(correlated, draws=count, progress=False), draws_of(correlated, count)
+    constant = correlated.tree["constant_data"].to_dataset()
     configuration = constant["configuration_of_trajectory"].to_numpy()
-    covariates = fitted.frame.covariates(fitted.configurations)
+    covariates = correlated.frame.covariates(correlated.configurations)
     z = np.linspace(-6, 6, 301)
     for s in range(count):
         draw = {k: float(v[s]) for k, v in draws.items() if v.ndim == 1}
@@ -53,7 +63,7 @@ def test_trajectories_are_integrated_over_their_effects(fitted) -> None:
             weights = np.array([sigma_np**-2, tau_np**-2])
             mean = weights @ [np.log(dense), draws["log_e_run"][s, other]] / weights.sum()
             sd = np.sqrt(1 / weights.sum() + tau_np**2)
-            rows = fitted.runs[constant["trajectory_of_row"].to_numpy() == t]
+            rows = correlated.runs[constant["trajectory_of_row"].to_numpy() == t]
             e, effect = np.exp(mean + sd * z)[:, None, None], (tau_p * z)[:, None]
             log_likelihood = log_density_of_rows(draw, rows, e, effect).sum(-1)
             log_prior = -0.5 * (z[:, None] ** 2 + z**2) - np.log(2 * np.pi)
@@ -61,17 +71,17 @@ def test_trajectories_are_integrated_over_their_effects(fitted) -> None:
             assert computed[s, t] == pytest.approx(expected, abs=0.02)
 
 
-def test_rows_left_out_are_those_of_plain_importance_sampling(fitted) -> None:
+def test_rows_left_out_are_those_of_plain_importance_sampling(correlated) -> None:
     """Where the weights are tame, smoothing their tail changes little: raw harmonic means are within a twentieth."""
-    found, draws = leave_row_out(fitted, draws=500), draws_of(fitted, 500)
-    trajectory = fitted.tree["constant_data"]["trajectory_of_row"].to_numpy()
-    log_density = np.empty((500, len(fitted.runs)))
+    found, draws = leave_row_out(correlated, draws=500), draws_of(correlated, 500)
+    trajectory = correlated.tree["constant_data"]["trajectory_of_row"].to_numpy()
+    log_density = np.empty((500, len(correlated.runs)))
     for s in range(500):
         draw = {k: float(v[s]) for k, v in draws.items() if v.ndim == 1}
         for t in range(24):
             own = trajectory == t
             e, effect = np.exp(draws["log_e_run"][s, t]), draws["effect_p"][s, t]
-            log_density[s, own] = log_density_of_rows(draw, fitted.runs[own], e, effect)
+            log_density[s, own] = log_density_of_rows(draw, correlated.runs[own], e, effect)
     plain = np.log(500) - scipy.special.logsumexp(-log_density, axis=0)
     tame = found.pareto_k < 0.4
     assert tame.mean() > 0.8

@@ -32,7 +32,7 @@ def pinned(**values: float) -> dict[str, dist.Distribution]:
     for name, value in values.items():
         if name in ("phi", "psi"):
             priors[name] = dist.Normal(value, PINNED)
-        elif name in ("plateau", "share_c", "share_n"):
+        elif name in ("plateau", "rho", "share_c", "share_n"):
             weight = value * (1 - value) / (value * (1 - value) * PINNED) ** 2
             priors[name] = dist.Beta(value * weight, (1 - value) * weight)
         else:
@@ -105,16 +105,17 @@ def test_posterior_of_the_spreads_is_that_of_quadrature() -> None:
     """
     truth = Truth(sigma_np=0.25, tau_np=0.2, tau_p=0.2)
     simulated = simulate(truth, widths=(2, 8), levels=(0, 4, 8, 12, 16, 20, 24, 28), seed=5)
-    priors = pinned(**CONSTANTS) | {
+    constants = CONSTANTS | {"rho": 0.8}  # levels are four rounds apart
+    priors = pinned(**constants) | {
         "spread_np": dist.LogNormal(-1.2, 0.5),
         "share_np": dist.Beta(3.0, 3.0),
         "tau_p": dist.LogNormal(-1.6, 0.5),
     }
-    fit = bayeslaw.fit(simulated.runs, priors=priors, growth=False, seed=6, chains=2, draws=2000)
+    fit = bayeslaw.fit(simulated.runs, priors=priors, growth=False, correlated=True, seed=6, chains=2, draws=2000)
     assert fit.settings["metric"] == "laplace"
 
     reference = Reference(load_runs(simulated.runs))
-    value = {name: np.array([v]) for name, v in CONSTANTS.items()}
+    value = {name: np.array([v]) for name, v in constants.items()}
     centre = reference.log_dense(value)
     log_e = np.linspace(-1.2, 1.2, 81)
     effect = np.linspace(-1.0, 1.0, 67)

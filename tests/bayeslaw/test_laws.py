@@ -134,7 +134,7 @@ def test_gradients_are_finite_where_an_anchor_has_no_plateau(name: str) -> None:
 
 
 def test_structure_says_what_each_law_lacks() -> None:
-    full = {"depth_varies": True, "width_varies": True, "has_trajectories": True, "knows_n_test": True}
+    full = dict.fromkeys(("depth_varies", "width_varies", "has_trajectories", "knows_n_test", "correlated"), True)
     assert Structure(**full).without() == set()
     assert Structure(**full, law="parameter_count").without() == {"phi", "psi"}
     assert Structure(**full, effects=("p",)).without() == {"share_np"}

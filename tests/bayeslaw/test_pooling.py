@@ -35,7 +35,7 @@ from bayeslaw.pooling import split_families
 from bayeslaw.population import Part, PooledContext, key_of, pooled_potential
 from bayeslaw.precision import in_float64
 from bayeslaw.priors import default_priors, exponents_of
-from bayeslaw.relative import Told, make_relative, place
+from bayeslaw.relative import RelativeContext, Told, make_relative, place
 from bayeslaw.runs import load_runs
 
 #: How far a Monte Carlo estimate may lie from the truth, in its standard errors.
@@ -133,7 +133,14 @@ def test_joint_log_density_is_that_of_plain_numpy() -> None:
     bare = bare.drop(columns=["n_test", "n_wrong", "replicate"]).assign(dataset="other")
     tables = split_families([whole, bare], n_test=None, chance_error=None)
     priors = default_priors("joint", pool="family")
-    asked = {"law": "joint", "effects": ("np", "p"), "noise": "student_t", "steep": True, "growth": None}
+    asked = {
+        "law": "joint",
+        "effects": ("np", "p"),
+        "noise": "student_t",
+        "steep": True,
+        "growth": None,
+        "correlated": False,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         families = [prepare(table, asked, priors, pooled=True) for table in tables]
@@ -214,7 +221,7 @@ def test_a_laplace_approximation_is_carried_over_to_relative_coordinates() -> No
     centre = np.full(5, np.log(spread))
     centre[where] = mode
     found = Laplace(centre, dense_axes(np.linalg.cholesky(whole)), 0)
-    relative, origin, axes = make_relative(context, found, positions)
+    relative, origin, axes = make_relative(RelativeContext(context, (), {}), found, positions)
     assert relative.told["gamma"].precision == pytest.approx(told.precision, abs=1e-9)
     assert relative.told["gamma"].weighted == pytest.approx(told.weighted, abs=1e-9)
     moved, _ = place(context.population, relative.told, {name: origin[i] for name, i in positions.items()})
@@ -223,7 +230,12 @@ def test_a_laplace_approximation_is_carried_over_to_relative_coordinates() -> No
     assert map_ @ map_.T == pytest.approx(np.diag([0.2, 1.0, 1.0, 1.0, 1.0]), abs=1e-9)
     # A centre that is sampled on another scale than families spread on has no such hierarchy.
     odd = PooledContext(context.families, context.population | {"gamma": dist.Uniform(0.1, 9.0)})
-    assert make_relative(odd, found, positions)[0].told["gamma"].precision.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert make_relative(RelativeContext(odd, (), {}), found, positions)[0].told["gamma"].precision.tolist() == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
 
 
 # A pooled fit

@@ -8,7 +8,15 @@ from simulate import error_of, saturated, spread_at
 
 from bayeslaw import BayeslawError
 from bayeslaw.laws import law_named
-from bayeslaw.predict import average_error, configuration_draws, new_runs, parameter_draws, trained_curves
+from bayeslaw.predict import (
+    average_error,
+    configuration_draws,
+    new_runs,
+    parameter_draws,
+    rounds_at,
+    standard_noise,
+    trained_curves,
+)
 from bayeslaw.runs import load_runs
 
 
@@ -254,3 +262,22 @@ def test_diagnosed_curves_are_the_law_of_the_trained_networks(fitted) -> None:
     computed = curves[list(curves)[-1]].to_numpy().reshape(len(expected), -1)
     assert computed.shape[1] == len(fitted.configurations)
     assert computed[:, -1] == pytest.approx(expected, rel=1e-9)
+
+
+def test_noise_of_a_new_run_is_correlated_from_round_to_round() -> None:
+    """Whatever other rounds are asked for; with 40,000 draws a correlation's standard error is below .005."""
+    value = {name: np.full((40_000, 1), number) for name, number in {"sigma": 0.1, "nu": 30.0, "rho": 0.6}.items()}
+    noise = standard_noise(np.random.default_rng(0), value, np.array([0, 1, 3, 3]))
+    assert noise.shape == (40_000, 4)
+    found = np.corrcoef(noise.T)
+    assert [found[0, 1], found[0, 2], found[1, 2]] == pytest.approx([0.6, 0.216, 0.36], abs=0.025)
+    assert noise.var(axis=0) == pytest.approx(np.full(4, 30 / 28), rel=0.05)
+    np.testing.assert_array_equal(noise[:, 2], noise[:, 3])
+    np.testing.assert_array_equal(noise[:, :1], standard_noise(np.random.default_rng(0), value, np.array([0])))
+    alone = {name: values for name, values in value.items() if name != "rho"}
+    apart = np.corrcoef(standard_noise(np.random.default_rng(0), alone, np.array([0, 1])).T)
+    assert apart[0, 1] == pytest.approx(0.0, abs=0.025)
+
+
+def test_densities_count_as_the_nearest_round() -> None:
+    assert rounds_at([1.0, 0.8, 0.64, 0.5, 0.8**30]).tolist() == [0, 1, 2, 3, 30]

@@ -34,6 +34,8 @@ STANDARD_ERRORS = 4.0
 RESNETS = Family("cifar_resnet", (1, 8, 8), 10)
 NETWORKS = pd.DataFrame({"depth": [8, 8, 20, 14], "width": [2, 16, 4, 8], "dataset_size": [250, 4000, 1000, 1000]})
 DENSITIES = pd.DataFrame({"density": [1.0, 0.1, 0.01]})
+#: An order of their twelve designs in which nothing is beside what it was.
+SHUFFLED = np.array([7, 0, 10, 5, 2, 11, 4, 8, 1, 6, 3, 9])
 
 
 def designs_of(networks: pd.DataFrame) -> pd.DataFrame:
@@ -57,7 +59,7 @@ def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
         "tau_p": rng.lognormal(-1.6, 0.8, count), "growth_np": rng.normal(1.5, 0.1, count),
         "growth_p": rng.normal(2.0, 0.1, count), "sigma": rng.lognormal(-3, 1, count),
         "kappa": rng.lognormal(-1.6, 0.8, count), "floor": rng.lognormal(0, 0.25, count),
-        "nu": rng.gamma(2, 10, count),
+        "nu": rng.gamma(2, 10, count), "rho": rng.beta(2, 2, count),
     }  # fmt: skip
 
 
@@ -120,15 +122,19 @@ def assert_same_distribution(ours: np.ndarray, theirs: np.ndarray) -> None:
 def test_measured_runs_are_those_of_plain_numpy() -> None:
     """Each error, and what ties errors: those of one run at two densities, and of two networks at one."""
     drawn = bayeslaw.prior_predictive(
-        NETWORKS, priors=OVERRIDDEN, designs=designs_of(NETWORKS), family=RESNETS, n_test=797, growth=True, kind="run",
-        draws=DRAWS, seed=1,
+        NETWORKS, priors=OVERRIDDEN, designs=designs_of(NETWORKS).iloc[SHUFFLED], family=RESNETS, n_test=797,
+        growth=True, correlated=True, kind="run", draws=DRAWS, seed=1,
     )  # fmt: skip
     hand = ByHand(DRAWS, seed=2)
     error, slope = hand.curves(hand.normal(hand.log_e.shape), hand.normal(hand.log_e.shape))
     location, scale = observation_of(error, slope, 797, {k: v[..., None] for k, v in hand.value.items()})
-    logit = location + scale * hand.rng.standard_t(np.broadcast_to(hand.value["nu"][..., None], error.shape))
+    noise = hand.rng.standard_t(np.broadcast_to(hand.value["nu"][..., None], error.shape))
+    share = hand.value["rho"] ** (np.log(10) / np.log(1.25))  # densities are a factor of 10 apart
+    for before in range(error.shape[-1] - 1):
+        noise[..., before + 1] = share * noise[..., before] + np.sqrt(1 - share**2) * noise[..., before + 1]
+    logit = location + scale * noise
     theirs = np.clip(np.round(scipy.special.expit(logit) * 798 - 0.5), 0, 797) / 797
-    ours = drawn.draws.to_numpy().reshape(theirs.shape)
+    ours = drawn.draws.to_numpy()[:, np.argsort(SHUFFLED)].reshape(theirs.shape)
     assert_same_distribution(ours, theirs)
     assert_same_distribution(ours[..., 1:] - ours[..., :-1], theirs[..., 1:] - theirs[..., :-1])
     assert_same_distribution(ours[:, 1:] - ours[:, :-1], theirs[:, 1:] - theirs[:, :-1])

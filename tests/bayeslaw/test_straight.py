@@ -13,13 +13,18 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from simulate import Truth, simulate
 
+from bayeslaw.centring import Centring
 from bayeslaw.density import Context, positions_of, shapes_of
 from bayeslaw.frame import make_data, make_frame
 from bayeslaw.priors import default_priors
 from bayeslaw.runs import load_runs
 from bayeslaw.straight import StraightContext, bend, bent_positions, ridges_of, straight_potential, straighten
 
-NAMES = ("alpha", "beta", "dense", "floor", "plateau", "share_c", "share_n", "share_np", "sigma")
+NAMES = (
+    "alpha", "beta", "dense", "floor", "growth_np", "growth_p", "plateau", "share_c", "share_n", "share_np", "sigma",
+    "spread_np", "tau_p",
+)  # fmt: skip
+EFFECTS = ("log_e_run", "effect_p")
 
 
 @pytest.fixture(autouse=True)
@@ -29,40 +34,49 @@ def float64() -> Iterator[None]:
 
 
 def context_of(changes: dict[str, Any] | None = None, **table: Any) -> StraightContext:
-    runs = load_runs(simulate(Truth(), widths=(2, 8), replicates=1, levels=(0, 10), **table).runs, chance_error=0.9)
+    """Take a table of which some configurations have one run and some have two, its effects centred by halves."""
+    runs = load_runs(simulate(Truth(), widths=(2, 8), replicates=2, levels=(0, 10), **table).runs, chance_error=0.9)
+    runs = runs[(runs["depth"] == 8) | (runs["replicate"] == 0)]
     data, _ = make_data(runs, make_frame(runs, 0.9))
     priors = {name: default_priors()[name].distribution for name in NAMES} | (changes or {})
-    return StraightContext(Context(data, priors), ridges_of(data))
+    ridges = ridges_of(data)
+    halves = (np.resize([0.0, 0.3, 1.0], len(part)) for part in ridges.centring)
+    return StraightContext(Context(data, priors), ridges._replace(centring=Centring(*halves)))
 
 
-def random_values(seed: int) -> dict[str, np.ndarray]:
+def random_values(seed: int, context: StraightContext) -> dict[str, np.ndarray]:
     """Draw plain unconstrained values, some of them far out; no exponents of a hundred and more."""
     rng = np.random.default_rng(seed)
     values = {name: rng.standard_t(3) * 3 + np.zeros(()) for name in NAMES}
-    return values | {name: np.minimum(values[name], 4.0) for name in ("alpha", "beta")}
+    values |= {name: np.minimum(values[name], 4.0) for name in ("alpha", "beta")}
+    values |= {name: 0.1 * values[name] for name in ("growth_np", "growth_p", "share_np", "spread_np", "tau_p")}
+    return values | {name: rng.standard_normal(len(context.plain.data.configuration)) for name in EFFECTS}
 
 
 def test_there_and_back_gives_the_values_again() -> None:
     context = context_of()
     for seed in range(50):
-        values = random_values(seed)
+        values = random_values(seed, context)
         back, _ = bend(context, straighten(context, values))
-        assert {name: float(back[name]) for name in NAMES} == pytest.approx(values, rel=1e-9, abs=1e-9)
+        for name in (*NAMES, *EFFECTS):
+            assert np.asarray(back[name]) == pytest.approx(values[name], rel=1e-9, abs=1e-9), name
 
 
 def test_the_determinant_is_that_of_differentiation() -> None:
     context = context_of()
+    unravel = ravel_pytree(straighten(context, random_values(0, context)))[1]
+    differentiate = jax.jit(jax.jacfwd(lambda x: ravel_pytree(bend(context, unravel(x))[0])[0]))
     for seed in range(50):
-        flat, unravel = ravel_pytree(straighten(context, random_values(seed)))
-        matrix = jax.jacfwd(lambda x, u=unravel: ravel_pytree(bend(context, u(x))[0])[0])(flat)
-        _, expected = np.linalg.slogdet(np.asarray(matrix))
-        assert float(bend(context, unravel(flat))[1]) == pytest.approx(expected, rel=1e-7, abs=1e-7)
+        straight = straighten(context, random_values(seed, context))
+        _, expected = np.linalg.slogdet(np.asarray(differentiate(ravel_pytree(straight)[0])))
+        assert float(bend(context, straight)[1]) == pytest.approx(expected, rel=1e-7, abs=1e-7)
 
 
 def test_coordinates_are_those_of_the_formulas() -> None:
-    context, values = context_of(), random_values(3)
+    context = context_of()
+    values = random_values(3, context)
     share_n, share_c = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))
-    straight = {name: float(value) for name, value in straighten(context, values).items()}
+    straight = straighten(context, values)
     middle = values["dense"]
     for name, share, covariate in (
         ("alpha", share_n * (1 - share_c), context.plain.data.dataset_size),
@@ -91,12 +105,13 @@ def test_a_typical_binomial_deviation_is_that_of_the_median_row() -> None:
 
 def test_what_runs_do_not_inform_is_left_as_it_is() -> None:
     """At one dataset size nothing is known of alpha but its prior; so for other ranges of the priors."""
-    values = random_values(4)
-    at_one_size = straighten(context_of(dataset_sizes=(1000,)), values)
+    context = context_of(dataset_sizes=(1000,))
+    values = random_values(4, context)
+    at_one_size = straighten(context, values)
     assert float(at_one_size["alpha"]) == float(values["alpha"])
     assert float(at_one_size["beta"]) != float(values["beta"])
     others = {"alpha": dist.Uniform(0.1, 2.0), "sigma": dist.Uniform(0.0, 1.0)}
-    narrowed = straighten(context_of(others), values)
+    narrowed = straighten(context_of(others, dataset_sizes=(1000,)), values)
     assert float(narrowed["floor"]) == float(values["floor"])
     z = float(narrowed["alpha"])  # a logit now, shortened like the others
     assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(float(values["alpha"]))
@@ -104,12 +119,13 @@ def test_what_runs_do_not_inform_is_left_as_it_is() -> None:
 
 def test_flat_positions_and_densities_are_bent_alike() -> None:
     context = context_of()
-    straight = {name: np.asarray(value) for name, value in straighten(context, random_values(5)).items()}
+    straight = {name: np.asarray(v) for name, v in straighten(context, random_values(5, context)).items()}
     where = positions_of(shapes_of(straight))
-    flat = np.stack([np.array([float(straight[name]) for name in sorted(straight)])] * 3).reshape(3, 1, -1)
+    flat = np.broadcast_to(ravel_pytree(straight)[0], (3, 1, sum(v.size for v in straight.values())))
     values, log_determinant = bend(context, straight)
     for name, index in where.items():
-        assert bent_positions(context, where, flat)[..., index] == pytest.approx(float(values[name]))
+        expected = np.broadcast_to(values[name], (3, 1, *index.shape))
+        assert bent_positions(context, where, flat)[..., index] == pytest.approx(expected)
 
     def plain(_: Context, values: dict[str, Any]) -> jax.Array:
         return jnp.asarray(sum(jnp.sum(values[name] ** 2) for name in NAMES))

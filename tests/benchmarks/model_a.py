@@ -109,13 +109,13 @@ def groups_of(cells: Cells) -> dict[str, Any]:
     return {"log_e": np.arange(groups), "effect": np.repeat(np.arange(groups), replicates)}
 
 
-def estimate(cells: Cells, free: dict[str, Any]) -> dict[str, jax.Array]:
-    """Estimate both spreads by moments, on the unconstrained (log) scale."""
+def estimate(cells: Cells, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
+    """Estimate both spreads by the effects' expected squares, on the unconstrained (log) scale."""
     value = free | {name: jnp.exp(free[name]) for name in ("a", "alpha", "b", "beta")}
     above = free["log_e"] - expected(value, cells)
     return {
-        "sigma_np": 0.5 * jnp.log(jnp.mean(above**2) + 1e-4),
-        "tau": 0.5 * jnp.log(jnp.mean(free["effect"] ** 2) + 1e-4),
+        "sigma_np": 0.5 * jnp.log(jnp.mean(above**2 + variances["log_e"])),
+        "tau": 0.5 * jnp.log(jnp.mean(free["effect"] ** 2 + variances["effect"])),
     }
 
 

@@ -69,6 +69,7 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     from bayeslaw import fitting
     from bayeslaw.density import estimate_unconstrained, named_potential
     from bayeslaw.hierarchy import groups_of, spread_variances
+    from bayeslaw.laplace import laplace
     from bayeslaw.priors import resolve_priors
     from bayeslaw.runs import load_runs
     from bayeslaw.straight import StraightContext, ridges_of, straight_estimate, straight_potential, straighten
@@ -84,54 +85,40 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
         def potential(context: Any, values: dict[str, Any]) -> jax.Array:
             return jnp.asarray(potential_energy(model_a.model, (context,), {}, values))
 
+        context, settings = jax.tree.map(jnp.asarray, cells), (model_a.variances(cells), model_a.groups_of(cells))
         return {
             "named": potential,
-            "context": jax.tree.map(jnp.asarray, cells),
-            "starts": [start],
-            "estimate": model_a.estimate,
-            "variances": model_a.variances(cells),
-            "groups": model_a.groups_of(cells),
-            "peers": (potential, jax.tree.map(jnp.asarray, cells), start),
+            "start": start,
+            "approximate": lambda: (context, laplace(potential, context, [start], model_a.estimate, *settings)),
+            "peers": (potential, context, start),
         }
     own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
-    starts, context = fitting.starts_of(own), StraightContext(own.context, ridges_of(own.data))
-    named = named_potential(own.structure, True)
+    starts = fitting.starts_of(own)
+    context, named = StraightContext(own.context, ridges_of(own.data)), named_potential(own.structure, True)
+    density, straight = straight_potential(named), [straighten(context, start) for start in starts]
+    variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
+    settings = (straight_estimate(estimate_unconstrained), variances, groups_of(own.data))
     return {
-        "named": straight_potential(named),
-        "context": context,
-        "starts": [straighten(context, start) for start in starts],
-        "estimate": straight_estimate(estimate_unconstrained),
-        "variances": {k: v for k, v in spread_variances(own.data).items() if k in own.priors},
-        "groups": groups_of(own.data),
+        "named": density,
+        "start": straight[0],
+        "approximate": lambda: fitting.approximate(density, context, straight, *settings),
         "peers": (named, own.context, starts[0]),
     }
 
 
-def flattened(potential: Any, context: Any, start: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """Give the density of a flat position, and the arrays that it depends on besides."""
-    import jax
-
-    from bayeslaw.density import flat_potential, shapes_of
-
-    arrays, kind = jax.tree.flatten(context)
-    return flat_potential(potential, shapes_of(start), kind), arrays
-
-
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find the Laplace axes and sample, twice: the second time nothing is compiled."""
-    from bayeslaw.laplace import laplace
+    from bayeslaw.density import flat_potential, shapes_of
     from bayeslaw.sampler import sample
 
     given = problem(arguments)
-    flat, arrays = flattened(given["named"], given["context"], given["starts"][0])
 
     def once(seed: int) -> tuple[Any, float]:
         start = time.perf_counter()
-        parts = (given["named"], given["context"], given["starts"], given["estimate"], given["variances"])
-        found = laplace(*parts, given["groups"])
+        context, found = given["approximate"]()
         drawn = sample(
-            flat, arrays, found.mode, found.axes, seed=seed, chains=CHAINS, warmup=200,
-            draws=arguments.draws, progress=False,
+            *flat_potential(given["named"], context, shapes_of(given["start"])), found.mode, found.axes, seed=seed,
+            chains=CHAINS, warmup=200, draws=arguments.draws, progress=False,
         )  # fmt: skip
         return drawn, time.perf_counter() - start
 
@@ -164,8 +151,10 @@ def numpyro_nuts(arguments: argparse.Namespace) -> dict[str, Any]:
     from jax.flatten_util import ravel_pytree
     from numpyro.infer import MCMC, NUTS
 
+    from bayeslaw.density import flat_potential, shapes_of
+
     named, context, start = problem(arguments)["peers"]
-    density, arrays = flattened(named, context, start)
+    density, arrays = flat_potential(named, context, shapes_of(start))
     centre = ravel_pytree(start)[0]
     begin = centre + 0.1 * jax.random.normal(jax.random.PRNGKey(1), (CHAINS, len(centre)))
     kernel = NUTS(potential_fn=lambda q: density(arrays, q))
@@ -192,8 +181,10 @@ def nutpie_low_rank(arguments: argparse.Namespace) -> dict[str, Any]:
     import nutpie
     from jax.flatten_util import ravel_pytree
 
+    from bayeslaw.density import flat_potential, shapes_of
+
     named, context, start = problem(arguments)["peers"]
-    flat, arrays = flattened(named, context, start)
+    flat, arrays = flat_potential(named, context, shapes_of(start))
     centre = np.asarray(ravel_pytree(start)[0])
     gradient = jax.jit(jax.value_and_grad(lambda q: -flat(arrays, q)))
 

@@ -2,7 +2,7 @@
 
     uv run python tests/benchmarks/variants.py digits_resnet
 
-The README's table is this script's; about ten minutes on two cores.
+The README's table is this script's; about a quarter of an hour on two cores.
 """
 
 import sys
@@ -19,6 +19,8 @@ VARIANTS = {
     "steep=False": {"steep": False},
     "noise=normal": {"noise": "normal"},
     "growth=False": {"growth": False},
+    "correlated=True": {"correlated": True},
+    "law=sharpness, correlated=True": {"law": "sharpness", "correlated": True},
 }
 
 

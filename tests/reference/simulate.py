@@ -84,6 +84,22 @@ def log_student_t(x: Any, nu: Any, location: Any, scale: Any) -> Any:
     return constant - np.log(scale) - (nu + 1) / 2 * np.log1p(z**2 / nu)
 
 
+def log_density_along(value: Mapping[str, Any], density: Any, response: Any, location: Any, scale: Any) -> Any:
+    """Compute the log densities of the rows of one trajectory, each given the one before where there is `rho`.
+
+    Locations and scales are `[..., rows]`, of values one row or `[..., 1]`.
+    """
+    result = log_student_t(response, value["nu"], location, scale)
+    order = np.argsort(-density)
+    for before, row in itertools.pairwise(order) if "rho" in value else ():
+        share = value["rho"] ** (np.log(density[before] / density[row]) / np.log(1 / 0.8))
+        nu, share = (np.reshape(part, np.shape(part)[:-1]) for part in np.broadcast_arrays(value["nu"], share))
+        residual = (response[before] - location[..., before]) / scale[..., before]
+        expected = location[..., row] + scale[..., row] * share * residual
+        result[..., row] = log_student_t(response[row], nu, expected, scale[..., row] * np.sqrt(1 - share**2))
+    return result
+
+
 @dataclass(frozen=True)
 class Truth:
     """Hold what a table is made of: `p_prime` in the paper's units, the dense law about the configurations' centre."""
@@ -204,7 +220,18 @@ class Reference:
         m = depth ** value["phi"] * width ** value["psi"] * self.runs["density"].to_numpy(float)
         curve = (eps_np, eps_up, value["gamma"], p, m)
         location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), self.n_test, value)
-        return log_student_t(self.response, value["nu"], location, scale)
+        if "rho" not in value:
+            return log_student_t(self.response, value["nu"], location, scale)
+        return self._given_the_row_before(value, location, scale)
+
+    def _given_the_row_before(self, value: Mapping[str, Any], location: Any, scale: Any) -> Any:
+        """Correlate residuals along each trajectory, row by row, rho a round of 20 %; locations are `[..., rows]`."""
+        result = np.empty(np.broadcast_shapes(location.shape, scale.shape))
+        for t in range(len(self.trajectories)):
+            own = np.flatnonzero(self.trajectory == t)
+            parts = (self.runs["density"].to_numpy(float)[own], self.response[own], location[..., own], scale[..., own])
+            result[..., own] = log_density_along(value, *parts)
+        return result
 
     def log_density_of_groups(self, log_e: NDArray, centre: NDArray, sigma_np: NDArray, tau_np: NDArray) -> float:
         """Compute the log density of the trajectories' log e, jointly normal within a configuration."""

@@ -1,0 +1,100 @@
+"""Effects in units of their spreads: by how much, against plain NumPy, one configuration after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bayeslaw.axes import axes_from, lay_out, seeds_of
+from bayeslaw.centring import Centring, centred, choose_centring, standardise
+from bayeslaw.frame import Data
+
+#: Three configurations with 3, 1 and 2 runs.
+CONFIGURATION = np.array([0, 1, 2, 0, 0, 2])
+ABOVE = np.array([-0.5, 0.1, 0.4])
+VALUE = {
+    "dense": 0.2, "share_c": 0.0, "share_n": 1.0, "alpha": 1.0, "beta": 1.0, "spread_np": 0.3, "share_np": 0.6,
+    "growth_np": 0.5, "tau_p": 0.15, "growth_p": -0.8,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def data() -> Data:
+    """With alpha = 1 and nothing but it, log dataset size sets the dense law: each network lies `ABOVE` the centre."""
+    nothing, zeros = np.zeros(0), np.zeros(3)
+    return Data(*[nothing] * 5, CONFIGURATION, nothing, zeros, zeros, zeros, -ABOVE, 0.0)
+
+
+def spreads(name: str) -> np.ndarray:
+    grown = {"np": 0.3 * np.exp(0.5 * ABOVE), "p": 0.15 * np.exp(-0.8 * ABOVE)}
+    size, total = np.array([3, 1, 2]), grown["np"]
+    return {
+        "log_e": np.sqrt(0.6) * total,
+        "mean": total * np.sqrt(0.6 + 0.4 / size),
+        "within": np.sqrt(0.4) * total,
+        "effect_p": grown["p"][CONFIGURATION],
+    }[name]
+
+
+def power_of(left: Any) -> Any:
+    odds = np.square(left / 0.22)
+    return odds / (odds + 1 - left)
+
+
+def test_effects_are_in_units_of_their_spreads_by_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    centring = Centring(*(rng.uniform(0, 1, n) for n in (3, 3, 3, 6)))
+    effects = {"log_e_run": rng.standard_normal(6), "effect_p": rng.standard_normal(6)}
+    found = {k: np.asarray(v) for k, v in standardise(centring, data(), VALUE, effects).items()}
+    assert found["effect_p"] == pytest.approx(effects["effect_p"] / spreads("effect_p") ** centring.effect_p)
+    centre = np.log(0.2) + ABOVE
+    for i in range(3):
+        own = effects["log_e_run"][i == CONFIGURATION]
+        w = centring.mean[i]
+        mean = (own.mean() - centre[i]) / spreads("mean")[i] ** w + (1 - w) * centre[i]
+        apart = (own - own.mean()) / spreads("within")[i] ** centring.within[i]
+        assert found["log_e_run"][i == CONFIGURATION] == pytest.approx(mean + apart)
+    alone = {"log_e": rng.standard_normal(3)}
+    w, found = centring.log_e, standardise(centring, data(), VALUE, alone)["log_e"]
+    assert np.asarray(found) == pytest.approx((alone["log_e"] - centre) / spreads("log_e") ** w + (1 - w) * centre)
+
+
+def test_effects_taken_as_they_are_stay_as_they_are() -> None:
+    effects = {"log_e_run": np.arange(6.0), "effect_p": np.arange(6.0)}
+    found = standardise(centred(data()), data(), VALUE, effects)
+    assert all(np.asarray(found[name]) == pytest.approx(effects[name]) for name in effects)
+
+
+def test_by_how_much_is_what_is_left_of_their_prior_variance() -> None:
+    """Of a random posterior whose configurations are independent given one shared parameter, matrix by matrix."""
+    rng = np.random.default_rng(1)
+    where = {"effect_p": np.arange(6), "log_e_run": np.arange(6, 12), "z": np.array(12)}
+    layout = lay_out(where, {"effect_p": CONFIGURATION, "log_e_run": CONFIGURATION})
+    group = np.concatenate([CONFIGURATION, CONFIGURATION, [-1]])
+    root = 8 * rng.standard_normal((13, 13))
+    apart = (group[:, None] != group) & (group[:, None] >= 0) & (group >= 0)
+    precision = np.where(apart, 0.0, root @ root.T / 10 + 60 * np.eye(13))
+    axes, _ = axes_from(layout, seeds_of(layout, 13) @ precision)
+    effects = {"log_e_run": np.zeros(6), "effect_p": np.zeros(6)}
+    found = choose_centring(data(), VALUE, effects, axes, where, 13)
+    covariance = np.linalg.inv(precision[:12, :12])
+    sideways = covariance[:6, :6].diagonal() / spreads("effect_p") ** 2
+    assert found.effect_p == pytest.approx(power_of(np.minimum(sideways, 1.0)))
+    for i in range(3):
+        own = 6 + np.flatnonzero(i == CONFIGURATION)
+        block, size = covariance[np.ix_(own, own)], len(own)
+        assert found.mean[i] == pytest.approx(power_of(min(block.mean() / spreads("mean")[i] ** 2, 1.0)))
+        centre = np.eye(size) - 1 / size
+        within = np.trace(centre @ block @ centre) / max(size - 1, 1)
+        assert found.within[i] == pytest.approx(power_of(min(within / spreads("within")[i] ** 2, 1.0)))
+    assert 0.05 < found.effect_p.min() < found.effect_p.max()
+    assert not found.log_e.any()
