@@ -12,12 +12,14 @@ from bayeslaw.diagnostics import Diagnosis as Diagnosis
 from bayeslaw.errors import BayeslawError as BayeslawError
 from bayeslaw.errors import RunTableError as RunTableError
 from bayeslaw.families import Family as Family
+from bayeslaw.fit_file import load as load
+from bayeslaw.fit_file import load_pooled as load_pooled
 from bayeslaw.fitting import fit as fit
 from bayeslaw.plan import Plan as Plan
 from bayeslaw.plan import frontier as frontier
 from bayeslaw.plan import size_draws as size_draws
+from bayeslaw.pooled import PooledFit as PooledFit
 from bayeslaw.posterior import Fit as Fit
-from bayeslaw.posterior import load as load
 from bayeslaw.prior_draws import PriorPredictive as PriorPredictive
 from bayeslaw.prior_draws import prior_predictive as prior_predictive
 from bayeslaw.priors import default_priors as default_priors

@@ -100,7 +100,12 @@ def standardise(centring: Centring, data: Data, value: Mapping[str, Any], effect
 
 
 def choose_centring(
-    data: Data, value: Mapping[str, Any], effects: Mapping[str, Any], axes: Axes, where: Mapping[str, NDArray]
+    data: Data,
+    value: Mapping[str, Any],
+    effects: Mapping[str, Any],
+    axes: Axes,
+    where: Mapping[str, NDArray],
+    dimensions: int,
 ) -> Centring:
     """Look how much of the effects' prior variance is left.
 
@@ -109,17 +114,18 @@ def choose_centring(
         value: Parameters, where the posterior is.
         effects: The effects there.
         axes: Coordinates in which the posterior is round, made of effects as they are.
-        where: Where the entries of every value are in the flat position.
+        where: Where the entries of every value are in the flat position, which may hold other things too.
+        dimensions: Entries of that position.
     """
     _, log_spread = _priors(data, value, effects)
-    dimensions = sum(np.size(index) for index in where.values())
     variance, configuration = axes.own_variances(dimensions), np.asarray(data.configuration)
     size = np.bincount(configuration, minlength=len(data.depth))
     found = {name: variance[where[name]] for name in ("log_e", "effect_p") if name in effects}
     if "log_e_run" in effects:
         weight = np.zeros(dimensions)
         weight[where["log_e_run"]] = 1 / size[configuration]
-        found["mean"] = axes.own_variances_of(weight)
+        of_these = np.isin(axes.own, where["log_e_run"]).any(1)
+        found["mean"] = axes.own_variances_of(weight)[of_these]
         total = np.bincount(configuration, variance[where["log_e_run"]], len(size))
         found["within"] = (total - size * found["mean"]) / np.maximum(size - 1, 1)
     left = {name: np.clip(v * np.exp(-2 * np.asarray(log_spread[name])), 0.0, 1.0) for name, v in found.items()}

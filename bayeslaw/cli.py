@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 FitArgument = Annotated[Path, typer.Argument(metavar="FIT", help="Fit written by `bayeslaw fit` (.nc).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+FamilyOption = Annotated[
+    str | None, typer.Option(help="Which family of a pooled fit, for instance cifar_resnet/digits.")
+]
 LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness, anchored, sparse or single.")]
 CorrelatedOption = Annotated[
     bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
@@ -47,8 +50,11 @@ def quickstart(
 
 @app.command()
 def fit(
-    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Run table (.parquet or .csv), or a recorded sweep.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUNS...", help="Run tables (.parquet or .csv), or recorded sweeps.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Fit to write (.nc).")] = Path("fit.nc"),
+    pool: Annotated[str | None, typer.Option(help="family: fit several families together.")] = None,
     law: LawOption = "joint",
     effects: Annotated[str, typer.Option(help="Where runs differ: np (on eps_np), p (on p'), both, or none.")] = "np,p",
     noise: Annotated[str, typer.Option(help="Noise of single levels: student_t or normal.")] = "student_t",
@@ -70,21 +76,34 @@ def fit(
     seed: Seed = 0,
 ) -> None:
     """Infer a law from a run table; print the posterior and the diagnostics."""
+    import pandas as pd
+
     from bayeslaw import fit as infer
 
+    if pool is not None and (baseline or sensitivity):
+        raise BayeslawError(
+            "--baseline and --sensitivity are about one family: leave out --pool, or call Fit.summary(baseline=True) "
+            "and Fit.psense on a family of bayeslaw.load_pooled."
+        )
     mapping = dict(_pair(entry) for entry in column or [])
-    table = _table(runs, columns=mapping or None, n_test=n_test, chance_error=chance_error)
+    tables = [_table(name, columns=mapping or None, n_test=n_test, chance_error=chance_error) for name in runs]
     acting = [name for name in effects.split(",") if name not in ("", "none")]
-    result = infer(
-        table, law=law, effects=acting, noise=noise, steep=steep, growth=growth, correlated=correlated, seed=seed,
-        chains=chains, warmup=warmup, draws=draws,
-    )  # fmt: skip
+    settings: Any = {
+        "law": law, "effects": acting, "noise": noise, "steep": steep, "growth": growth, "correlated": correlated,
+        "seed": seed, "chains": chains, "warmup": warmup, "draws": draws,
+    }  # fmt: skip
+    if pool is None:
+        result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)
+        summary = result.summary(baseline=baseline, repetitions=repetitions, seed=seed)
+    else:
+        result = infer(tables, pool=cast("Any", pool), **settings)
+        summary = result.summary()
+        typer.echo(f"{_text(result.exponents())}\n")
     result.save(output)
-    summary = result.summary(baseline=baseline, repetitions=repetitions, seed=seed)
-    typer.echo(summary.to_string(float_format=lambda value: f"{value:.3f}", na_rep=""))
+    typer.echo(_text(summary))
     typer.echo(f"\n{result.prior_note}")
     if sensitivity:
-        typer.echo(f"\n{result.psense().to_string(float_format=lambda value: f'{value:.3f}')}")
+        typer.echo(f"\n{_text(result.psense())}")
     typer.echo(f"\n{result.diagnose()}\n\nwritten to {output}")
 
 
@@ -98,6 +117,7 @@ def predict(
     designs: Annotated[Path | None, typer.Option(help="Designs as a table (.parquet or .csv) instead.")] = None,
     kind: Annotated[str, typer.Option(help="mean: the curve; run: a new replicate.")] = "mean",
     interval: Annotated[float, typer.Option(help="Probability of the interval.")] = 0.9,
+    family: FamilyOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -108,7 +128,7 @@ def predict(
 
     from bayeslaw import load
 
-    posterior = load(fit)
+    posterior = load(fit, family=family)
     if designs is not None:
         try:
             table = pd.read_parquet(designs) if designs.suffix == ".parquet" else pd.read_csv(designs)
@@ -135,6 +155,7 @@ def plan(
     widths: Annotated[str, typer.Option(help="Widths, comma-separated; default the fitted ones.")] = "",
     confidence: Annotated[float, typer.Option(help="Wanted probability of reaching the target.")] = 0.9,
     allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Plan with a fit that failed its gate.")] = False,
+    family: FamilyOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf).")] = None,
     seed: Seed = 0,
@@ -142,7 +163,7 @@ def plan(
     """Choose the network to start from and how far to prune it."""
     from bayeslaw import load
 
-    posterior = load(fit)
+    posterior = load(fit, family=family)
     runs = posterior.runs
     decision = posterior.plan(
         target_error,
@@ -255,6 +276,10 @@ def _table(runs: str, **reading: Any) -> pd.DataFrame:
     from bayeslaw.runs import load_recorded, load_runs, recorded_names
 
     return load_recorded(runs) if runs in recorded_names() else load_runs(runs, **reading)
+
+
+def _text(table: pd.DataFrame) -> str:
+    return table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="")
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from numpyro.distributions import biject_to
 from numpyro.infer.util import constrain_fn, potential_energy
 
 from bayeslaw.frame import Data
-from bayeslaw.hierarchy import draw_configurations
+from bayeslaw.hierarchy import draw_configurations, estimate_spreads
 from bayeslaw.model import Structure, make_model
+from bayeslaw.unconstrained import prior_middles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +97,19 @@ def _flat_potential(
 ) -> Callable[[list[Any], jax.Array], jax.Array]:
     unravel = unraveller(shapes)
     return lambda arrays, flat: potential(jax.tree.unflatten(kind, arrays), unravel(flat))
+
+
+def estimate_unconstrained(context: Context, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
+    """Give the estimates of the spreads (`estimate_spreads`) from unconstrained values, themselves unconstrained.
+
+    An estimate that a prior does not allow gives way to the middle of the prior.
+    """
+    transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
+    value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
+    found = estimate_spreads(value, context.data, variances)
+    found = {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
+    middles = prior_middles({name: context.priors[name] for name in found})
+    return {name: jnp.where(jnp.isfinite(v), v, middles[name]) for name, v in found.items()}
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
 MAX_R_HAT = 1.01
 MIN_ESS = 400.0
@@ -89,6 +89,24 @@ def diagnose(tree: xr.DataTree, predictions: xr.Dataset | None = None) -> Diagno
         _row("divergences", float(divergences), "all chains", 0.0, at_most=True),
         _row("bfmi", float(bfmi.min()), f"chain {int(bfmi.argmin())}", MIN_BFMI, at_most=False),
     ]
+    return Diagnosis(pd.DataFrame(rows).set_index("rule"))
+
+
+def worst_of(diagnoses: Mapping[str, Diagnosis]) -> Diagnosis:
+    """Put the verdicts on several trees together: of every rule the worst, named by the tree it comes from.
+
+    Args:
+        diagnoses: Verdicts by name of the tree.
+
+    Returns:
+        The verdict on all of them.
+    """
+    rows = []
+    for rule in next(iter(diagnoses.values())).table.index:
+        found = {name: diagnosis.table.loc[rule] for name, diagnosis in diagnoses.items()}
+        sign = 1 if next(iter(found.values()))["required"].startswith("<=") else -1
+        name = max(found, key=lambda k: sign * found[k]["value"] if np.isfinite(found[k]["value"]) else np.inf)
+        rows.append(found[name].to_dict() | {"rule": rule, "parameter": f"{name}: {found[name]['parameter']}"})
     return Diagnosis(pd.DataFrame(rows).set_index("rule"))
 
 

@@ -7,25 +7,33 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpyro.distributions import biject_to
 
-from bayeslaw.density import Context, constrain, flat_potential, named_potential, positions_of, shapes_of
+from bayeslaw.density import (
+    Context,
+    constrain,
+    estimate_unconstrained,
+    flat_potential,
+    named_potential,
+    positions_of,
+    shapes_of,
+)
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
-from bayeslaw.hierarchy import estimate_spreads, groups_of, spread_variances
+from bayeslaw.hierarchy import groups_of, spread_variances
 from bayeslaw.laplace import Estimate, Laplace, laplace
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import Prior, describe_prior, resolve_priors, store_prior
+from bayeslaw.priors import POOLS, Prior, describe_prior, resolve_priors, store_prior
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
 from bayeslaw.straight import (
@@ -37,22 +45,53 @@ from bayeslaw.straight import (
     straight_potential,
     straighten,
 )
+from bayeslaw.unconstrained import against_prior, prior_middles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from numpyro.distributions import Distribution
 
+    from bayeslaw.pooled import PooledFit
+
+#: Warnings point to the first caller outside of it.
+PACKAGE = str(Path(__file__).parent)
+
 #: With fewer configurations than this the spreads are barely informed and centred effects form funnels: effects are
 #: then sampled non-centred and the metric is adapted as usual.
 FEW_CONFIGURATIONS = 8
-#: What is said of a posterior against its prior.
-_COMPARED = ("contraction", "shift")
+#: Adapting to them takes so many transitions at least.
+FEW_WARMUP = 1000
 
 
+class Settings(TypedDict, total=False):
+    """Name the settings of `fit`, for type checkers."""
+
+    law: str
+    effects: Sequence[str]
+    noise: str
+    steep: bool
+    growth: bool | None
+    correlated: bool
+    priors: Mapping[str, Distribution] | None
+    seed: int
+    chains: int
+    warmup: int
+    draws: int
+    n_test: int | None
+    chance_error: float | None
+    target_acceptance: float
+    progress: bool
+
+
+@overload
+def fit(runs: Any, *, pool: None = None, **settings: Unpack[Settings]) -> Fit: ...
+@overload
+def fit(runs: Any, *, pool: Literal["family"], **settings: Unpack[Settings]) -> PooledFit: ...
 @in_float64
 def fit(
     runs: Any,
     *,
+    pool: str | None = None,
     law: str = "joint",
     effects: Sequence[str] = EFFECTS,
     noise: str = "student_t",
@@ -68,11 +107,14 @@ def fit(
     chance_error: float | None = None,
     target_acceptance: float = 0.9,
     progress: bool = True,
-) -> Fit:
+) -> Fit | PooledFit:
     """Infer a law from a run table with NUTS.
 
     Args:
-        runs: Run table of one family: a path, a DataFrame, or what `load_runs` gave.
+        runs: Run table of one family: a path, a DataFrame, or what `load_runs` gave. With `pool="family"` of several,
+            or a list of such tables, which need not have the same optional columns.
+        pool: `"family"`: fit several (family, dataset) together, their exponents drawn from one population; see
+            `bayeslaw.pooling`. By default there is one family.
         law: `"joint"`, the paper's (M1); `"parameter_count"` (M0), `"sharpness"` (M2), `"anchored"` (M3) or `"sparse"`
             (Frantar et al.), to be compared with it; `"single"`, equation (1), for the runs of one network.
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
@@ -82,7 +124,9 @@ def fit(
             default where there are 20 configurations or more to tell.
         correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory, by
             `rho` to the power of the rounds of 20 % between them.
-        priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`).
+        priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`). Of pooled
+            exponents they are those of the population's centre (`phi`) and of the spread between families
+            (`between_phi`); all others hold for every family.
         seed: Seed of everything random; same seed, versions and machine give the same draws.
         chains: Number of chains, at least 2 for R-hat; they run on as many threads as there are cores.
         warmup: Transitions per chain in which the step size (with few configurations also the metric) is adapted.
@@ -93,12 +137,12 @@ def fit(
         progress: Show a progress bar where standard error is a terminal.
 
     Returns:
-        The fit. Call its `diagnose` before believing it; planning does so by itself. A second fit with the same
-        structure and shapes compiles nothing.
+        The fit, or with `pool="family"` a `PooledFit` with one fit per family. Call its `diagnose` before believing
+        it; planning does so by itself. A second fit with the same structure and shapes compiles nothing.
 
     Raises:
         RunTableError: The table is faulty; all faults are listed.
-        BayeslawError: Several families in one table, unknown priors, or settings out of range.
+        BayeslawError: Several families without pooling or one with it, unknown priors, or settings out of range.
 
     Example:
         >>> import bayeslaw
@@ -107,34 +151,112 @@ def fit(
     """
     bind_submodules()
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
-    table = load_runs(runs, n_test=n_test, chance_error=chance_error)
+    parts = {
+        "law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth,
+        "correlated": correlated,
+    }  # fmt: skip
+    reading = {"n_test": n_test, "chance_error": chance_error}
+    sampling = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}
+    fine = {"target_acceptance": target_acceptance, "progress": progress}
+    if pool is None:
+        return _fit_family(load_runs(runs, **reading), parts, priors, sampling, fine)
+    if pool not in POOLS:
+        raise BayeslawError(f"pool = {pool!r} must be None or one of {', '.join(POOLS)}.")
+    from bayeslaw.pooling import fit_families, split_families
+
+    return fit_families(split_families(runs, **reading), parts, priors, sampling, fine)
+
+
+def _fit_family(
+    table: pd.DataFrame,
+    parts: Mapping[str, Any],
+    priors: Mapping[str, Distribution] | None,
+    sampling: dict[str, int],
+    fine: Mapping[str, Any],
+) -> Fit:
+    """Fit one family; arguments are those of `bayeslaw.pooling.fit_families`."""
     check_one_family(table)
-    structure = structure_of(
-        table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth, correlated=correlated
-    )
-    frame = make_frame(table, chance_error_of(table))
-    _warn_about(table, structure)
-    resolved = {k: v for k, v in resolve_priors(priors, law=law).items() if k not in structure.without()}
-    data, labels = make_data(table, frame)
-    few = len(labels.configurations) < FEW_CONFIGURATIONS
-    warmup = max(warmup, 1000) if few else warmup
-    sampled, values = _sample(
-        structure, data, resolved, few=few, seed=seed, chains=chains, warmup=warmup, draws=draws,
-        target_acceptance=target_acceptance, progress=progress,
-    )  # fmt: skip
-    values |= derived_values(values, frame)
-    tree = _tree(values, sampled, data, labels)
-    settings = {
-        "seed": seed,
-        "chains": chains,
-        "warmup": warmup,
-        "draws": draws,
-        "metric": "adapted" if few else "laplace",
-        "priors": {name: describe_prior(prior) for name, prior in resolved.items()},
-        "stored_priors": {name: store_prior(prior) for name, prior in resolved.items()},
-        **_against_prior(values, resolved),
+    own = prepare(table, parts, resolve_priors(priors, law=parts["law"]))
+    sampling = sampling | {"warmup": warmup_for([own], sampling["warmup"])}
+    sampled, values = _sample(own, **sampling, **fine)
+    settings = sampling | {
+        "metric": "adapted" if own.few else "laplace",
+        **said_of_priors(own.priors),
+        **against_prior(values, own.priors),
     }
-    return Fit(tree, table, frame, structure, settings, dict(versions()))
+    return to_fit(own, values, sampled.statistics, settings)
+
+
+class Prepared(NamedTuple):
+    """Hold all that the posterior of one family is computed from.
+
+    Attributes:
+        table: The validated runs.
+        frame: What turns designs into covariates.
+        structure: Which parts the model has.
+        data: What the model is conditioned on.
+        labels: What its axes stand for.
+        priors: The priors of its parameters.
+        few: Whether there are too few configurations for centred effects.
+    """
+
+    table: pd.DataFrame
+    frame: Frame
+    structure: Structure
+    data: Data
+    labels: Labels
+    priors: dict[str, Prior]
+    few: bool
+
+    @property
+    def context(self) -> Context:
+        """What the density depends on besides the position."""
+        data = Data(*(jnp.asarray(part) for part in self.data))
+        return Context(data, {name: prior.distribution for name, prior in self.priors.items()})
+
+
+def prepare(
+    table: pd.DataFrame, parts: Mapping[str, Any], priors: Mapping[str, Prior], *, pooled: bool = False
+) -> Prepared:
+    """Turn the validated runs of one family into all that its posterior is computed from, and warn of what is missing.
+
+    Args:
+        table: The runs.
+        parts: What `structure_of` is asked for.
+        priors: The priors by name; those of parameters that the structure does not have are left out.
+        pooled: Whether other families inform what this one does not.
+
+    Raises:
+        BayeslawError: What is asked for does not fit the table.
+    """
+    structure = structure_of(table, **parts)
+    frame = make_frame(table, chance_error_of(table))
+    data, labels = make_data(table, frame)
+    own = {name: prior for name, prior in priors.items() if name not in structure.without()}
+    prepared = Prepared(table, frame, structure, data, labels, own, len(labels.configurations) < FEW_CONFIGURATIONS)
+    _warn_about(prepared, pooled=pooled)
+    return prepared
+
+
+def warmup_for(families: Sequence[Prepared], asked: int) -> int:
+    """Give the transitions of the warm-up: those asked for, or enough for the family with the fewest configurations."""
+    return max(asked, FEW_WARMUP) if any(own.few for own in families) else asked
+
+
+def said_of_priors(priors: Mapping[str, Prior]) -> dict[str, dict[str, Any]]:
+    """Say in a fit's settings what its priors are, to be read (`priors`) and to be made again (`stored_priors`)."""
+    return {
+        "priors": {name: describe_prior(prior) for name, prior in priors.items()},
+        "stored_priors": {name: store_prior(prior) for name, prior in priors.items()},
+    }
+
+
+def to_fit(
+    own: Prepared, values: Mapping[str, Any], statistics: Mapping[str, NDArray], settings: dict[str, Any]
+) -> Fit:
+    """Put named draws `[chains, draws, ...]` and the sampler's statistics together to a fit."""
+    tree = _tree({**values, **derived_values(values, own.frame)}, statistics, own.data, own.labels)
+    return Fit(tree, own.table, own.frame, own.structure, settings, dict(versions()))
 
 
 @functools.cache
@@ -174,56 +296,53 @@ def chance_error_of(table: pd.DataFrame) -> float:
         warnings.warn(
             "The table has neither classes nor chance_error: eps_up is only bounded by 1. "
             "Pass chance_error=, for instance 0.9 for ten balanced classes.",
-            stacklevel=4,
+            skip_file_prefixes=(PACKAGE,),
         )
         return 1.0
     return float(table["chance_error"].iloc[0])
 
 
-def _warn_about(table: pd.DataFrame, structure: Structure) -> None:
+def _warn_about(own: Prepared, *, pooled: bool) -> None:
+    whose, driver, support = (
+        (f"{own.frame.label}: ", "the other families", "them") if pooled else ("", "its prior alone", "the prior")
+    )
     fixed = [
-        f"{name} never varies, so {parameter} is driven by its prior alone"
-        for name, parameter, varies in (
-            ("depth", "phi", structure.depth_varies),
-            ("width", "psi", structure.width_varies),
-            ("dataset_size", "alpha", varies(table["dataset_size"])),
-        )
-        if not varies and parameter not in structure.without()
+        f"{name} never varies, so {parameter} is driven by {driver}"
+        for name, parameter in (("depth", "phi"), ("width", "psi"), ("dataset_size", "alpha"))
+        if parameter in own.priors and not varies(own.table[name])
     ]
     if fixed:
-        warnings.warn("; ".join(fixed) + ": predictions along it rest on the prior.", stacklevel=4)
-    if not structure.has_trajectories:
         warnings.warn(
-            "The table has no trajectory (or replicate) column: there are no trajectory effects, and intervals take "
-            "rows of one run as independent. Map it with load_runs(..., columns={'trajectory': ...}).",
-            stacklevel=4,
+            f"{whose}{'; '.join(fixed)}: predictions along it rest on {support}.", skip_file_prefixes=(PACKAGE,)
+        )
+    if not own.structure.has_trajectories:
+        warnings.warn(
+            f"{whose}The table has no trajectory (or replicate) column: there are no trajectory effects, and intervals "
+            "take rows of one run as independent. Map it with load_runs(..., columns={'trajectory': ...}).",
+            skip_file_prefixes=(PACKAGE,),
         )
 
 
-def _sample(
-    structure: Structure, data: Data, priors: Mapping[str, Prior], *, few: bool, seed: int, **settings: Any
-) -> tuple[Sampled, dict[str, Any]]:
+def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict[str, Any]]:
     """Find the Laplace metric and sample; give the draws also as named parameters."""
-    starts = _starts(data, structure, priors, few=few)
-    context = Context(Data(*(jnp.asarray(part) for part in data)), {k: v.distribution for k, v in priors.items()})
-    variances = {k: v for k, v in spread_variances(data).items() if k in priors}
-    estimate = None if few else straight_estimate(estimate_unconstrained)
-    groups = {} if few else groups_of(data)
-    density = straight_potential(named_potential(structure, not few))
-    straight = StraightContext(context, jax.tree.map(jnp.asarray, ridges_of(data)))
-    starts = [straighten(straight, start) for start in starts]
-    straight, approximation = approximate(density, straight, starts, estimate, variances, groups)
+    context = StraightContext(own.context, jax.tree.map(jnp.asarray, ridges_of(own.data)))
+    variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
+    estimate = None if own.few else straight_estimate(estimate_unconstrained)
+    groups = {} if own.few else groups_of(own.data)
+    density = straight_potential(named_potential(own.structure, not own.few))
+    starts = [straighten(context, start) for start in starts_of(own)]
+    context, approximation = approximate(density, context, starts, estimate, variances, groups)
     shapes = shapes_of(starts[0])
     sampled = sample(
-        *flat_potential(density, straight, shapes),
+        *flat_potential(density, context, shapes),
         approximation.mode,
         approximation.axes,
         seed=seed,
-        adapt_metric=few,
+        adapt_metric=own.few,
         **settings,
     )
-    plain = bent_positions(straight, positions_of(shapes), sampled.positions)
-    return sampled, constrain(structure, not few, shapes, context, plain, seed=seed + 1)
+    plain = bent_positions(context, positions_of(shapes), sampled.positions)
+    return sampled, constrain(own.structure, not own.few, shapes, own.context, plain, seed=seed + 1)
 
 
 def approximate(
@@ -259,41 +378,18 @@ def as_they_are(*_: Any) -> dict[str, jax.Array]:
     return {}
 
 
-def _starts(data: Data, structure: Structure, priors: Mapping[str, Prior], *, few: bool) -> list[dict[str, jax.Array]]:
+def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:
     """Give unconstrained values to search the mode from: at the prior means, and to both sides of them."""
-    absent = structure.without()
+    data, structure = own.data, own.structure
     latent: dict[str, Any] = starting_values(data, structure)
-    if few:
+    if own.few:
         latent = {} if structure.of_runs else {"discrepancy": np.zeros(len(data.depth))}
         standard = {"standard_np": "np", "standard_p": "p"}
         effects = structure.effects if structure.has_trajectories else ()
         latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
-    centre = _prior_middles({k: v.distribution for k, v in priors.items() if k not in absent})
+    centre = prior_middles({name: prior.distribution for name, prior in own.priors.items()})
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
     return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
-
-
-@jax.jit
-def _prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the prior means on the unconstrained scale."""
-
-    def middle(prior: Any) -> jax.Array:
-        try:
-            inverse = biject_to(prior.support).inv(prior.mean)
-        except NotImplementedError:  # NumPyro does not know every mean
-            grid, weight = on_grid(prior)
-            inverse = jnp.sum(weight * grid)
-        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
-
-    return {name: middle(prior) for name, prior in priors.items()}
-
-
-def estimate_unconstrained(context: Context, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
-    """Give the estimates of the spreads (`estimate_spreads`) from unconstrained values, themselves unconstrained."""
-    transforms = {name: biject_to(prior.support) for name, prior in context.priors.items()}
-    value = {k: transforms[k](v) if k in transforms else v for k, v in free.items()}
-    found = estimate_spreads(value, context.data, variances)
-    return {k: transforms[k].inv(v) for k, v in found.items() if k in transforms}
 
 
 def derived_values(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
@@ -306,7 +402,7 @@ def derived_values(values: Mapping[str, Any], frame: Frame) -> dict[str, Any]:
     return derived
 
 
-def _tree(values: dict[str, Any], sampled: Sampled, data: Data, labels: Labels) -> xr.DataTree:
+def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], data: Data, labels: Labels) -> xr.DataTree:
     chains, draws = values["plateau"].shape
     coords: dict[str, Any] = {"chain": np.arange(chains), "draw": np.arange(draws)}
     coords |= {name: ("configuration", labels.configurations[name].to_numpy()) for name in CONFIGURATION}
@@ -318,7 +414,7 @@ def _tree(values: dict[str, Any], sampled: Sampled, data: Data, labels: Labels) 
         for name, value in values.items()
         if name != "log_eps_up"
     }
-    statistics = {name: (["chain", "draw"], value) for name, value in sampled.statistics.items()}
+    sampler = {name: (["chain", "draw"], value) for name, value in statistics.items()}
     rows = labels.rows
     observed = {"response": ("row", rows.response)}
     constant = {
@@ -329,36 +425,8 @@ def _tree(values: dict[str, Any], sampled: Sampled, data: Data, labels: Labels) 
     }
     groups = {
         "posterior": xr.Dataset(variables, coords),
-        "sample_stats": xr.Dataset(statistics, {k: coords[k] for k in ("chain", "draw")}),
+        "sample_stats": xr.Dataset(sampler, {k: coords[k] for k in ("chain", "draw")}),
         "observed_data": xr.Dataset(observed),
         "constant_data": xr.Dataset(constant),
     }
     return xr.DataTree.from_dict(groups)
-
-
-def _against_prior(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dict[str, dict[str, float]]:
-    """Compare posterior with prior on the unconstrained scale, parameter by parameter: `contraction` and `shift`."""
-    draws = {name: jnp.asarray(values[name]) for name in priors}
-    result = _comparisons(draws, {name: prior.distribution for name, prior in priors.items()})
-    return {what: {name: float(result[name][i]) for name in priors} for i, what in enumerate(_COMPARED)}
-
-
-@jax.jit
-def _comparisons(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
-    def one(prior: Any, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
-        grid, weight = on_grid(prior)
-        centre = jnp.sum(weight * grid)
-        variance = jnp.sum(weight * (grid - centre) ** 2)
-        free = biject_to(prior.support).inv(draws)
-        return 1 - jnp.var(free) / variance, (jnp.mean(free) - centre) / jnp.sqrt(variance)
-
-    return {name: one(priors[name], value) for name, value in draws.items()}
-
-
-def on_grid(prior: Any) -> tuple[jax.Array, jax.Array]:
-    """Give an even grid of the unconstrained scale and the prior's probabilities on it."""
-    transform = biject_to(prior.support)
-    grid = jnp.linspace(-40.0, 40.0, 8001)
-    inside = transform(grid)
-    log_density = prior.log_prob(inside) + transform.log_abs_det_jacobian(grid, inside)
-    return grid, jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))

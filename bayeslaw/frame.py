@@ -26,6 +26,16 @@ ROUND = math.log(1.25)
 _CENTRES = ("depth", "width", "parameters", "dataset_size")
 
 
+def label_of(family: str, dataset: str) -> str:
+    """Name a (family, dataset) in one word.
+
+    Example:
+        >>> label_of("cifar_resnet", "digits")
+        'cifar_resnet/digits'
+    """
+    return f"{family}/{dataset}"
+
+
 @dataclass(frozen=True)
 class Frame:
     """Hold what turns a design into the model's covariates, kept with every fit.
@@ -47,6 +57,11 @@ class Frame:
     log_width: float
     log_parameters: float
     log_dataset_size: float
+
+    @property
+    def label(self) -> str:
+        """Name family and dataset."""
+        return label_of(self.family.name, self.dataset)
 
     def covariates(self, designs: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
         """Give centred logs of depth, width multiple, parameter count and dataset size, one entry per design."""
@@ -243,6 +258,6 @@ def check_one_family(runs: pd.DataFrame) -> None:
     if len(pairs) > 1:
         names = ", ".join(f"{family} on {dataset}" for family, dataset in pairs.itertuples(index=False))
         raise BayeslawError(
-            f"the table holds {len(pairs)} families ({names}), which do not share their exponents; fit one at a time: "
-            "runs[(runs.family == ...) & (runs.dataset == ...)]."
+            f"the table holds {len(pairs)} families ({names}), which do not share their exponents; fit one at a time, "
+            "runs[(runs.family == ...) & (runs.dataset == ...)], or all together by bayeslaw.fit(..., pool='family')."
         )

@@ -397,12 +397,18 @@ def _how_close(fit: Fit, starts: pd.DataFrame, target_error: float, unpruned: ND
 def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
     notes = []
     distance = float(extrapolation(fit, chosen[[*CONFIGURATION, "density"]]).max())
-    if distance > 0:
+    if fit.runs.empty:
+        notes.append(
+            f"Warning: no run of {fit.frame.label} was fitted: its exponents come from the other families, all else "
+            "from the priors."
+        )
+    elif distance > 0:
         notes.append(
             f"Note: this start lies a factor {np.exp(distance):.2g} outside what was fitted; there the interval rests "
             "on the law."
         )
-    driven = [name for name in ("gamma", "phi", "psi", "knee") if name in fit.prior_driven]
-    if driven:
-        notes.append(f"Note: {', '.join(driven)} driven by the prior, not by the data.")
+    for drivers, words in ((fit.prior_driven, "the prior"), (fit.population_driven, "the other families")):
+        driven = [name for name in ("gamma", "phi", "psi", "knee") if name in drivers]
+        if driven:
+            notes.append(f"Note: {', '.join(driven)} driven by {words}, not by the data.")
     return notes

@@ -49,6 +49,11 @@ def curve_densities(lowest: float, points: int = 60) -> np.ndarray:
     return np.geomspace(1.0, lowest, points)
 
 
+def _lowest(runs: pd.DataFrame) -> float:
+    """Give the lowest density measured; where nothing was, that of thirty rounds."""
+    return 0.8**30 if runs.empty else float(runs["density"].min())
+
+
 def plot_curve(
     fit: Fit,
     *,
@@ -80,7 +85,7 @@ def plot_curve(
     if runs is not None:
         here = (runs[CONFIGURATION] == [depth, width, dataset_size]).all(axis=1)
         measured = runs[here]
-    lowest = float((fit.runs if measured is None or measured.empty else measured)["density"].min())
+    lowest = _lowest(fit.runs if measured is None or measured.empty else measured)
     densities = curve_densities(lowest)
     designs = pd.DataFrame({"depth": depth, "width": width, "dataset_size": dataset_size, "density": densities})
     for kind, alpha, label in (("run", 0.35, "new run"), ("mean", 0.9, "mean curve")):
@@ -130,7 +135,7 @@ def plot_frontier(
     colors = mpl.colormaps["viridis"](np.linspace(0.1, 0.9, len(widths)))
     styles = ["-", "--", ":", "-."]
     depths = sorted(starts["depth"].unique())
-    lowest = float(fit.runs["density"].min())
+    lowest = _lowest(fit.runs)
     densities = curve_densities(lowest, 50)
     designs = starts[CONFIGURATION].merge(pd.DataFrame({"density": densities}), how="cross")
     curves = fit.predict(designs, seed=seed)

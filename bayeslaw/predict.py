@@ -89,8 +89,11 @@ def trained_curves(fit: Fit) -> xr.Dataset:
 
     Returns:
         `log_error_at_D` for D the greatest, the middle and the least density fitted: log error of a run without
-        effects, with dimensions `chain`, `draw` and `network`, at most `CURVES` networks, evenly chosen.
+        effects, with dimensions `chain`, `draw` and `network`, at most `CURVES` networks, evenly chosen. Nothing where
+        no run was fitted.
     """
+    if fit.runs.empty:
+        return xr.Dataset()
     chosen = np.unique(np.linspace(0, len(fit.configurations) - 1, CURVES).round().astype(int))
     networks = fit.configurations.iloc[chosen]
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
@@ -356,7 +359,12 @@ def _novelty(fit: Fit, designs: pd.DataFrame) -> dict[str, NDArray]:
 
 
 def extrapolation(fit: Fit, designs: pd.DataFrame) -> NDArray:
-    """Measure how far designs lie outside the fitted range, in natural logs along the worst axis; 0 inside."""
+    """Measure how far designs lie outside the fitted range, in natural logs along the worst axis; 0 inside.
+
+    Infinite where no run was fitted (`PooledFit.new_family`).
+    """
+    if fit.runs.empty:
+        return np.full(len(designs), np.inf)
     axes = [name for name in (*CONFIGURATION, "density") if name in designs]
     outside = np.zeros(len(designs))
     for name in axes:

@@ -14,10 +14,10 @@ import pandas as pd
 from numpyro.distributions import biject_to
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.fitting import on_grid
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.plots import BAND, LINE, POINT
 from bayeslaw.precision import in_float64
+from bayeslaw.unconstrained import on_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

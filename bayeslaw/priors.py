@@ -27,6 +27,14 @@ STORABLE = (
 )  # fmt: skip
 
 
+#: Exponents: what families have in common, and `fit(pool="family")` pools. Those of `ON_LINE` spread between families
+#: on the whole line, all others as factors.
+EXPONENTS = ("gamma", "phi", "psi", "alpha", "beta", "sparse_exponent")
+ON_LINE = ("phi", "psi")
+BETWEEN = "between_"
+POOLS = ("family",)
+
+
 @dataclass(frozen=True)
 class Prior:
     """Hold a prior with its meaning and its source.
@@ -42,11 +50,13 @@ class Prior:
     source: str
 
 
-def default_priors(law: str = "joint") -> dict[str, Prior]:
+def default_priors(law: str = "joint", *, pool: str | None = None) -> dict[str, Prior]:
     """Make the default priors of a law, by parameter name.
 
     Args:
         law: Name of the law, as in `bayeslaw.fit`.
+        pool: Likewise. With `"family"` the exponents' priors are those of the population's centre, and there is a
+            spread between families, `between_phi` and so on, for each of them.
 
     Returns:
         The priors; the names are those of `Fit.posterior`.
@@ -99,15 +109,41 @@ def default_priors(law: str = "joint") -> dict[str, Prior]:
         ),
     }
     kept = {name: prior for name, prior in priors.items() if name not in asked.without}
-    return kept | {name: own[name] for name in asked.own}
+    kept |= {name: own[name] for name in asked.own}
+    return kept if pool is None else kept | {f"between_{name}": _between(name) for name in EXPONENTS if name in kept}
 
 
-def resolve_priors(priors: Mapping[str, Distribution] | None, *, law: str = "joint") -> dict[str, Prior]:
+def exponents_of(law: str) -> tuple[str, ...]:
+    """List the exponents that a law has, those that families share when they are pooled.
+
+    Example:
+        >>> exponents_of("sparse")
+        ('alpha', 'beta', 'sparse_exponent')
+    """
+    return tuple(name for name in EXPONENTS if name in default_priors(law))
+
+
+def _between(name: str) -> Prior:
+    """Make the prior of an exponent's spread between families.
+
+    It vanishes at 0, where families could not differ, and has a normal tail: where the runs bound an exponent from
+    below only, a heavier one lets it and its spread run away together. An exponent's prior, centre and spread together,
+    stays near that of a fit of one family.
+    """
+    what, wide = (name, ".09 to .7") if name in ON_LINE else (f"log {name}", "factors of 1.1 to 2")
+    source = f"weak: {wide}; keeps off 0 (Chung et al. 2013)"
+    return Prior(dist.Weibull(0.4, 2.0), f"spread of {what} between families", source)
+
+
+def resolve_priors(
+    priors: Mapping[str, Distribution] | None, *, law: str = "joint", pool: str | None = None
+) -> dict[str, Prior]:
     """Put the user's distributions in place of defaults.
 
     Args:
         priors: NumPyro distributions by parameter name; all others keep their default.
         law: Name of the law whose defaults are meant.
+        pool: What is pooled, as in `bayeslaw.fit`.
 
     Returns:
         The priors by name.
@@ -120,7 +156,7 @@ def resolve_priors(priors: Mapping[str, Distribution] | None, *, law: str = "joi
         >>> resolve_priors({"phi": dist.Normal(0.7, 0.2)})["phi"].source
         'given by the user'
     """
-    resolved = default_priors(law)
+    resolved = default_priors(law, pool=pool)
     faults = []
     for name, given in (priors or {}).items():
         if name not in resolved:

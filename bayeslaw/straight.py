@@ -153,8 +153,7 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
-    straight |= standardise(context.ridges.centring, *_hierarchy(context, values))
-    return straight | {name: _shortened(values[name]) for name in _bounded(context, values)}
+    return shorten(context, straight | standardise(context.ridges.centring, *_hierarchy(context, values)))
 
 
 @jax.jit
@@ -187,7 +186,7 @@ def recentre(
 
     Args:
         context: Coordinates in which effects are as they are.
-        where: Where the entries of every value are in the flat position.
+        where: Where the entries of every value are in the flat position, which may hold other things too.
         mode: Where the posterior is, `[dimensions]`.
         axes: Coordinates about it in which it is round.
 
@@ -195,14 +194,18 @@ def recentre(
         The coordinates to sample in, and the same place in them.
     """
     values = _bent(context, {name: mode[index] for name, index in where.items()})
-    centring = choose_centring(*_hierarchy(context, values), axes, where)
+    centring = choose_centring(*_hierarchy(context, values), axes, where, len(mode))
     chosen = context._replace(ridges=context.ridges._replace(centring=jax.tree.map(jnp.asarray, centring)))
     return chosen, straighten(chosen, values)
 
 
-def _shortened(value: Any) -> Any:
-    """Invert u = z sqrt(1 + z^2 / 4)."""
-    return jnp.sign(value) * jnp.sqrt(2 * (jnp.sqrt(1 + value**2) - 1))
+def shorten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten the tails of those values that are logits, inverting u = z sqrt(1 + z^2 / 4), and keep the others."""
+
+    def shortened(value: Any) -> Any:
+        return jnp.sign(value) * jnp.sqrt(2 * (jnp.sqrt(1 + value**2) - 1))
+
+    return {**values, **{name: shortened(values[name]) for name in _bounded(context, values)}}
 
 
 def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Data, dict[str, Any], dict[str, Any]]:
@@ -279,7 +282,6 @@ def straight_estimate(estimate: Estimate) -> Estimate:
     def straightened(
         context: StraightContext, straight: dict[str, Any], variances: dict[str, Any]
     ) -> dict[str, jax.Array]:
-        found = estimate(context.plain, bend(context, straight)[0], variances)
-        return found | {name: _shortened(found[name]) for name in _bounded(context, found)}
+        return shorten(context, estimate(context.plain, bend(context, straight)[0], variances))
 
     return straightened

@@ -85,7 +85,7 @@ def test_by_how_much_is_what_is_left_of_their_prior_variance() -> None:
     precision = np.where(apart, 0.0, root @ root.T / 10 + 60 * np.eye(13))
     axes, _ = axes_from(layout, seeds_of(layout, 13) @ precision)
     effects = {"log_e_run": np.zeros(6), "effect_p": np.zeros(6)}
-    found = choose_centring(data(), VALUE, effects, axes, where)
+    found = choose_centring(data(), VALUE, effects, axes, where, 13)
     covariance = np.linalg.inv(precision[:12, :12])
     sideways = covariance[:6, :6].diagonal() / spreads("effect_p") ** 2
     assert found.effect_p == pytest.approx(power_of(np.minimum(sideways, 1.0)))

@@ -15,7 +15,7 @@ import xarray as xr
 from simulate import CONFIGURATION, Reference, Truth, simulate
 
 import bayeslaw
-from bayeslaw import posterior
+from bayeslaw import fit_file
 from bayeslaw.errors import BayeslawError
 from bayeslaw.runs import load_runs
 
@@ -269,7 +269,7 @@ def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:
     for name in ("truncated", "damaged", "empty", "text", "longer", "foreign"):
         with pytest.raises(BayeslawError, match=rf"{name}\.nc: not a fit written by Fit\.save, or damaged.*fit again"):
             bayeslaw.load(tmp_path / f"{name}.nc")
-    monkeypatch.setattr(posterior, "FORMAT", 99)
+    monkeypatch.setattr(fit_file, "FORMAT", 99)
     fitted.save(tmp_path / "future.nc")
     monkeypatch.undo()
     with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 3; fit again"):

@@ -17,7 +17,7 @@ from numpyro.infer.util import potential_energy
 from simulate import Reference, Truth, simulate, spread_at
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.fitting import _starts as starts_of
+from bayeslaw.fitting import Prepared, starts_of
 from bayeslaw.frame import Data, check_one_family, empirical_logit, make_data, make_frame
 from bayeslaw.hierarchy import SPREADS, draw_configurations, estimate_spreads, log_density_of_groups
 from bayeslaw.model import Structure, make_model, structure_of
@@ -63,6 +63,13 @@ def parts_of(table: pd.DataFrame, *, correlated: bool = False) -> tuple[Structur
     structure, frame = structure_of(table, growth=True, correlated=correlated), make_frame(table, 0.9)
     data, _ = make_data(table, frame)
     return structure, Data(*(jnp.asarray(part) for part in data))
+
+
+def starts_at(table: pd.DataFrame, *, few: bool = False) -> list[dict[str, jax.Array]]:
+    """Give the values that the mode is searched from."""
+    structure, frame = structure_of(table, growth=True), make_frame(table, 0.9)
+    priors = {name: prior for name, prior in PRIORS.items() if name not in structure.without()}
+    return starts_of(Prepared(table, frame, structure, *make_data(table, frame), priors, few))
 
 
 @functools.cache
@@ -179,7 +186,7 @@ def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
 @pytest.mark.parametrize("centred", [True, False], ids=["centred", "standardised"])
 def test_density_and_gradient_are_finite_at_every_start(kind: str, centred: bool) -> None:
     structure, data = parts_of(small_table(kind))
-    for start in starts_of(data, structure, PRIORS, few=not centred):
+    for start in starts_at(small_table(kind), few=not centred):
         value, gradient = log_density_of(structure, centred)(start, data)
         assert np.isfinite(value)
         assert sorted(gradient) == sorted(start)
@@ -189,8 +196,7 @@ def test_density_and_gradient_are_finite_at_every_start(kind: str, centred: bool
 
 def test_starting_values_of_the_centred_model_lie_at_the_measured_plateaus() -> None:
     table = small_table("full")
-    structure, data = parts_of(table)
-    start = starts_of(data, structure, PRIORS, few=False)[0]
+    start = starts_at(table)[0]
     share = table[table["density"] == 1].groupby(["depth", "width"])["error"].mean().to_numpy() / 0.9
     e = np.exp(np.asarray(start["log_e_run"]).reshape(6, 2)[:, 0])
     # The start averages empirical logits, half a count in and the seeds' spread apart from the mean.

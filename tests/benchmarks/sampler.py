@@ -67,11 +67,9 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     from paper_scale import paper_table
 
     from bayeslaw import fitting
-    from bayeslaw.density import Context, named_potential
-    from bayeslaw.frame import make_data, make_frame
+    from bayeslaw.density import estimate_unconstrained, named_potential
     from bayeslaw.hierarchy import groups_of, spread_variances
     from bayeslaw.laplace import laplace
-    from bayeslaw.model import structure_of
     from bayeslaw.priors import resolve_priors
     from bayeslaw.runs import load_runs
     from bayeslaw.straight import StraightContext, ridges_of, straight_estimate, straight_potential, straighten
@@ -94,20 +92,17 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
             "approximate": lambda: (context, laplace(potential, context, [start], model_a.estimate, *settings)),
             "peers": (potential, context, start),
         }
-    runs = load_runs(table)
-    structure, (data, _) = structure_of(runs), make_data(runs, make_frame(runs, 0.9))
-    priors = {k: v for k, v in resolve_priors(None).items() if k not in structure.without()}
-    starts = fitting._starts(data, structure, priors, few=False)
-    plain = Context(jax.tree.map(jnp.asarray, data), {k: v.distribution for k, v in priors.items()})
-    context, named = StraightContext(plain, ridges_of(data)), named_potential(structure, True)
+    own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
+    starts = fitting.starts_of(own)
+    context, named = StraightContext(own.context, ridges_of(own.data)), named_potential(own.structure, True)
     density, straight = straight_potential(named), [straighten(context, start) for start in starts]
-    variances = {k: v for k, v in spread_variances(data).items() if k in priors}
-    settings = (straight_estimate(fitting.estimate_unconstrained), variances, groups_of(data))
+    variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
+    settings = (straight_estimate(estimate_unconstrained), variances, groups_of(own.data))
     return {
         "named": density,
         "start": straight[0],
         "approximate": lambda: fitting.approximate(density, context, straight, *settings),
-        "peers": (named, plain, starts[0]),
+        "peers": (named, own.context, starts[0]),
     }
 
 
