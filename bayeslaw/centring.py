@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: Half-way mark h. On the recorded Fashion-MNIST ResNets, on digits, and on the former with correlated noise, w with
 #: this mark gave 52, 51 and 34 effective draws per 1,000 gradients (smallest of all parameters); w = l gave 43, 37 and
 #: 4, and w = l^(1/3) diverged on the first.
-HALF_WAY = 0.22
+HALF_WAY = {"log_e": 0.22, "mean": 0.22, "within": 0.12, "effect_p": 0.22}
 
 
 class Centring(NamedTuple):
@@ -129,7 +129,7 @@ def choose_centring(
         total = np.bincount(configuration, variance[where["log_e_run"]], len(size))
         found["within"] = (total - size * found["mean"]) / np.maximum(size - 1, 1)
     left = {name: np.clip(v * np.exp(-2 * np.asarray(log_spread[name])), 0.0, 1.0) for name, v in found.items()}
-    return centred(data)._replace(**{k: v**2 / (v**2 + HALF_WAY**2 * (1 - v)) for k, v in left.items()})
+    return centred(data)._replace(**{k: v**2 / (v**2 + HALF_WAY[k] ** 2 * (1 - v)) for k, v in left.items()})
 
 
 @jax.jit

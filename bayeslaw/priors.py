@@ -110,6 +110,10 @@ def default_priors(law: str = "joint", *, pool: str | None = None) -> dict[str, 
     }
     kept = {name: prior for name, prior in priors.items() if name not in asked.without}
     kept |= {name: own[name] for name in asked.own}
+    if "sharpness" in kept:
+        # A slope much beyond 3 would make the region that it is the slope of narrower than the bends at its ends: there
+        # the sharpness says how abruptly networks die, as a large slope has to where it is not free.
+        kept["gamma"] = Prior(dist.LogNormal(0.0, 0.5), priors["gamma"].meaning, f"{paper}; .4 to 2.7")
     return kept if pool is None else kept | {f"between_{name}": _between(name) for name in EXPONENTS if name in kept}
 
 

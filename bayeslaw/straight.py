@@ -14,13 +14,15 @@ and sigma, of which one or the other may vanish, go together too: in the places 
 
 $$\tfrac12 \log(f^2 B^2 + \sigma^2), \qquad \log\sigma - \log(f B)$$
 
-with B a typical binomial standard deviation. Runs inform where a curve rises and how steeply at most, less its bends at
-either end: with a rise of L from plateau to plateau, in the places of knee p', slope gamma and sharpness k are sampled
+with B a typical binomial standard deviation. Runs inform how steeply a curve rises at most, and less whether its slope
+gamma makes that or its sharpness k, which alone is left of the two as gamma grows: with a rise of L from plateau to
+plateau, in their places are sampled
 
-$$\log p' + \frac{L}{2 \gamma}, \qquad \log \left( \gamma \tanh \frac{k L}{4 \gamma} \right), \qquad
-\log \gamma - \log k$$
+$$\log \left( \gamma \tanh \frac{k L}{4 \gamma} \right), \qquad
+a \log \left( \exp \frac{\log(1 + k / \gamma)}{a} - 1 \right)$$
 
-the middle of the rise, its slope there, and which of the two makes it. The logits of bounded parameters have the tails
+the slope in the middle of the rise, and what goes to k / gamma where that is small, but for the least values (beyond
+a = 0.1). The logits of bounded parameters have the tails
 of an exponential; sampled is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
 
 Latent effects are sampled as `bayeslaw.centring` says.
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
 #: Covariates that spread less than this do not vary.
 LEAST = 1e-6
+#: What k / gamma is sampled by is soft at 0 over this range.
+SOFTEST = 0.1
 #: Runs that rise by less, in logs, do not show how far theirs would.
 LEAST_RISE = 0.7
 
@@ -125,10 +129,11 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
         values["dense"] = values["dense"] - jnp.where(wide, _above_centre(share, x), 0.0)
     if _are_positive(context, "gamma", "sharpness"):
-        values["gamma"] = straight["gamma"] - _steepness(context, straight["sharpness"])
-        values["sharpness"] = values["gamma"] - straight["sharpness"]
-    if _are_positive(context, "gamma", "knee"):
-        values["knee"] = straight["knee"] - _half_way(context, values["gamma"])
+        share = SOFTEST * jax.nn.softplus(straight["sharpness"] / SOFTEST)
+        log_ratio = jnp.log(jnp.expm1(share))
+        log_determinant += share - log_ratio + jax.nn.log_sigmoid(straight["sharpness"] / SOFTEST)
+        values["gamma"] = straight["gamma"] - _steepness(context, log_ratio)
+        values["sharpness"] = values["gamma"] + log_ratio
     if _are_positive(context, "floor", "sigma"):
         total, ratio = straight["floor"], straight["sigma"]
         values["floor"] = total + 0.5 * jax.nn.log_sigmoid(-2 * ratio) - context.ridges.log_binomial
@@ -145,11 +150,11 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
         x = jnp.exp(values[name]) * spread
         straight[name] = jnp.where(wide, jnp.log(share) + jnp.log(jnp.sinh(x)) - jnp.log(spread), values[name])
         straight["dense"] = straight["dense"] + jnp.where(wide, _above_centre(share, x), 0.0)
-    if _are_positive(context, "gamma", "knee"):
-        straight["knee"] = values["knee"] + _half_way(context, values["gamma"])
     if _are_positive(context, "gamma", "sharpness"):
-        straight["sharpness"] = values["gamma"] - values["sharpness"]
-        straight["gamma"] = values["gamma"] + _steepness(context, straight["sharpness"])
+        log_ratio = values["sharpness"] - values["gamma"]
+        share = jax.nn.softplus(log_ratio) / SOFTEST
+        straight["sharpness"] = SOFTEST * (share + jnp.log(-jnp.expm1(-share)))
+        straight["gamma"] = values["gamma"] + _steepness(context, log_ratio)
     if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
@@ -246,14 +251,9 @@ def _above_centre(share: Any, x: Any) -> Any:
     return 0.5 * jnp.log1p(2 * share * (1 - share) * (jnp.cosh(x) - 1))
 
 
-def _half_way(context: StraightContext, log_gamma: Any) -> Any:
-    """Give how far the middle of the rise lies above log p'."""
-    return 0.5 * context.ridges.rise * jnp.exp(-log_gamma)
-
-
 def _steepness(context: StraightContext, log_ratio: Any) -> Any:
-    """Give the logarithm of the slope in the middle of the rise, in units of gamma, by log gamma / sharpness."""
-    return jnp.log(jnp.tanh(0.25 * context.ridges.rise * jnp.exp(-log_ratio)))
+    """Give the logarithm of the slope in the middle of the rise, in units of gamma, by log(sharpness / gamma)."""
+    return jnp.log(jnp.tanh(0.25 * context.ridges.rise * jnp.exp(log_ratio)))
 
 
 def _are_positive(context: StraightContext, *names: str) -> bool:

@@ -103,11 +103,12 @@ def test_coordinates_are_those_of_the_formulas() -> None:
     assert straight["floor"] == pytest.approx(np.log(np.hypot(*noises)))
     assert straight["sigma"] == pytest.approx(np.log(noises[1] / noises[0]))
     gamma, sharpness, rise = np.exp(values["gamma"]), np.exp(values["sharpness"]), context.ridges.rise
-    # Of the curve between plateaus that lie apart by the rise, the middle and the slope there, by the law itself.
+    # Of the curve between plateaus that lie apart by the rise, the slope in the middle, by the law itself.
     curve = Curve(-rise, 0.0, gamma, values["knee"], sharpness)
-    assert float(log_error(curve, straight["knee"])) == pytest.approx(-rise / 2)
-    assert float(log_slope(curve, straight["knee"])) == pytest.approx(-np.exp(straight["gamma"]))
-    assert straight["sharpness"] == pytest.approx(np.log(gamma / sharpness))
+    middle = values["knee"] + rise / (2 * gamma)
+    assert float(log_error(curve, middle)) == pytest.approx(-rise / 2)
+    assert float(log_slope(curve, middle)) == pytest.approx(-np.exp(straight["gamma"]))
+    assert straight["sharpness"] == pytest.approx(0.1 * np.log((1 + sharpness / gamma) ** 10 - 1))
     z = straight["plateau"]
     assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(values["plateau"])
 
