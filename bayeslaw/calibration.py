@@ -80,8 +80,8 @@ class Evaluation:
 def evaluate(
     runs: pd.DataFrame,
     *,
-    law: str = "joint",
-    correlated: bool = False,
+    law: str = "sharpness",
+    correlated: bool = True,
     leave_out: str = "configurations",
     folds: int = 5,
     seed: int = 0,

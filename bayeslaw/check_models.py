@@ -66,6 +66,8 @@ def _hierarchy_priors() -> dict[str, Any]:
         "kappa": dist.LogNormal(math.log(0.1), 0.3),
         "floor": dist.LogNormal(0.0, 0.15),
         "nu": dist.Gamma(20.0, 2.0),
+        "sharpness": dist.LogNormal(math.log(2.5), 0.2),
+        "rho": dist.Beta(6.0, 4.0),
     }
 
 
@@ -83,17 +85,17 @@ def models() -> dict[str, Model]:
         Model(
             "single", "equation (1), one run",
             Design(((20, 16, 50_000),), 1, tuple(0.8 ** np.arange(28))),
-            _law_priors(), {"law": "single", "noise": "normal", "steep": False},
+            _law_priors(), {"law": "single", "noise": "normal", "steep": False, "correlated": False},
             {"prediction": ((20, 16, 50_000), 0.02)}, False, 1000,
         ),
         Model(
-            "few", "joint law, three networks",
+            "few", "the default model, three networks",
             Design(few, 2, tuple(0.8 ** np.arange(0, 28, 4)), n_test=10_000),
             _hierarchy_priors(), {},
             {"prediction": (few[0], 0.02), "prediction_new": (new, 0.02)}, True, 1000,
         ),
         Model(
-            "hierarchical", "joint law, twelve networks",
+            "hierarchical", "the default model, twelve networks",
             Design(many, 2, tuple(0.8 ** np.arange(0, 28, 3)), n_test=10_000),
             _hierarchy_priors() | growth, {"growth": True},
             {"prediction": (many[0], 0.02), "prediction_new": (new, 0.02)}, True, 200,

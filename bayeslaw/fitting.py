@@ -92,12 +92,12 @@ def fit(
     runs: Any,
     *,
     pool: str | None = None,
-    law: str = "joint",
+    law: str = "sharpness",
     effects: Sequence[str] = EFFECTS,
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
-    correlated: bool = False,
+    correlated: bool = True,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -115,8 +115,9 @@ def fit(
             or a list of such tables, which need not have the same optional columns.
         pool: `"family"`: fit several (family, dataset) together, their exponents drawn from one population; see
             `bayeslaw.pooling`. By default there is one family.
-        law: `"joint"`, the paper's (M1); `"parameter_count"` (M0), `"sharpness"` (M2), `"anchored"` (M3) or `"sparse"`
-            (Frantar et al.), to be compared with it; `"single"`, equation (1), for the runs of one network.
+        law: `"sharpness"`, the paper's law with knees that bend as sharply as the data say (M2); `"joint"`, the
+            paper's (M1), `"parameter_count"` (M0), `"anchored"` (M3) or `"sparse"` (Frantar et al.), to be compared
+            with it; `"single"`, equation (1), for the runs of one network.
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
         noise: Noise of single levels, `"student_t"` or `"normal"`.
         steep: Whether that noise grows with the local slope of the curve.

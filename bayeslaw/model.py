@@ -80,12 +80,12 @@ class Structure:
 def structure_of(
     runs: pd.DataFrame,
     *,
-    law: str = "joint",
+    law: str = "sharpness",
     effects: tuple[str, ...] = EFFECTS,
     noise: str = "student_t",
     steep: bool = True,
     growth: bool | None = None,
-    correlated: bool = False,
+    correlated: bool = True,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
 

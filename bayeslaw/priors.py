@@ -50,7 +50,7 @@ class Prior:
     source: str
 
 
-def default_priors(law: str = "joint", *, pool: str | None = None) -> dict[str, Prior]:
+def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[str, Prior]:
     """Make the default priors of a law, by parameter name.
 
     Args:
@@ -140,7 +140,7 @@ def _between(name: str) -> Prior:
 
 
 def resolve_priors(
-    priors: Mapping[str, Distribution] | None, *, law: str = "joint", pool: str | None = None
+    priors: Mapping[str, Distribution] | None, *, law: str = "sharpness", pool: str | None = None
 ) -> dict[str, Prior]:
     """Put the user's distributions in place of defaults.
 
@@ -251,7 +251,7 @@ def _stored(given: Distribution) -> dict[str, Any] | None:
 
 
 def restore_priors(
-    stored: Mapping[str, Any], *, law: str = "joint", given: Mapping[str, Distribution] | None = None
+    stored: Mapping[str, Any], *, law: str = "sharpness", given: Mapping[str, Distribution] | None = None
 ) -> dict[str, Prior]:
     """Make priors again from what `store_prior` gave.
 

@@ -142,8 +142,8 @@ def simulate(
     Args:
         design: Networks, replicates and densities.
         value: Parameters by the names of `bayeslaw.default_priors`; parts of the model that are not named are not
-            there. The law is the joint one; without `phi`, `psi`, shares and spreads it is that of one run of one
-            network.
+            there. The law is the joint one, with `sharpness` where that is named; without `phi`, `psi`, shares and
+            spreads it is that of one run of one network.
         rng: Source of all randomness.
         fault: What is wrong with the world, if anything.
 
@@ -215,15 +215,16 @@ def curve(
 
     Source:
         Rosenfeld et al., ICML 2021, equations (1) and (2), squared: with A = p (eps_up / eps_np)^(1 / gamma),
-        eps = eps_np ((m^2 + A^2) / (m^2 + p^2))^(gamma / 2).
+        eps = eps_np ((m^2 + A^2) / (m^2 + p^2))^(gamma / 2). Another sharpness stands for every 2 of it.
     """
+    k = value.get("sharpness", 2.0)
     eps_up = chance_error * value["plateau"]
     eps_np = eps_up * np.exp(log_e) / np.sqrt(np.exp(2 * log_e) + 1)
     invariant = value.get("phi", 0.0) * covariates["depth"] + value.get("psi", 0.0) * covariates["width"]
     m, p = density * np.exp(invariant), value["knee"] * np.exp(effect_p)
     low, high = p * (eps_up / eps_np) ** (1 / value["gamma"]), p
-    error = eps_np * ((m**2 + low**2) / (m**2 + high**2)) ** (value["gamma"] / 2)
-    return error, value["gamma"] * (m**2 / (m**2 + low**2) - m**2 / (m**2 + high**2))
+    error = eps_np * ((m**k + low**k) / (m**k + high**k)) ** (value["gamma"] / k)
+    return error, value["gamma"] * (m**k / (m**k + low**k) - m**k / (m**k + high**k))
 
 
 def observation(design: Design, value: Mapping[str, Any], log_e_run: Any, effect_p: Any) -> tuple[Any, Any]:

@@ -66,7 +66,7 @@ class Ridges(NamedTuple):
         size_spread: Standard deviation of log dataset size over the configurations; 0 leaves alpha as it is.
         count_spread: That of log parameter count, for beta.
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
-        rise: By how much the log error of a typical run rises in all.
+        rise: By how much the log error of a typical run rises in all; none leaves slope and sharpness as they are.
         centring: How far effects are in units of their spreads.
     """
 
@@ -128,7 +128,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         values[name] = jnp.where(wide, jnp.log(x) - jnp.log(spread), straight[name])
         log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
         values["dense"] = values["dense"] - jnp.where(wide, _above_centre(share, x), 0.0)
-    if _are_positive(context, "gamma", "sharpness"):
+    if _is_bent_freely(context):
         share = SOFTEST * jax.nn.softplus(straight["sharpness"] / SOFTEST)
         log_ratio = jnp.log(jnp.expm1(share))
         log_determinant += share - log_ratio + jax.nn.log_sigmoid(straight["sharpness"] / SOFTEST)
@@ -150,7 +150,7 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
         x = jnp.exp(values[name]) * spread
         straight[name] = jnp.where(wide, jnp.log(share) + jnp.log(jnp.sinh(x)) - jnp.log(spread), values[name])
         straight["dense"] = straight["dense"] + jnp.where(wide, _above_centre(share, x), 0.0)
-    if _are_positive(context, "gamma", "sharpness"):
+    if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
         share = jax.nn.softplus(log_ratio) / SOFTEST
         straight["sharpness"] = SOFTEST * (share + jnp.log(-jnp.expm1(-share)))
@@ -254,6 +254,11 @@ def _above_centre(share: Any, x: Any) -> Any:
 def _steepness(context: StraightContext, log_ratio: Any) -> Any:
     """Give the logarithm of the slope in the middle of the rise, in units of gamma, by log(sharpness / gamma)."""
     return jnp.log(jnp.tanh(0.25 * context.ridges.rise * jnp.exp(log_ratio)))
+
+
+def _is_bent_freely(context: StraightContext) -> bool:
+    """Tell whether slope and sharpness are both free, and sampled together."""
+    return context.ridges.rise is not None and _are_positive(context, "gamma", "sharpness")
 
 
 def _are_positive(context: StraightContext, *names: str) -> bool:

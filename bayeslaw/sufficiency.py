@@ -23,7 +23,7 @@ def learning_curve(
     *,
     counts: Sequence[int] = COUNTS,
     repetitions: int = 5,
-    law: str = "joint",
+    law: str = "sharpness",
     seed: int = 0,
     draws: int = 500,
     path: str | Path | None = None,

@@ -292,7 +292,9 @@ def test_ranks_of_a_posterior_too_narrow_are_drawn_and_named(tmp_path) -> None:
     figure.savefig(tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").stat().st_size > 20_000
     assert len(figure.axes) == len(names)
-    assert figure.get_suptitle().startswith("joint law, twelve networks: 200 data sets, fault: none; rejected at 1%")
+    assert figure.get_suptitle().startswith(
+        "the default model, twelve networks: 200 data sets, fault: none; rejected at 1%"
+    )
     panel = figure.axes[names.index("phi")]
     assert panel.get_title().startswith("phi   p = ")
     low, high = simultaneous_band(LEVEL / len(names), 200, KEPT)

@@ -26,7 +26,7 @@ def log_density_of_rows(draw: dict[str, float], rows, e, effect) -> np.ndarray:
     """Compute the density of one trajectory's empirical logits in the paper's units; e and effect broadcast."""
     m = rows["depth"] ** draw["phi"] * (rows["width"] / 16) ** draw["psi"] * rows["density"]
     p = draw["p_prime"] * np.exp(effect)
-    curve = (saturated(e, draw["eps_up"]), draw["eps_up"], draw["gamma"], p, m.to_numpy())
+    curve = (saturated(e, draw["eps_up"]), draw["eps_up"], draw["gamma"], p, m.to_numpy(), draw["sharpness"])
     location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), rows["n_test"].to_numpy(float), draw)
     wrong = rows["n_wrong"].to_numpy(float)
     response = np.log((wrong + 0.5) / (rows["n_test"] - wrong + 0.5).to_numpy())
@@ -35,12 +35,11 @@ def log_density_of_rows(draw: dict[str, float], rows, e, effect) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def correlated(fitted) -> bayeslaw.Fit:
-    """Give the same posterior with noise that is correlated along a trajectory."""
+    """Give the same posterior with noise that is clearly correlated along a trajectory."""
     tree = fitted.tree.copy()
     posterior = tree["posterior"].to_dataset()
     tree["posterior"] = xr.DataTree(posterior.assign(rho=0.3 + 0.3 * posterior["share_n"]))
-    structure = dataclasses.replace(fitted.structure, correlated=True)
-    return dataclasses.replace(fitted, tree=tree, structure=structure)
+    return dataclasses.replace(fitted, tree=tree)
 
 
 def test_trajectories_are_integrated_over_their_effects(correlated) -> None:

@@ -69,7 +69,7 @@ def test_posterior_of_the_law_is_that_of_quadrature() -> None:
     priors = pinned(**constants, spread_np=1e-3)
     assert jnp.ones(1).dtype == jnp.float32
     with pytest.warns(UserWarning) as caught:
-        fit = bayeslaw.fit(table, priors=priors, growth=False, seed=4, chains=2, draws=1500)
+        fit = bayeslaw.fit(table, law="joint", priors=priors, growth=False, seed=4, chains=2, draws=1500)
     assert [str(warning.message).split()[0] for warning in caught] == ["dataset_size", "The"]
     assert fit.settings["metric"] == "adapted"
     assert not jax.config.jax_enable_x64
@@ -111,7 +111,7 @@ def test_posterior_of_the_spreads_is_that_of_quadrature() -> None:
         "share_np": dist.Beta(3.0, 3.0),
         "tau_p": dist.LogNormal(-1.6, 0.5),
     }
-    fit = bayeslaw.fit(simulated.runs, priors=priors, growth=False, correlated=True, seed=6, chains=2, draws=2000)
+    fit = bayeslaw.fit(simulated.runs, law="joint", priors=priors, growth=False, seed=6, chains=2, draws=2000)
     assert fit.settings["metric"] == "laplace"
 
     reference = Reference(load_runs(simulated.runs))

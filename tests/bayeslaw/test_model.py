@@ -67,7 +67,7 @@ def parts_of(table: pd.DataFrame, *, correlated: bool = False) -> tuple[Structur
 
 def starts_at(table: pd.DataFrame, *, few: bool = False) -> list[dict[str, jax.Array]]:
     """Give the values that the mode is searched from."""
-    structure, frame = structure_of(table, growth=True), make_frame(table, 0.9)
+    structure, frame = structure_of(table, growth=True, correlated=False), make_frame(table, 0.9)
     priors = {name: prior for name, prior in PRIORS.items() if name not in structure.without()}
     return starts_of(Prepared(table, frame, structure, *make_data(table, frame), priors, few))
 
@@ -88,6 +88,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
         "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06,
         "kappa": 0.15, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
+        "sharpness": 2.5,
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
@@ -338,13 +339,17 @@ def test_covariates_are_centred_on_configurations_not_on_rows() -> None:
             assert getattr(data, name).mean() == pytest.approx(0.0, abs=1e-12)
 
 
+#: What a table has no say in.
+USUAL: Any = {"law": "sharpness", "correlated": True}
+
+
 def test_structure_says_what_the_table_can_speak_about() -> None:
-    assert structure_of(small_table("full")) == Structure(True, True, True, True, growth=False)
+    assert structure_of(small_table("full")) == Structure(True, True, True, True, growth=False, **USUAL)
     many = simulate(Truth(), widths=range(1, 11), dataset_sizes=(1000,), levels=(0, 9)).runs
-    assert structure_of(load_runs(many)) == Structure(True, True, True, True, growth=True)
+    assert structure_of(load_runs(many)) == Structure(True, True, True, True, growth=True, **USUAL)
     assert structure_of(small_table("full"), growth=True, correlated=True).without() == set()
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
-    assert structure_of(shallow) == Structure(False, True, False, False, growth=False)
+    assert structure_of(shallow) == Structure(False, True, False, False, growth=False, **USUAL)
     assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_np", "growth_p", "floor", "rho"}
     assert set(SPREADS) <= set(PRIORS)
 

@@ -195,7 +195,7 @@ def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) ->
         e = np.exp(draws["log_e"][:, own])
         scale = draws["p_prime"] / (depth ** draws["phi"] * (width / 16) ** draws["psi"])
         curve = (saturated(e, draws["eps_up"]), draws["eps_up"], draws["gamma"], scale)
-        errors = error_of(*(values[:, None] for values in curve), densities)
+        errors = error_of(*(values[:, None] for values in curve), densities, draws["sharpness"][:, None])
         first = (errors <= target).argmax(1)
         feasible = errors[:, -1] <= target
         prunable, other = count_parameters(int(depth), int(width))
@@ -205,7 +205,7 @@ def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) ->
         )
         up, sideways = np.exp(tau_np * nodes[:, None]), np.exp(tau_p * nodes[:, None])
         runs = (saturated(e * up, draws["eps_up"])[:, None], draws["eps_up"], draws["gamma"], scale * sideways)
-        mean = np.einsum("i,j,ijk->k", weights, weights, error_of(*runs, 1.0))
+        mean = np.einsum("i,j,ijk->k", weights, weights, error_of(*runs, 1.0, draws["sharpness"]))
         row = made.starts.iloc[i]
         # Draws within 0.2 % of the target may fall on either side.
         assert np.mean(mean <= target * 0.998) <= row["p_feasible"] <= np.mean(mean <= target * 1.002)
@@ -238,7 +238,7 @@ def test_the_recommended_round_is_the_deepest_that_is_sure_enough(fitted, plan, 
     kept, reached = kept_by_round(prunable, int(row["rounds"]) + 1), []
     for count in kept[-2:]:
         m = depth ** draws["phi"] * (width / 16) ** draws["psi"] * count / prunable
-        curve = (eps_np, draws["eps_up"], draws["gamma"], p, m)
+        curve = (eps_np, draws["eps_up"], draws["gamma"], p, m, draws["sharpness"])
         location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), np.inf, draws)
         reached.append(np.mean(location + scale * rng.standard_t(draws["nu"]) <= np.log(target / (1 - target))))
     assert row["kept"] == kept[-2]

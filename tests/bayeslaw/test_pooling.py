@@ -248,7 +248,8 @@ with jax.enable_x64(True):  # of the same type as the defaults, so that all fits
     PRIORS = {"share_np": dist.Uniform(0.4, 0.6), "share_n": dist.Uniform(0.3, 0.8), "share_c": dist.Beta(2.0, 20.0)}
     PRIORS["between_phi"] = dist.Weibull(0.4, 2.0)  # the default, given
     WIDE = {f"between_{name}": dist.Weibull(3.0, 20.0) for name in EXPONENTS}  # factors of 20 and more
-SETTINGS: Any = {"effects": ("np",), "noise": "normal", "steep": False, "chains": 2, "warmup": 300}
+SETTINGS: Any = {"law": "joint", "effects": ("np",), "noise": "normal", "steep": False, "correlated": False}
+SETTINGS |= {"chains": 2, "warmup": 300}
 RICH_NAME, POOR_NAME = "cifar_resnet/rich", "cifar_resnet/poor"
 
 
@@ -508,7 +509,22 @@ def test_the_command_fits_and_predicts_families(tables, pooled, tmp_path) -> Non
     for table, file in zip(tables, files, strict=True):
         table.to_csv(file, index=False)
     fitted = tmp_path / "pooled.nc"
-    settings = ("--effects", "np", "--noise", "normal", "--no-steep", "--chains", 2, "--warmup", 300, "--draws", 50)
+    settings = (
+        "--law",
+        "joint",
+        "--independent",
+        "--effects",
+        "np",
+        "--noise",
+        "normal",
+        "--no-steep",
+        "--chains",
+        2,
+        "--warmup",
+        300,
+        "--draws",
+        50,
+    )
     code, output, error = command("fit", *files, "--pool", "family", "-o", fitted, *settings, "--seed", 4)
     assert code == 0, error
     assert "2 families hardly tell" in error

@@ -43,8 +43,9 @@ def test_mean_averages_over_runs(fitted) -> None:
         knee = value["knee"] * np.exp(effect_p - log_m)
         upper = knee * share ** (-1 / value["gamma"])
         density = designs["density"].to_numpy()
-        ratio = (density**2 + upper**2) / (density**2 + knee**2)
-        total.append((eps_up * share * ratio ** (value["gamma"] / 2)).mean(0))
+        k = value["sharpness"]
+        ratio = (density**k + upper**k) / (density**k + knee**k)
+        total.append((eps_up * share * ratio ** (value["gamma"] / k)).mean(0))
     average, error = np.mean(total, 0), np.std(total, 0, ddof=1) / np.sqrt(repetitions)
     assert (np.abs(mean.mean(0) - average) <= 5 * error).all()
 
@@ -258,7 +259,8 @@ def test_diagnosed_curves_are_the_law_of_the_trained_networks(fitted) -> None:
     log_e = fitted.posterior["log_e"].to_numpy().reshape(len(value["phi"]), -1)[:, -1]
     eps_up = np.exp(value["log_eps_up"])
     m = np.exp(value["phi"] * centre["depth"] + value["psi"] * centre["width"]) * densities.min()
-    expected = np.log(error_of(saturated(np.exp(log_e), eps_up), eps_up, value["gamma"], value["knee"], m))
+    curve = (saturated(np.exp(log_e), eps_up), eps_up, value["gamma"], value["knee"], m, value["sharpness"])
+    expected = np.log(error_of(*curve))
     computed = curves[list(curves)[-1]].to_numpy().reshape(len(expected), -1)
     assert computed.shape[1] == len(fitted.configurations)
     assert computed[:, -1] == pytest.approx(expected, rel=1e-9)

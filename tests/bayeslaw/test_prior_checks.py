@@ -51,7 +51,7 @@ OVERRIDDEN = {"growth_np": dist.Normal(1.5, 0.1), "growth_p": dist.Normal(2.0, 0
 def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
     """Draw the default priors, and those overridden, by NumPy."""
     return {
-        "gamma": rng.lognormal(0, 0.75, count), "phi": rng.normal(1, 1, count), "psi": rng.normal(1, 1, count),
+        "gamma": rng.lognormal(0, 0.5, count), "phi": rng.normal(1, 1, count), "psi": rng.normal(1, 1, count),
         "knee": rng.lognormal(-3.5, 1.5, count), "plateau": rng.beta(8, 1, count),
         "dense": rng.lognormal(-2, 1, count), "share_c": rng.beta(1, 4, count), "share_n": rng.uniform(0, 1, count),
         "alpha": rng.lognormal(-0.5, 0.5, count), "beta": rng.lognormal(-0.6, 0.5, count),
@@ -60,16 +60,17 @@ def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
         "growth_p": rng.normal(2.0, 0.1, count), "sigma": rng.lognormal(-3, 1, count),
         "kappa": rng.lognormal(-1.6, 0.8, count), "floor": rng.lognormal(0, 0.25, count),
         "nu": rng.gamma(2, 10, count), "rho": rng.beta(2, 2, count),
+        "sharpness": rng.lognormal(np.log(2), 0.4, count),
     }  # fmt: skip
 
 
-def curve_in_logs(log_e: Any, eps_up: Any, gamma: Any, log_p: Any, log_m: Any) -> tuple[Any, Any]:
+def curve_in_logs(log_e: Any, eps_up: Any, gamma: Any, log_p: Any, log_m: Any, k: Any) -> tuple[Any, Any]:
     """Compute error and slope of its logit in logs, since priors reach where the direct form overflows."""
     log_np = np.log(eps_up) + log_e - np.logaddexp(2 * log_e, 0) / 2
-    high, low = 2 * log_p, 2 * log_p + 2 / gamma * (np.log(eps_up) - log_np)
-    square = 2 * log_m
-    error = np.exp(log_np + gamma / 2 * (np.logaddexp(square, low) - np.logaddexp(square, high)))
-    steepness = gamma * (scipy.special.expit(square - low) - scipy.special.expit(square - high))
+    high, low = k * log_p, k * log_p + k / gamma * (np.log(eps_up) - log_np)
+    power = k * log_m
+    error = np.exp(log_np + gamma / k * (np.logaddexp(power, low) - np.logaddexp(power, high)))
+    steepness = gamma * (scipy.special.expit(power - low) - scipy.special.expit(power - high))
     return error, steepness / (1 - error)
 
 
@@ -77,8 +78,9 @@ def test_curves_in_logs_are_those_of_the_direct_form() -> None:
     rng = np.random.default_rng(0)
     log_e, eps_up, gamma = rng.normal(-2, 1, 99), rng.uniform(0.5, 0.9, 99), rng.uniform(0.4, 4, 99)
     log_p, log_m = rng.normal(-2, 1, (2, 99))
-    error, slope = curve_in_logs(log_e, eps_up, gamma, log_p, log_m)
-    direct = (saturated(np.exp(log_e), eps_up), eps_up, gamma, np.exp(log_p), np.exp(log_m))
+    k = rng.uniform(1, 4, 99)
+    error, slope = curve_in_logs(log_e, eps_up, gamma, log_p, log_m, k)
+    direct = (saturated(np.exp(log_e), eps_up), eps_up, gamma, np.exp(log_p), np.exp(log_m), k)
     np.testing.assert_allclose(error, error_of(*direct), rtol=1e-10)
     np.testing.assert_allclose(slope, slope_of_logit(*direct), rtol=1e-8)
 
@@ -107,7 +109,8 @@ class ByHand:
         log_p = (np.log(self.reference.p_prime(self.value)) + self.spread["tau_p"] * sideways)[..., None]
         log_m = self.value["phi"] * self.reference.log_depth + self.value["psi"] * self.reference.log_width
         log_m = log_m[..., None] + np.log(DENSITIES["density"].to_numpy())
-        error, slope = curve_in_logs(log_e, eps_up, self.value["gamma"][..., None], log_p, log_m)
+        gamma, sharpness = (self.value[name][..., None] for name in ("gamma", "sharpness"))
+        error, slope = curve_in_logs(log_e, eps_up, gamma, log_p, log_m, sharpness)
         return error[:, self.order], slope[:, self.order]
 
 
@@ -270,7 +273,7 @@ def test_a_loaded_fit_has_its_priors(fitted) -> None:
     assert priors["share_np"].source == "given by the user"
     assert priors["phi"].meaning == "exponent of depth in m*"
     frozen = {
-        "phi": scipy.stats.norm(1, 1), "psi": scipy.stats.norm(1, 1), "gamma": scipy.stats.lognorm(0.75),
+        "phi": scipy.stats.norm(1, 1), "psi": scipy.stats.norm(1, 1), "gamma": scipy.stats.lognorm(0.5),
         "knee": scipy.stats.lognorm(1.5, scale=np.exp(-3.5)), "plateau": scipy.stats.beta(8, 1),
         "dense": scipy.stats.lognorm(1, scale=np.exp(-2)), "share_c": scipy.stats.beta(2, 20),
         "share_n": scipy.stats.uniform(), "alpha": scipy.stats.lognorm(0.5, scale=np.exp(-0.5)),
@@ -278,7 +281,8 @@ def test_a_loaded_fit_has_its_priors(fitted) -> None:
         "spread_np": scipy.stats.lognorm(0.9, scale=np.exp(-1.6)), "share_np": scipy.stats.beta(4, 4),
         "tau_p": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "sigma": scipy.stats.lognorm(1, scale=np.exp(-3)),
         "kappa": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "floor": scipy.stats.lognorm(0.25),
-        "nu": scipy.stats.gamma(2, scale=10),
+        "nu": scipy.stats.gamma(2, scale=10), "rho": scipy.stats.beta(2, 2),
+        "sharpness": scipy.stats.lognorm(0.4, scale=2),
     }  # fmt: skip
     log_prior = sensitivity.log_prior(fitted)
     assert set(log_prior) == set(frozen) == set(priors)

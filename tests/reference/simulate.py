@@ -44,15 +44,15 @@ def kept_by_round(prunable: int, rounds: int) -> list[int]:
     return kept
 
 
-def error_of(eps_np: Any, eps_up: Any, gamma: Any, p: Any, m: Any) -> Any:
-    """Compute the law in its direct form, fine in float64 for slopes of about one."""
-    return eps_np * ((m**2 + p**2 * (eps_up / eps_np) ** (2 / gamma)) / (m**2 + p**2)) ** (gamma / 2)
+def error_of(eps_np: Any, eps_up: Any, gamma: Any, p: Any, m: Any, k: Any = 2.0) -> Any:
+    """Compute the law, with sharpness k, in its direct form, fine in float64 for slopes of about one."""
+    return eps_np * ((m**k + p**k * (eps_up / eps_np) ** (k / gamma)) / (m**k + p**k)) ** (gamma / k)
 
 
-def slope_of_logit(eps_np: Any, eps_up: Any, gamma: Any, p: Any, m: Any) -> Any:
+def slope_of_logit(eps_np: Any, eps_up: Any, gamma: Any, p: Any, m: Any, k: Any = 2.0) -> Any:
     """Differentiate the logit of the error by log m, exactly, by a complex step."""
     step = 1e-20
-    error = error_of(eps_np, eps_up, gamma, p, m * np.exp(1j * step))
+    error = error_of(eps_np, eps_up, gamma, p, m * np.exp(1j * step), k)
     return np.imag(np.log(error / (1 - error))) / step
 
 
@@ -218,7 +218,7 @@ class Reference:
         eps_np = saturated(np.exp(log_e[..., self.trajectory]), eps_up)
         p = self.p_prime(value) * np.exp(effect_p[..., self.trajectory])
         m = depth ** value["phi"] * width ** value["psi"] * self.runs["density"].to_numpy(float)
-        curve = (eps_np, eps_up, value["gamma"], p, m)
+        curve = (eps_np, eps_up, value["gamma"], p, m, value.get("sharpness", 2.0))
         location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), self.n_test, value)
         if "rho" not in value:
             return log_student_t(self.response, value["nu"], location, scale)
