@@ -1,4 +1,4 @@
-"""NUTS in whitened coordinates, one thread per chain, with a cheap progress bar."""
+"""NUTS in whitened coordinates, one thread per chain, chains dealt to all devices, with a cheap progress bar."""
 
 from __future__ import annotations
 
@@ -84,26 +84,28 @@ def sample(
     begin = [1.2 * jax.random.normal(own[0], (len(centre),)) for own in keys]
     with _bar(chains * (warmup + draws), progress) as bar:
         if pilot:
-            coordinates = _on_device(context, centre, axes)
-            _, piloted = _run(
-                target, coordinates, _initial(target, coordinates, keys[:, 1], begin), warmup - pilot, bar
-            )
+            coordinates = _on_devices(context, centre, axes, chains)
+            states = _initial(target, coordinates, keys[:, 1], begin)
+            _, piloted = _run(target, coordinates, states, warmup - pilot, bar)
             pooled = np.concatenate([part["position"][len(part["position"]) // 2 :] for part in piloted])
             before, axes = axes, refine(axes, pooled)
             places = [np.asarray(moved(before, part["position"][-1])) for part in piloted]
             begin = [jnp.asarray(axes.back(place)) for place in places]
-        coordinates = _on_device(context, centre, axes)
+        coordinates = _on_devices(context, centre, axes, chains)
         states = _initial(target, coordinates, keys[:, 2], begin)
         states, _ = _run(target, coordinates, states, warmup - pilot, bar)
         _, results = _run(target, coordinates, states if adapt_metric else _in_step(states), draws, bar)
     statistics = {name: np.stack([part[name] for part in results]) for name in results[0]}
     whitened = statistics.pop("position")
     statistics["tree_depth"] = np.ceil(np.log2(statistics["n_steps"] + 1)).astype(int)
-    return Sampled(np.asarray(_positions(coordinates, whitened)), statistics)
+    return Sampled(np.asarray(_positions(coordinates[0], whitened)), statistics)
 
 
-def _on_device(context: Any, centre: NDArray, axes: Axes) -> Any:
-    return context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes)
+def _on_devices(context: Any, centre: NDArray, axes: Axes, chains: int) -> list[Any]:
+    """Give every chain what it is sampled with, on its device; one copy a device."""
+    devices, parts = jax.local_devices(), (context, jnp.asarray(centre), jax.tree.map(jnp.asarray, axes))
+    copies = [parts] if len(devices) == 1 else [jax.device_put(parts, device) for device in devices[:chains]]
+    return [copies[chain % len(copies)] for chain in range(chains)]
 
 
 def _in_step(states: list[Any]) -> list[Any]:
@@ -125,29 +127,29 @@ def _in_step(states: list[Any]) -> list[Any]:
     return [with_step(state) for state in states]
 
 
-def _initial(target: _Target, coordinates: Any, keys: jax.Array, begin: list[jax.Array]) -> list[Any]:
-    return [_initialise(target, coordinates, key, position) for key, position in zip(keys, begin, strict=True)]
+def _initial(target: _Target, coordinates: list[Any], keys: jax.Array, begin: list[jax.Array]) -> list[Any]:
+    return [_initialise(target, *parts) for parts in zip(coordinates, keys, begin, strict=True)]
 
 
 def _run(
-    target: _Target, coordinates: Any, states: list[Any], length: int, bar: Any
+    target: _Target, coordinates: list[Any], states: list[Any], length: int, bar: Any
 ) -> tuple[list[Any], list[dict[str, NDArray]]]:
-    """Run all chains for a number of transitions on a thread each; give their last states and what they kept."""
+    """Run all chains, on a thread each, for a number of transitions; give their last states and what they kept."""
     first, lock = threading.Lock(), threading.Lock()
 
     @in_float64
-    def one(state: Any) -> tuple[Any, dict[str, NDArray]]:
+    def one(own: Any, state: Any) -> tuple[Any, dict[str, NDArray]]:
         parts = []
         for i, count in enumerate(_lengths(length)):
             with first if i == 0 else contextlib.nullcontext():  # one thread compiles for all
-                state, kept = _advance(target, coordinates, state, count)
+                state, kept = _advance(target, own, state, count)
             parts.append(jax.tree.map(np.asarray, kept))
             with lock:
                 bar.update(count)
         return state, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     with concurrent.futures.ThreadPoolExecutor(min(len(states), os.cpu_count() or 1)) as pool:
-        last, kept = zip(*pool.map(one, states), strict=True)
+        last, kept = zip(*pool.map(one, coordinates, states), strict=True)
     return list(last), list(kept)
 
 

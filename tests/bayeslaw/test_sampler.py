@@ -7,7 +7,10 @@ were fixed before anything was drawn.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import arviz as az
 import jax
@@ -170,3 +173,31 @@ def test_chains_keep_in_step_and_off_resonance() -> None:
 def test_no_bar_where_standard_error_is_no_terminal(capfd) -> None:
     draw_gaussian(warmup=50, draws=50, progress=True)
     assert capfd.readouterr() == ("", "")
+
+
+DEVICES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax, numpy as np
+from bayeslaw import sampler
+from test_sampler import draw_gaussian
+seen, advance = set(), sampler._advance
+def watched(target, coordinates, state, count):
+    state, kept = advance(target, coordinates, state, count)
+    seen.update(state.z.devices())
+    return state, kept
+sampler._advance = watched
+with jax.enable_x64(True):
+    np.save(sys.argv[2], draw_gaussian(chains=3, draws=100).positions)
+assert seen == set(jax.devices()), seen
+assert len(seen) == 2
+"""
+
+
+def test_chains_are_dealt_to_all_devices(tmp_path) -> None:
+    """Two devices of the CPU in a process of its own: each samples, and the draws are those of one device."""
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    file = tmp_path / "draws.npy"
+    command = [sys.executable, "-c", DEVICES, str(Path(__file__).parent), str(file)]
+    subprocess.run(command, env=flags, check=True)
+    np.testing.assert_allclose(np.load(file), draw_gaussian(chains=3, draws=100).positions, rtol=1e-9)
