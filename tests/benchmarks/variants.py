@@ -10,17 +10,17 @@ import sys
 import bayeslaw
 
 VARIANTS = {
-    "joint": {},
-    "law=sharpness": {"law": "sharpness"},
-    "law=parameter_count": {"law": "parameter_count"},
+    "default": {},
+    "law=joint": {"law": "joint"},
     "law=anchored": {"law": "anchored"},
+    "law=parameter_count": {"law": "parameter_count"},
     "effects=np": {"effects": ["np"]},
     "effects=p": {"effects": ["p"]},
     "steep=False": {"steep": False},
     "noise=normal": {"noise": "normal"},
     "growth=False": {"growth": False},
-    "correlated=True": {"correlated": True},
-    "law=sharpness, correlated=True": {"law": "sharpness", "correlated": True},
+    "correlated=False": {"correlated": False},
+    "law=joint, correlated=False": {"law": "joint", "correlated": False},
 }
 
 
