@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CHUNK = 25
 #: Lengths of a trajectory of 2^k - 1 steps, in standard deviations, that are made as long as the second.
 RESONANCE = (2.6, 4.2)
+#: By how much steps are lengthened at most for that; else there are twice as many, shorter ones.
+LENGTHENED = 1.25
 
 
 class Sampled(NamedTuple):
@@ -113,12 +115,15 @@ def _in_step(states: list[Any]) -> list[Any]:
 
     In coordinates in which the posterior is a unit Gaussian, NUTS takes 2^k - 1 steps until they are longer than half a
     period, pi. Just short of it the next doubling ends where it began, goes unnoticed as a U-turn, and trees grow many
-    times too deep; a slightly longer step stops at half the leapfrogs and moves as far.
+    times too deep; a slightly longer step stops at half the leapfrogs and moves as far, a much longer one would miss
+    what is narrow.
     """
     step = float(np.exp(np.median([np.log(state.adapt_state.step_size) for state in states])))
     for leapfrogs in (2**depth - 1 for depth in range(1, 10)):
         if RESONANCE[0] < leapfrogs * step < RESONANCE[1]:
-            step = RESONANCE[1] / leapfrogs
+            longer = RESONANCE[1] / leapfrogs
+            step = longer if longer <= LENGTHENED * step else RESONANCE[1] / (2 * leapfrogs + 1)
+            break
 
     def with_step(state: Any) -> Any:
         adapted = state.adapt_state

@@ -2,10 +2,12 @@
 
     uv run --group bench python tests/benchmarks/sampler.py A
     uv run --group bench python tests/benchmarks/sampler.py B --limit 600
+    uv run --group bench python tests/benchmarks/sampler.py simple
 
-A is the hierarchical law at the paper's scale (`model_a`), B the model that ships as the default, both on the 12,768
-rows of `paper_scale`. NumPyro's NUTS with its defaults and nutpie with low-rank adaptation run, four chains each, until
-every R-hat is at most 1.01 or the limit (seconds) is reached; both sample the same density, by the same gradients.
+`simple` is the joint law with known plateaus on 2,128 rows (`model_simple`), A the hierarchical law at the paper's
+scale (`model_a`), B the model that ships as the default, both on the 12,768 rows of `paper_scale`. NumPyro's NUTS with
+its defaults and nutpie with low-rank adaptation run, four chains each, until every R-hat is at most 1.01 or the limit
+(seconds) is reached; both sample the same density, by the same gradients.
 Every sampler runs in a process of its own, one after the other. Effective sample sizes are the smallest over all
 parameters, ranks on the unconstrained scale. Seconds include the search of the mode, the Hessian and the warm-up;
 compilation is counted in `whole` alone for ours, and in both for the peers.
@@ -29,7 +31,7 @@ SAMPLERS = ("ours", "numpyro", "nutpie")
 def main() -> None:
     """Run every sampler in a process of its own and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["A", "B"])
+    parser.add_argument("model", choices=["simple", "A", "B"])
     parser.add_argument("--limit", type=float, default=1800.0, help="Seconds for each peer.")
     parser.add_argument("--configurations", type=int, default=152)
     parser.add_argument("--draws", type=int, default=1000, help="Draws of each chain of ours.")
@@ -64,6 +66,8 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
     import model_a
+    import model_simple
+    from numpyro.infer.util import potential_energy
     from paper_scale import paper_table
 
     from bayeslaw import fitting
@@ -75,10 +79,20 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     from bayeslaw.straight import StraightContext, ridges_of, straight_estimate, straight_potential, straighten
 
     fitting.bind_submodules()
+    if arguments.model == "simple":
+        rows, start = jax.tree.map(jnp.asarray, model_simple.make_rows()), jax.tree.map(jnp.asarray, model_simple.START)
+
+        def simple(context: Any, values: dict[str, Any]) -> jax.Array:
+            return jnp.asarray(potential_energy(model_simple.model, (context,), {}, values))
+
+        return {
+            "named": simple,
+            "start": start,
+            "approximate": lambda: (rows, laplace(simple, rows, [start], None, {}, {})),
+            "peers": (simple, rows, start),
+        }
     table = paper_table(arguments.configurations)
     if arguments.model == "A":
-        from numpyro.infer.util import potential_energy
-
         cells = model_a.cells_of(table)
         start = {name: jnp.asarray(value) for name, value in model_a.start_of(cells).items()}
 

@@ -1,0 +1,103 @@
+"""What the default model costs by the size of the table: time a gradient, and memory.
+
+    uv run python tests/benchmarks/cost.py -o tests/benchmarks/cost
+
+Tables of 10^3 to 3 x 10^5 rows (`paper_scale`: three runs of 28 densities a network), each in a process of its own:
+seconds a gradient (median of 30, one thread), and of a whole `fit` of two chains and 100 draws after 100 of warm-up the
+seconds and the largest memory the process held. Writes `cost.csv` and `cost.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+CONFIGURATIONS = (12, 36, 119, 357, 1190, 3572)
+
+
+def main() -> None:
+    """Measure every size in a process of its own, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("cost"))
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(measure(arguments.only)))
+        return
+    rows = []
+    flags = os.environ | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    for configurations in CONFIGURATIONS:
+        command = [sys.executable, __file__, "--only", str(configurations)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=flags)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    table.to_csv(arguments.output / "cost.csv", index=False)
+    draw(table, arguments.output / "cost.png")
+
+
+def measure(configurations: int) -> dict[str, Any]:
+    """Time gradients and a fit of one table."""
+    import jax
+    import numpy as np
+    from paper_scale import paper_table
+
+    import bayeslaw
+    from bayeslaw import fitting
+    from bayeslaw.axes import lay_out, unit_axes, value_and_gradient
+    from bayeslaw.density import flat_potential, named_potential, positions_of, shapes_of
+    from bayeslaw.hierarchy import groups_of
+    from bayeslaw.priors import resolve_priors
+    from bayeslaw.straight import StraightContext, ridges_of, straight_potential, straighten
+
+    runs = bayeslaw.load_runs(paper_table(configurations))
+    with jax.enable_x64(True):
+        own = fitting.prepare(runs, {}, resolve_priors(None))
+        context = StraightContext(own.context, ridges_of(own.data))
+        start = straighten(context, fitting.starts_of(own)[0])
+        shapes = shapes_of(start)
+        density, arrays = flat_potential(straight_potential(named_potential(own.structure, True)), context, shapes)
+        origin = np.concatenate([np.ravel(start[name]) for name, _ in shapes])
+        unit, times = unit_axes(lay_out(positions_of(shapes), groups_of(own.data))), []
+        for _ in range(31):
+            begin = time.perf_counter()
+            jax.block_until_ready(value_and_gradient(density, arrays, origin, unit, np.zeros_like(origin)))
+            times.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    bayeslaw.fit(runs, chains=2, warmup=100, draws=100, progress=False)
+    seconds, held = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "rows": len(runs), "dimensions": len(origin), "gradient_ms": 1e3 * float(np.median(times[1:])),
+        "fit_seconds": seconds, "memory_mib": held,
+    }  # fmt: skip
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Plot both against the number of rows, with a line of slope one."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    columns = (("gradient_ms", "milliseconds a gradient"), ("memory_mib", "memory of a fit, MiB"))
+    for panel, (column, label) in zip(panels, columns, strict=True):
+        panel.loglog(table["rows"], table[column], "o-")
+        last = table.iloc[-1]
+        linear = last[column] * table["rows"] / last["rows"]
+        panel.loglog(table["rows"], linear, ":", color="0.5", label="in proportion to rows")
+        panel.set(xlabel="rows of the run table", ylabel=label)
+        panel.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()
