@@ -25,6 +25,11 @@ the slope in the middle of the rise, and what goes to k / gamma where that is sm
 a = 0.1). The logits of bounded parameters have the tails
 of an exponential; sampled is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
 
+Where exponents are to stay as they are, since families share them, shares are sampled by the falls that they make with
+them instead: with S = s_n sinh(alpha h_n) / h_n + s_m sinh(beta h_m) / h_m the fall without a constant, in the places
+of the logit of s_n the log ratio of its two terms, and in the place of that of the constant c what goes to
+-log(S (1 - c)) where c is not small.
+
 Latent effects are sampled as `bayeslaw.centring` says.
 """
 
@@ -66,7 +71,8 @@ class Ridges(NamedTuple):
         size_spread: Standard deviation of log dataset size over the configurations; 0 leaves alpha as it is.
         count_spread: That of log parameter count, for beta.
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
-        rise: By how much the log error of a typical run rises in all; none leaves slope and sharpness as they are.
+        rise: By how much the log error of a typical run rises in all; none leaves exponents as they are, and shares are
+            sampled by the falls that they make with them.
         centring: How far effects are in units of their spreads.
     """
 
@@ -123,15 +129,11 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         z = straight[name]
         values[name] = z * jnp.sqrt(1 + z**2 / 4)
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
-    for name, (share, wide, spread) in _terms(context, values).items():
-        x = jnp.arcsinh(jnp.exp(straight[name] + jnp.log(spread) - jnp.log(share)))
-        values[name] = jnp.where(wide, jnp.log(x) - jnp.log(spread), straight[name])
-        log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
-        values["dense"] = values["dense"] - jnp.where(wide, _above_centre(share, x), 0.0)
+    found, change = (_from_shares if context.ridges.rise is None else _from_falls)(context, values)
+    values, log_determinant = values | found, log_determinant + change
     if _is_bent_freely(context):
-        share = SOFTEST * jax.nn.softplus(straight["sharpness"] / SOFTEST)
-        log_ratio = jnp.log(jnp.expm1(share))
-        log_determinant += share - log_ratio + jax.nn.log_sigmoid(straight["sharpness"] / SOFTEST)
+        log_ratio, change = _hardened(straight["sharpness"])
+        log_determinant += change
         values["gamma"] = straight["gamma"] - _steepness(context, log_ratio)
         values["sharpness"] = values["gamma"] + log_ratio
     if _are_positive(context, "floor", "sigma"):
@@ -146,14 +148,10 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
     straight = dict(values)
-    for name, (share, wide, spread) in _terms(context, values).items():
-        x = jnp.exp(values[name]) * spread
-        straight[name] = jnp.where(wide, jnp.log(share) + jnp.log(jnp.sinh(x)) - jnp.log(spread), values[name])
-        straight["dense"] = straight["dense"] + jnp.where(wide, _above_centre(share, x), 0.0)
+    straight |= (_to_shares if context.ridges.rise is None else _to_falls)(context, values)
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
-        share = jax.nn.softplus(log_ratio) / SOFTEST
-        straight["sharpness"] = SOFTEST * (share + jnp.log(-jnp.expm1(-share)))
+        straight["sharpness"] = _softened(log_ratio)
         straight["gamma"] = values["gamma"] + _steepness(context, log_ratio)
     if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
@@ -223,7 +221,9 @@ def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Dat
 def _bounded(context: StraightContext, values: Mapping[str, Any]) -> list[str]:
     """Name the values that are logits, with tails like an exponential's."""
     priors = context.plain.priors
-    return [name for name in priors if name in values and isinstance(priors[name].support, constraints.interval)]
+    softened = ("share_c",) if _shares_move(context) else ()
+    logits = [name for name in priors if isinstance(priors[name].support, constraints.interval)]
+    return [name for name in logits if name in values and name not in softened]
 
 
 def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
@@ -231,8 +231,8 @@ def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tup
 
     Where it does not vary the spread is 1, and not to be used.
     """
-    priors = context.plain.priors
-    if not {"share_n", "share_c"} <= set(priors) or not _are_positive(context, "dense"):
+    priors, names = context.plain.priors, _exponents(context)
+    if not names:
         return {}
     of_data, constant = (biject_to(priors[name].support)(values[name]) for name in ("share_n", "share_c"))
     terms = {
@@ -242,8 +242,101 @@ def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tup
     return {
         name: (share, spread > 0, jnp.where(spread > 0, spread, 1.0))
         for name, (share, spread) in terms.items()
-        if _are_positive(context, name)
+        if name in names
     }
+
+
+def _exponents(context: StraightContext) -> list[str]:
+    """Name the exponents of the dense law, where it has shares."""
+    if not {"share_n", "share_c"} <= set(context.plain.priors) or not _are_positive(context, "dense"):
+        return []
+    return [name for name in ("alpha", "beta") if _are_positive(context, name)]
+
+
+def _shares_move(context: StraightContext) -> bool:
+    """Tell whether shares are sampled by the falls that they make with exponents, which stay."""
+    return context.ridges.rise is None and len(_exponents(context)) == 2
+
+
+def _from_falls(context: StraightContext, values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Turn falls into exponents, and the middle of the dense error into its centre; with the log determinant."""
+    found, log_determinant = {}, jnp.asarray(0.0)
+    for name, (share, wide, spread) in _terms(context, values).items():
+        x = jnp.arcsinh(jnp.exp(values[name] + jnp.log(spread) - jnp.log(share)))
+        found[name] = jnp.where(wide, jnp.log(x) - jnp.log(spread), values[name])
+        log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
+    return found | _with_centre(context, {**values, **found}, -1), log_determinant
+
+
+def _to_falls(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn exponents into falls, and the centre of the dense error into its middle."""
+    falls = {
+        name: jnp.where(wide, jnp.log(share) + _log_fall(values[name], spread), values[name])
+        for name, (share, wide, spread) in _terms(context, values).items()
+    }
+    return falls | _with_centre(context, values, 1)
+
+
+def _from_shares(context: StraightContext, values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Turn the ratio and the sum of the falls into shares, given exponents, and the middle into the centre."""
+    if not _shares_move(context):
+        return {}, 0.0
+    by_data, by_parameters = _unit_falls(context, values)
+    shares = {"share_n": values["share_n"] - (by_data - by_parameters)}
+    mean = _mean_fall(context, {**values, **shares})
+    shares["share_c"], log_determinant = _hardened(values["share_c"] + mean)
+    return shares | _with_centre(context, {**values, **shares}, -1), log_determinant
+
+
+def _to_shares(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn shares into the ratio and the sum of the falls, and the centre of the dense error into its middle."""
+    if not _shares_move(context):
+        return {}
+    by_data, by_parameters = _unit_falls(context, values)
+    shares = {"share_n": values["share_n"] + by_data - by_parameters}
+    shares["share_c"] = _softened(values["share_c"]) - _mean_fall(context, values)
+    return shares | _with_centre(context, values, 1)
+
+
+def _unit_falls(context: StraightContext, values: Mapping[str, Any]) -> list[Any]:
+    """Give the logarithm of what the error of a unit share falls by, by data and by parameters."""
+    terms = _terms(context, values).items()
+    return [jnp.where(wide, _log_fall(values[name], spread), 0.0) for name, (_, wide, spread) in terms]
+
+
+def _mean_fall(context: StraightContext, values: Mapping[str, Any]) -> Any:
+    """Give the logarithm of the mean fall of what data and parameters remove, by plain values."""
+    by_data, by_parameters = _unit_falls(context, values)
+    of_data = biject_to(context.plain.priors["share_n"].support)(values["share_n"])
+    return jnp.logaddexp(jnp.log(of_data) + by_data, jnp.log1p(-of_data) + by_parameters)
+
+
+def _with_centre(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
+    """Shift the centre of the dense error to the middle of its ends, or back (-1), by plain shares and exponents."""
+    above = [
+        jnp.where(wide, _above_centre(share, jnp.exp(values[name]) * spread), 0.0)
+        for name, (share, wide, spread) in _terms(context, values).items()
+    ]
+    return {"dense": values["dense"] + sign * sum(above)} if above else {}
+
+
+def _log_fall(log_exponent: Any, spread: Any) -> Any:
+    """Give log(sinh(exponent spread) / spread)."""
+    x = jnp.exp(log_exponent) * spread
+    return x + jnp.log(-jnp.expm1(-2 * x)) - jnp.log(2.0) - jnp.log(spread)
+
+
+def _softened(u: Any) -> Any:
+    """Give what goes to log(1 + e^u), but for the least values."""
+    share = jax.nn.softplus(u) / SOFTEST
+    return SOFTEST * (share + jnp.log(-jnp.expm1(-share)))
+
+
+def _hardened(soft: Any) -> tuple[Any, Any]:
+    """Invert it; with the log determinant."""
+    share = SOFTEST * jax.nn.softplus(soft / SOFTEST)
+    u = share + jnp.log(-jnp.expm1(-share))
+    return u, share - u + jax.nn.log_sigmoid(soft / SOFTEST)
 
 
 def _above_centre(share: Any, x: Any) -> Any:

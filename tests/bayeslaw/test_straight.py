@@ -64,8 +64,14 @@ def random_values(seed: int, context: StraightContext) -> dict[str, np.ndarray]:
     return values | {name: rng.standard_normal(len(context.plain.data.configuration)) for name in EFFECTS}
 
 
-def test_there_and_back_gives_the_values_again() -> None:
-    context = context_of()
+def held(context: StraightContext) -> StraightContext:
+    """Have exponents stay as they are."""
+    return context._replace(ridges=context.ridges._replace(rise=None))
+
+
+@pytest.mark.parametrize("context", [context_of, lambda: held(context_of())], ids=["all", "exponents as they are"])
+def test_there_and_back_gives_the_values_again(context) -> None:
+    context = context()
     for seed in range(50):
         values = random_values(seed, context)
         back, _ = bend(context, straighten(context, values))
@@ -73,8 +79,9 @@ def test_there_and_back_gives_the_values_again() -> None:
             assert np.asarray(back[name]) == pytest.approx(values[name], rel=1e-9, abs=1e-9), name
 
 
-def test_the_determinant_is_that_of_differentiation() -> None:
-    context = context_of()
+@pytest.mark.parametrize("context", [context_of, lambda: held(context_of())], ids=["all", "exponents as they are"])
+def test_the_determinant_is_that_of_differentiation(context) -> None:
+    context = context()
     unravel = ravel_pytree(straighten(context, random_values(0, context)))[1]
     differentiate = jax.jit(jax.jacfwd(lambda x: ravel_pytree(bend(context, unravel(x))[0])[0]))
     for seed in range(50):
@@ -111,6 +118,24 @@ def test_coordinates_are_those_of_the_formulas() -> None:
     assert straight["sharpness"] == pytest.approx(0.1 * np.log((1 + sharpness / gamma) ** 10 - 1))
     z = straight["plateau"]
     assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(values["plateau"])
+
+
+def test_shares_move_where_exponents_stay() -> None:
+    context = held(context_of())
+    values = random_values(3, context)
+    straight = straighten(context, values)
+    for name in ("alpha", "beta", "gamma", "sharpness"):
+        assert float(straight[name]) == values[name]
+    data, falls = context.plain.data, {}
+    for name, covariate in (("alpha", data.dataset_size), ("beta", data.parameters)):
+        falls[name] = np.sinh(np.exp(values[name]) * np.std(covariate)) / np.std(covariate)
+    share, constant = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))
+    of_data, of_parameters = share * falls["alpha"], (1 - share) * falls["beta"]
+    z = straight["share_n"]
+    assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(np.log(of_data / of_parameters))
+    soft = 0.1 * np.log((1 - constant) ** -10 - 1)
+    assert straight["share_c"] == pytest.approx(soft - np.log(of_data + of_parameters))
+    assert float(straight["dense"]) == pytest.approx(float(straighten(context_of(), values)["dense"]))
 
 
 def test_a_typical_binomial_deviation_is_that_of_the_median_row() -> None:
