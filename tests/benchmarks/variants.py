@@ -2,7 +2,8 @@
 
     uv run python tests/benchmarks/variants.py digits_resnet
 
-The README's table is this script's; about a quarter of an hour on two cores.
+Half an hour on two cores and more. The README's table was made with the joint law and independent noise in the place of
+the default.
 """
 
 import sys
