@@ -18,6 +18,7 @@ import xarray as xr
 
 from bayeslaw.density import (
     Context,
+    Shapes,
     constrain,
     estimate_unconstrained,
     flat_potential,
@@ -28,7 +29,7 @@ from bayeslaw.density import (
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import groups_of, spread_variances
-from bayeslaw.laplace import Estimate, Laplace, laplace
+from bayeslaw.laplace import Laplace, laplace_recentred
 from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
@@ -326,18 +327,11 @@ def _warn_about(own: Prepared, *, pooled: bool) -> None:
 
 def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict[str, Any]]:
     """Find the Laplace metric and sample; give the draws also as named parameters."""
-    context = StraightContext(own.context, jax.tree.map(jnp.asarray, ridges_of(own.data)))
-    variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
-    estimate = None if own.few else straight_estimate(estimate_unconstrained)
-    groups = {} if own.few else groups_of(own.data)
-    density = straight_potential(named_potential(own.structure, not own.few))
-    starts = [straighten(context, start) for start in starts_of(own)]
-    context, approximation = approximate(density, context, starts, estimate, variances, groups)
-    shapes = shapes_of(starts[0])
+    context, found, shapes = approximate(own)
     sampled = sample(
-        *flat_potential(density, context, shapes),
-        approximation.mode,
-        approximation.axes,
+        *flat_potential(straight_density(own), context, shapes),
+        found.mode,
+        found.axes,
         seed=seed,
         adapt_metric=own.few,
         **settings,
@@ -346,37 +340,28 @@ def _sample(own: Prepared, *, seed: int, **settings: Any) -> tuple[Sampled, dict
     return sampled, constrain(own.structure, not own.few, shapes, own.context, plain, seed=seed + 1)
 
 
-def approximate(
-    density: Callable[[StraightContext, dict[str, Any]], jax.Array],
-    straight: StraightContext,
-    starts: Sequence[Mapping[str, Any]],
-    estimate: Estimate | None,
-    variances: Mapping[str, float],
-    groups: Mapping[str, NDArray],
-) -> tuple[StraightContext, Laplace]:
-    """Find the Laplace metric, and again once it says how far effects are to be standardised.
-
-    Args:
-        density: Negative log density of context and straight coordinates.
-        straight: The context, with effects as they are.
-        starts: Straight coordinates to start from.
-        estimate: Estimates of the spreads, as in `laplace`, like what follows.
-        variances: Variance of each.
-        groups: Group of every entry of the effects.
-
-    Returns:
-        The context to sample in, and the metric.
-    """
-    found = laplace(density, straight, starts, estimate, variances, groups)
-    if not np.size(found.axes.own):
-        return straight, found
-    chosen, start = recentre(straight, positions_of(shapes_of(starts[0])), found.mode, found.axes)
-    return chosen, laplace(density, chosen, [start], as_they_are, variances, groups)
+def straight_density(own: Prepared) -> Callable[[StraightContext, dict[str, Any]], jax.Array]:
+    """Give the negative log density of straight coordinates."""
+    return straight_potential(named_potential(own.structure, not own.few))
 
 
-def as_they_are(*_: Any) -> dict[str, jax.Array]:
-    """Estimate nothing: spreads stay at what was found before."""
-    return {}
+def approximate(own: Prepared) -> tuple[StraightContext, Laplace, Shapes]:
+    """Find the straight coordinates to sample in, the Laplace metric in them, and what its flat position holds."""
+    context = StraightContext(own.context, jax.tree.map(jnp.asarray, ridges_of(own.data)))
+    starts = [straighten(context, start) for start in starts_of(own)]
+    estimate = None if own.few else straight_estimate(estimate_unconstrained)
+    groups = {} if own.few else groups_of(own.data)
+    shapes = shapes_of(starts[0])
+    context, found = laplace_recentred(
+        straight_density(own),
+        context,
+        starts,
+        estimate,
+        spread_variances(own.data, own.priors),
+        groups,
+        lambda straight, found: recentre(straight, positions_of(shapes), found.mode, found.axes),
+    )
+    return context, found, shapes
 
 
 def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -223,15 +223,16 @@ def _spread_and_growth(squares: Any, above: Any, growth: Any) -> tuple[jax.Array
     return jnp.sqrt(variance(growth)) + LEAST_SPREAD, growth
 
 
-def spread_variances(data: Data) -> dict[str, float]:
-    """Give the variance of each spread's estimate on its unconstrained scale, from the number of its groups.
+def spread_variances(data: Data, names: Container[str]) -> dict[str, float]:
+    """Give the variance of the estimates of named spreads on the unconstrained scale, from the number of their groups.
 
     That of the logarithm of a spread of n known values is 1 / (2n); as much again for values that are not known.
     """
     groups, count = len(data.depth), len(data.configuration)
     share = 4 / groups + 4 / (count - groups) if count > groups else 2.0
     spreads = {"spread_np": 1 / groups, "share_np": min(share, 2.0), "tau_p": 1 / count}
-    return spreads | {"growth_np": 1 / groups, "growth_p": 1 / count}
+    spreads |= {"growth_np": 1 / groups, "growth_p": 1 / count}
+    return {name: variance for name, variance in spreads.items() if name in names}
 
 
 def groups_of(data: Data) -> dict[str, Any]:

@@ -112,6 +112,42 @@ def laplace(
     return Laplace(flat, *axes_at(flat))
 
 
+def laplace_recentred(
+    potential: Callable[[Any, dict[str, Any]], jax.Array],
+    context: Any,
+    starts: Sequence[Mapping[str, Any]],
+    estimate: Estimate | None,
+    variances: Mapping[str, float],
+    groups: Mapping[str, NDArray],
+    recentre: Callable[[Any, Laplace], tuple[Any, dict[str, Any]]],
+) -> tuple[Any, Laplace]:
+    """Find the metric, and again once it says in which coordinates parameters in groups are best sampled.
+
+    Args:
+        potential: As in `laplace`, like what follows.
+        context: What it depends on besides, coordinates included; in these, effects are as they are.
+        starts: Unconstrained values to start from.
+        estimate: Estimates of the spreads.
+        variances: Variance of each estimate.
+        groups: Group of every entry of the effects.
+        recentre: Chooses coordinates by the metric; gives the context with them, and the mode in them.
+
+    Returns:
+        The context to sample in, and the metric.
+    """
+    found = laplace(potential, context, starts, estimate, variances, groups)
+    if not np.size(found.axes.own):
+        return context, found
+    context, start = recentre(context, found)
+    # Spreads stay at what was found.
+    return context, laplace(potential, context, [start], _nothing, variances, groups)
+
+
+def _nothing(*_: Any) -> dict[str, jax.Array]:
+    """Estimate no spread."""
+    return {}
+
+
 def _hessian_products(density: Callable[..., jax.Array], arrays: list[Any], flat: NDArray, layout: Layout) -> NDArray:
     """Multiply the Hessian with the layout's seeds, by central differences of the gradient.
 

@@ -20,10 +20,10 @@ from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, Rows, label_of, m
 from bayeslaw.hierarchy import split_spread
 from bayeslaw.laws import split_dense
 from bayeslaw.model import EFFECTS, Structure
-from bayeslaw.population import draw_exponents
+from bayeslaw.population import draw_exponents, kind_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import BETWEEN, ON_LINE, Prior, restore_priors
+from bayeslaw.priors import BETWEEN, Prior, restore_priors
 from bayeslaw.summary import note_of, summary_table
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def settings_of_family(
     """
     said = said_of_priors(own)
     for name in pooled:
-        said["priors"][name] = f"{'Normal' if name in ON_LINE else 'LogNormal'}(population, {BETWEEN}{name})"
+        said["priors"][name] = f"{kind_of(name).__name__}(population, {BETWEEN}{name})"
     return dict(settings) | {"pooled": pooled, **said, **compared}
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pandas as pd
 import xarray as xr
 
@@ -23,7 +22,6 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import (
     PACKAGE,
     Prepared,
-    as_they_are,
     prepare,
     said_of_priors,
     starts_of,
@@ -33,18 +31,19 @@ from bayeslaw.fitting import (
 )
 from bayeslaw.frame import check_one_family, label_of
 from bayeslaw.hierarchy import groups_of, spread_variances
-from bayeslaw.laplace import laplace
+from bayeslaw.laplace import laplace_recentred
 from bayeslaw.pooled import PooledFit, settings_of_family
 from bayeslaw.population import (
     Part,
     PooledContext,
     key_of,
+    kind_of,
     location,
     population_at,
     values_of,
 )
 from bayeslaw.posterior import Fit
-from bayeslaw.priors import BETWEEN, ON_LINE, Prior, exponents_of, resolve_priors
+from bayeslaw.priors import BETWEEN, Prior, exponents_of, resolve_priors
 from bayeslaw.relative import (
     make_relative,
     plain_draws,
@@ -142,8 +141,7 @@ def split_families(runs: Any, *, n_test: int | None, chance_error: float | None)
 
 def _from_population(name: str, centre: Prior) -> Prior:
     """Stand for the distribution that a family's exponent is drawn from; the joint density puts the population's."""
-    kind = dist.Normal if name in ON_LINE else dist.LogNormal
-    return Prior(kind(0.0, 1.0), centre.meaning, "the population")
+    return Prior(kind_of(name)(0.0, 1.0), centre.meaning, "the population")
 
 
 def _warn_of_few(families: Sequence[Prepared]) -> None:
@@ -167,10 +165,15 @@ def _sample(
     starts = [straighten_families(relative, start) for start in _starts(families, context)]
     shapes, density = shapes_of(starts[0]), relative_potential(parts)
     where = positions_of(shapes)
-    found = laplace(density, relative, starts, relative_estimate(parts), variances, groups)
-    if np.size(found.axes.own):
-        relative, start = recentre_families(relative, parts, found, where)
-        found = laplace(density, relative, [start], as_they_are, variances, groups)
+    relative, found = laplace_recentred(
+        density,
+        relative,
+        starts,
+        relative_estimate(parts),
+        variances,
+        groups,
+        lambda context, found: recentre_families(context, parts, found, where),
+    )
     relative, centre, axes = make_relative(relative, found, where)
     sampled = sample(*flat_potential(density, relative, shapes), centre, axes, seed=seed, **settings)
     plain = plain_draws(relative, where, sampled.positions)
@@ -208,8 +211,8 @@ def _spreads_and_groups(
     for k, family in enumerate(families):
         if family.few:
             continue
-        own = spread_variances(family.data)
-        variances |= {key_of(k, name): value for name, value in own.items() if name in family.priors}
+        own = spread_variances(family.data, family.priors)
+        variances |= {key_of(k, name): value for name, value in own.items()}
         start = 1 + max((int(group.max()) for group in groups.values()), default=-1)
         groups |= {key_of(k, name): start + np.asarray(group) for name, group in groups_of(family.data).items()}
     return variances, groups

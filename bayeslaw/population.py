@@ -90,10 +90,14 @@ def location(name: str, centre: Any) -> Any:
     return centre if name in ON_LINE else jnp.log(centre)
 
 
+def kind_of(name: str) -> Any:
+    """Give the kind of distribution that a family's exponent has, of location and spread."""
+    return dist.Normal if name in ON_LINE else dist.LogNormal
+
+
 def distribution_of(name: str, population: Mapping[str, Any]) -> Any:
     """Make the distribution of a family's exponent, given the population."""
-    kind = dist.Normal if name in ON_LINE else dist.LogNormal
-    return kind(location(name, population[name]), population[f"{BETWEEN}{name}"])
+    return kind_of(name)(location(name, population[name]), population[f"{BETWEEN}{name}"])
 
 
 def population_at(priors: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ $$\log \left( \gamma \tanh \frac{k L}{4 \gamma} \right), \qquad
 a \log \left( \exp \frac{\log(1 + k / \gamma)}{a} - 1 \right)$$
 
 the slope in the middle of the rise, and what goes to k / gamma where that is small, but for the least values (beyond
-a = 0.1). The logits of bounded parameters have the tails
-of an exponential; sampled is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
+a = 0.1). The logits of bounded parameters have the tails of an exponential; sampled is z with
+logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
 
 Where exponents are to stay as they are, since families share them, shares are sampled by the falls that they make with
 them instead: with S = s_n sinh(alpha h_n) / h_n + s_m sinh(beta h_m) / h_m the fall without a constant, in the places
@@ -36,7 +36,7 @@ Latent effects are sampled as `bayeslaw.centring` says.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -147,8 +147,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
 @jax.jit
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
-    straight = dict(values)
-    straight |= (_to_shares if context.ridges.rise is None else _to_falls)(context, values)
+    straight = {**values, **(_to_shares if context.ridges.rise is None else _to_falls)(context, values)}
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
         straight["sharpness"] = _softened(log_ratio)
@@ -231,31 +230,27 @@ def _terms(context: StraightContext, values: Mapping[str, Any]) -> dict[str, tup
 
     Where it does not vary the spread is 1, and not to be used.
     """
-    priors, names = context.plain.priors, _exponents(context)
-    if not names:
+    spreads = _spreads(context)
+    if not spreads:
         return {}
+    priors = context.plain.priors
     of_data, constant = (biject_to(priors[name].support)(values[name]) for name in ("share_n", "share_c"))
-    terms = {
-        "alpha": (of_data * (1 - constant), context.ridges.size_spread),
-        "beta": ((1 - of_data) * (1 - constant), context.ridges.count_spread),
-    }
-    return {
-        name: (share, spread > 0, jnp.where(spread > 0, spread, 1.0))
-        for name, (share, spread) in terms.items()
-        if name in names
-    }
+    shares = {"alpha": of_data * (1 - constant), "beta": (1 - of_data) * (1 - constant)}
+    return {name: (shares[name], *spread) for name, spread in spreads.items()}
 
 
-def _exponents(context: StraightContext) -> list[str]:
-    """Name the exponents of the dense law, where it has shares."""
+def _spreads(context: StraightContext) -> dict[str, tuple[Any, Any]]:
+    """Give whether what an exponent of the dense law is of varies, and its spread, else 1; only where it has shares."""
     if not {"share_n", "share_c"} <= set(context.plain.priors) or not _are_positive(context, "dense"):
-        return []
-    return [name for name in ("alpha", "beta") if _are_positive(context, name)]
+        return {}
+    spreads = {"alpha": context.ridges.size_spread, "beta": context.ridges.count_spread}
+    positive = {name: spread for name, spread in spreads.items() if _are_positive(context, name)}
+    return {name: (spread > 0, jnp.where(spread > 0, spread, 1.0)) for name, spread in positive.items()}
 
 
 def _shares_move(context: StraightContext) -> bool:
     """Tell whether shares are sampled by the falls that they make with exponents, which stay."""
-    return context.ridges.rise is None and len(_exponents(context)) == 2
+    return context.ridges.rise is None and len(_spreads(context)) == 2
 
 
 def _from_falls(context: StraightContext, values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -281,10 +276,9 @@ def _from_shares(context: StraightContext, values: Mapping[str, Any]) -> tuple[d
     """Turn the ratio and the sum of the falls into shares, given exponents, and the middle into the centre."""
     if not _shares_move(context):
         return {}, 0.0
-    by_data, by_parameters = _unit_falls(context, values)
+    by_data, by_parameters = falls = _unit_falls(context, values)
     shares = {"share_n": values["share_n"] - (by_data - by_parameters)}
-    mean = _mean_fall(context, {**values, **shares})
-    shares["share_c"], log_determinant = _hardened(values["share_c"] + mean)
+    shares["share_c"], log_determinant = _hardened(values["share_c"] + _mean_fall(context, shares["share_n"], falls))
     return shares | _with_centre(context, {**values, **shares}, -1), log_determinant
 
 
@@ -292,23 +286,22 @@ def _to_shares(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     """Turn shares into the ratio and the sum of the falls, and the centre of the dense error into its middle."""
     if not _shares_move(context):
         return {}
-    by_data, by_parameters = _unit_falls(context, values)
+    by_data, by_parameters = falls = _unit_falls(context, values)
     shares = {"share_n": values["share_n"] + by_data - by_parameters}
-    shares["share_c"] = _softened(values["share_c"]) - _mean_fall(context, values)
+    shares["share_c"] = _softened(values["share_c"]) - _mean_fall(context, values["share_n"], falls)
     return shares | _with_centre(context, values, 1)
 
 
 def _unit_falls(context: StraightContext, values: Mapping[str, Any]) -> list[Any]:
     """Give the logarithm of what the error of a unit share falls by, by data and by parameters."""
-    terms = _terms(context, values).items()
-    return [jnp.where(wide, _log_fall(values[name], spread), 0.0) for name, (_, wide, spread) in terms]
+    spreads = _spreads(context).items()
+    return [jnp.where(wide, _log_fall(values[name], spread), 0.0) for name, (wide, spread) in spreads]
 
 
-def _mean_fall(context: StraightContext, values: Mapping[str, Any]) -> Any:
-    """Give the logarithm of the mean fall of what data and parameters remove, by plain values."""
-    by_data, by_parameters = _unit_falls(context, values)
-    of_data = biject_to(context.plain.priors["share_n"].support)(values["share_n"])
-    return jnp.logaddexp(jnp.log(of_data) + by_data, jnp.log1p(-of_data) + by_parameters)
+def _mean_fall(context: StraightContext, share_n: Any, falls: Sequence[Any]) -> Any:
+    """Give the logarithm of the mean fall of what data and parameters remove, by the plain value of the share."""
+    of_data = biject_to(context.plain.priors["share_n"].support)(share_n)
+    return jnp.logaddexp(jnp.log(of_data) + falls[0], jnp.log1p(-of_data) + falls[1])
 
 
 def _with_centre(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:

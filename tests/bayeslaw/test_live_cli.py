@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
 import os
-import re
-import sys
 import time
-import warnings
 from pathlib import Path
 
 import jax
@@ -18,34 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from command_line import command
 from simulate import Truth, simulate
 
 import bayeslaw
 from bayeslaw import cli
-from bayeslaw.cli import main
 from bayeslaw.live import LiveRun
 
 SHORT = {"chains": 2, "warmup": 100, "draws": 50}
-
-
-def command(*arguments: object) -> tuple[int, str, str]:
-    """Run `bayeslaw` in this process: exit code, standard output, standard error."""
-    output, error = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(error),
-    ):
-        warnings.simplefilter("default")
-        patch.setattr(warnings, "showwarning", warnings.showwarning)
-        patch.setattr(sys, "argv", ["bayeslaw", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()), error.getvalue()
 
 
 def refused(*arguments: object) -> str:

@@ -6,10 +6,7 @@ Thresholds were fixed before the seeds were drawn.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import sys
 import warnings
 from typing import Any
 
@@ -23,11 +20,11 @@ import pandas as pd
 import pytest
 import scipy.stats
 import xarray as xr
+from command_line import command
 from simulate import Reference, Truth, simulate, spread_at
 
 import bayeslaw
 from bayeslaw.axes import dense_axes
-from bayeslaw.cli import main
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import prepare
 from bayeslaw.laplace import Laplace
@@ -481,26 +478,6 @@ def test_saved_and_loaded_is_the_same(pooled, new, tmp_path) -> None:
     (tmp_path / "cut.nc").write_bytes(content[: len(content) // 2])
     with pytest.raises(BayeslawError, match=r"cut\.nc: not a fit"):
         bayeslaw.load_pooled(tmp_path / "cut.nc")
-
-
-def command(*arguments: object) -> tuple[int, str, str]:
-    """Run `bayeslaw` in this process: exit code, standard output, standard error."""
-    output, error = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(error),
-    ):
-        warnings.simplefilter("default")
-        patch.setattr(warnings, "showwarning", warnings.showwarning)
-        patch.setattr(sys, "argv", ["bayeslaw", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, output.getvalue(), error.getvalue()
 
 
 def test_the_command_fits_and_predicts_families(tables, pooled, tmp_path) -> None:

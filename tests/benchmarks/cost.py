@@ -55,10 +55,10 @@ def measure(configurations: int) -> dict[str, Any]:
     import bayeslaw
     from bayeslaw import fitting
     from bayeslaw.axes import lay_out, unit_axes, value_and_gradient
-    from bayeslaw.density import flat_potential, named_potential, positions_of, shapes_of
+    from bayeslaw.density import flat_potential, positions_of, shapes_of
     from bayeslaw.hierarchy import groups_of
     from bayeslaw.priors import resolve_priors
-    from bayeslaw.straight import StraightContext, ridges_of, straight_potential, straighten
+    from bayeslaw.straight import StraightContext, ridges_of, straighten
 
     runs = bayeslaw.load_runs(paper_table(configurations))
     with jax.enable_x64(True):
@@ -66,7 +66,7 @@ def measure(configurations: int) -> dict[str, Any]:
         context = StraightContext(own.context, ridges_of(own.data))
         start = straighten(context, fitting.starts_of(own)[0])
         shapes = shapes_of(start)
-        density, arrays = flat_potential(straight_potential(named_potential(own.structure, True)), context, shapes)
+        density, arrays = flat_potential(fitting.straight_density(own), context, shapes)
         origin = np.concatenate([np.ravel(start[name]) for name, _ in shapes])
         unit, times = unit_axes(lay_out(positions_of(shapes), groups_of(own.data))), []
         for _ in range(31):

@@ -59,6 +59,8 @@ PRIORS = {
     "sigma": dist.LogNormal(-3.0, 1.0),
     "floor": dist.LogNormal(0.0, 0.25),
 }
+#: Their medians, unconstrained: the normals and log-normals have them for location.
+MEDIANS = {name: prior.loc for name, prior in PRIORS.items()}
 
 
 def model(cells: Cells) -> None:
@@ -87,20 +89,9 @@ def expected(value: dict[str, Any], cells: Cells) -> jax.Array:
 
 def start_of(cells: Cells) -> dict[str, Any]:
     """Start from the prior medians, and from plateaus as measured."""
-    middle = {
-        "gamma": 0.0,
-        "phi": 1.0,
-        "psi": 1.0,
-        "knee": -3.5,
-        "log_eps_up": -0.2,
-        "a": -3.0,
-        "alpha": -0.5,
-        "b": -3.0,
-    }
-    middle |= {"beta": -0.6, "sigma_np": -1.6, "tau": -1.6, "sigma": -3.0, "floor": 0.0}
     share = np.clip(np.exp(cells.log_error[:, :, 0].mean(1)) / CHANCE_ERROR, 1e-4, 0.98)
     log_e = np.log(share / np.sqrt(1 - share**2))
-    return middle | {"log_e": log_e, "effect": np.zeros(cells.log_error[:, :, 0].size)}
+    return MEDIANS | {"log_e": log_e, "effect": np.zeros(cells.log_error[:, :, 0].size)}
 
 
 def groups_of(cells: Cells) -> dict[str, Any]:

@@ -6,22 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import model_a
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
 from bayeslaw.law import Curve, log_error
 
-PRIORS = {
-    "gamma": dist.LogNormal(0.0, 0.75),
-    "phi": dist.Normal(1.0, 1.0),
-    "psi": dist.Normal(1.0, 1.0),
-    "knee": dist.LogNormal(-3.5, 1.5),
-    "log_eps_up": dist.Normal(-0.2, 0.1),
-    "sigma": dist.LogNormal(-3.0, 1.0),
-}
-#: The unconstrained prior medians.
-START = {"gamma": 0.0, "phi": 1.0, "psi": 1.0, "knee": -3.5, "log_eps_up": -0.2, "sigma": -3.0}
+#: As far as model A has the same parameters.
+NAMES = ("gamma", "phi", "psi", "knee", "log_eps_up", "sigma")
+PRIORS = {name: model_a.PRIORS[name] for name in NAMES}
+START = {name: model_a.MEDIANS[name] for name in NAMES}
 
 
 class Rows(NamedTuple):

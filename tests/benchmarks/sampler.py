@@ -71,12 +71,10 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     from paper_scale import paper_table
 
     from bayeslaw import fitting
-    from bayeslaw.density import estimate_unconstrained, named_potential
-    from bayeslaw.hierarchy import groups_of, spread_variances
+    from bayeslaw.density import named_potential
     from bayeslaw.laplace import laplace
     from bayeslaw.priors import resolve_priors
     from bayeslaw.runs import load_runs
-    from bayeslaw.straight import StraightContext, ridges_of, straight_estimate, straight_potential, straighten
 
     fitting.bind_submodules()
     if arguments.model == "simple":
@@ -107,16 +105,12 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
             "peers": (potential, context, start),
         }
     own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
-    starts = fitting.starts_of(own)
-    context, named = StraightContext(own.context, ridges_of(own.data)), named_potential(own.structure, True)
-    density, straight = straight_potential(named), [straighten(context, start) for start in starts]
-    variances = {k: v for k, v in spread_variances(own.data).items() if k in own.priors}
-    settings = (straight_estimate(estimate_unconstrained), variances, groups_of(own.data))
+    start = fitting.starts_of(own)[0]
     return {
-        "named": density,
-        "start": straight[0],
-        "approximate": lambda: fitting.approximate(density, context, straight, *settings),
-        "peers": (named, own.context, starts[0]),
+        "named": fitting.straight_density(own),
+        "start": start,
+        "approximate": lambda: fitting.approximate(own)[:2],
+        "peers": (named_potential(own.structure, True), own.context, start),
     }
 
 
