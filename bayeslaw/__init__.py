@@ -35,6 +35,7 @@ _WHERE = {
     "evaluate": "calibration",
     "learning_curve": "sufficiency",
     "PriorPredictive": "prior_draws",
+    "predictive_check": "predictive_checks",
     "prior_predictive": "prior_draws",
     "size_draws": "plan",
 }
@@ -65,6 +66,7 @@ __all__ = [
     "load_pooled",
     "load_recorded",
     "load_runs",
+    "predictive_check",
     "prior_predictive",
     "prior_table",
     "recorded_names",

@@ -20,6 +20,7 @@ from bayeslaw.plan import frontier as frontier
 from bayeslaw.plan import size_draws as size_draws
 from bayeslaw.pooled import PooledFit as PooledFit
 from bayeslaw.posterior import Fit as Fit
+from bayeslaw.predictive_checks import predictive_check as predictive_check
 from bayeslaw.prior_draws import PriorPredictive as PriorPredictive
 from bayeslaw.prior_draws import prior_predictive as prior_predictive
 from bayeslaw.priors import default_priors as default_priors

@@ -26,7 +26,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 FamilyOption = Annotated[
     str | None, typer.Option(help="Which family of a pooled fit, for instance cifar_resnet/digits.")
 ]
-LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness, anchored, sparse or single.")]
+LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness, dip, anchored, sparse or single.")]
 CorrelatedOption = Annotated[
     bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
 ]
@@ -67,6 +67,9 @@ def fit(
     baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
+    predictive_check: Annotated[
+        bool, typer.Option("--predictive-check", help="Measured runs beside replicated ones.")
+    ] = False,
     column: Annotated[list[str] | None, typer.Option(help="Column mapping, ours=yours; repeatable.")] = None,
     n_test: Annotated[int | None, typer.Option(help="Test examples, if the table does not say.")] = None,
     chance_error: Annotated[float | None, typer.Option(help="Random-guess error, if the table does not say.")] = None,
@@ -80,10 +83,10 @@ def fit(
 
     from bayeslaw import fit as infer
 
-    if pool is not None and (baseline or sensitivity):
+    if pool is not None and (baseline or sensitivity or predictive_check):
         raise BayeslawError(
-            "--baseline and --sensitivity are about one family: leave out --pool, or call Fit.summary(baseline=True) "
-            "and Fit.psense on a family of bayeslaw.load_pooled."
+            "--baseline, --sensitivity and --predictive-check are about one family: leave out --pool, or call "
+            "Fit.summary(baseline=True), Fit.psense and Fit.predictive_check on a family of bayeslaw.load_pooled."
         )
     mapping = dict(_pair(entry) for entry in column or [])
     tables = [_table(name, columns=mapping or None, n_test=n_test, chance_error=chance_error) for name in runs]
@@ -104,6 +107,8 @@ def fit(
     typer.echo(f"\n{result.prior_note}")
     if sensitivity:
         typer.echo(f"\n{_text(result.psense())}")
+    if predictive_check:
+        typer.echo(f"\n{_text(result.predictive_check(seed=seed))}")
     typer.echo(f"\n{result.diagnose()}\n\nwritten to {output}")
 
 

@@ -117,8 +117,9 @@ def fit(
         pool: `"family"`: fit several (family, dataset) together, their exponents drawn from one population; see
             `bayeslaw.pooling`. By default there is one family.
         law: `"sharpness"`, the paper's law with knees that bend as sharply as the data say (M2); `"joint"`, the
-            paper's (M1), `"parameter_count"` (M0), `"anchored"` (M3) or `"sparse"` (Frantar et al.), to be compared
-            with it; `"single"`, equation (1), for the runs of one network.
+            paper's (M1), `"parameter_count"` (M0), `"anchored"` (M3), `"sparse"` (Frantar et al.) or `"dip"` (M2 for
+            networks that pruning first improves), to be compared with it; `"single"`, equation (1), for the runs of one
+            network.
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
         noise: Noise of single levels, `"student_t"` or `"normal"`.
         steep: Whether that noise grows with the local slope of the curve.

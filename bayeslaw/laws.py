@@ -7,6 +7,7 @@ sideways, it makes a `curve`; error, slope and inverse are functions of that cur
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bayeslaw.errors import BayeslawError
+from bayeslaw.frame import ROUND
 from bayeslaw.law import (
     Curve,
     Dense,
@@ -30,6 +32,8 @@ from bayeslaw.law import (
 #: Halvings of the log density, from 30 below 0, in which the sparse law is inverted.
 _HALVINGS = 60
 _LOWEST = -30.0
+#: Densities on a dip's falling side at which its error is looked at.
+_LOOKED_AT = 17
 #: Logarithm that stands for a term which is not there.
 _NOTHING = -700.0
 
@@ -111,6 +115,66 @@ class SharpnessLaw(Law):
     def curve(self, value: Mapping[str, Any], covariates: Mapping[str, Any], log_e: Any, sideways: Any) -> Curve:
         """Add the sharpness."""
         return super().curve(value, covariates, log_e, sideways)._replace(sharpness=value["sharpness"])
+
+
+class DipCurve(NamedTuple):
+    """Hold what fixes one curve that dips.
+
+    Attributes:
+        rising: The curve without its dip.
+        depth: Depth of the dip where it is deepest, in natural logs.
+        width: Logarithm of 1 / density there.
+    """
+
+    rising: Curve
+    depth: Any
+    width: Any
+
+
+class DipLaw(SharpnessLaw):
+    r"""M2 with a discrepancy where pruning begins: networks first gain from it, all in the same rounds.
+
+    $$\log \epsilon = \log \epsilon_{M2} - \delta x e^{1 - x}, \qquad x = - \log d / (r \log 1.25)$$
+
+    so that the error of M2 is multiplied by e^-dip after r = `dip_rounds` rounds of 20 %.
+    """
+
+    def curve(self, value: Mapping[str, Any], covariates: Mapping[str, Any], log_e: Any, sideways: Any) -> Any:
+        """Add the dip."""
+        rising = super().curve(value, covariates, log_e, sideways)
+        return DipCurve(rising, value["dip"], ROUND * value["dip_rounds"])
+
+    def log_error(self, curve: DipCurve, log_density: Any) -> jax.Array:
+        """Take the dip from the rising curve."""
+        return super().log_error(curve.rising, log_density) - _dip_and_slope(curve, log_density)[0]
+
+    def log_slope(self, curve: DipCurve, log_density: Any) -> jax.Array:
+        """Differentiate both."""
+        return super().log_slope(curve.rising, log_density) - _dip_and_slope(curve, log_density)[1]
+
+    def log_error_and_slope(self, curve: DipCurve, log_density: Any) -> tuple[jax.Array, jax.Array]:
+        """Compute both."""
+        log_error, slope = super().log_error_and_slope(curve.rising, log_density)
+        dip, dip_slope = _dip_and_slope(curve, log_density)
+        return log_error - dip, slope - dip_slope
+
+    def log_density_at(self, curve: DipCurve, log_target: Any) -> jax.Array:
+        """Find the lowest density at which the error is the target: beyond its deepest, the curve only rises."""
+        ndim = jnp.ndim(self.log_error(curve, 0.0))
+        here = -jnp.linspace(1.0, 0.0, _LOOKED_AT).reshape(-1, *[1] * ndim) * curve.width
+        enough = self.log_error(curve, here) <= log_target
+        here = jnp.broadcast_to(here, enough.shape)
+        first = enough.argmax(0)[None]
+        sparser = jnp.where(first > 0, jnp.take_along_axis(here, jnp.maximum(first - 1, 0), 0), _LOWEST)
+        found = _halve(self, curve, log_target, sparser[0], jnp.take_along_axis(here, first, 0)[0])
+        return jnp.where(enough.any(0), found, jnp.inf)
+
+
+def _dip_and_slope(curve: DipCurve, log_density: Any) -> tuple[jax.Array, jax.Array]:
+    """Compute the dip and its derivative by log density."""
+    x = -log_density / curve.width
+    dip = curve.depth * jnp.exp(1 - x)
+    return dip * x, dip * (x - 1) / curve.width
 
 
 class AnchoredLaw(Law):
@@ -206,14 +270,23 @@ class SparseLaw(Law):
         return self.log_error(curve, log_density), self.log_slope(curve, log_density)
 
     def log_density_at(self, curve: SparseCurve, log_target: Any) -> jax.Array:
-        """Halve an interval of log density whose upper end is low enough in error and whose lower end is not."""
+        """Find it between a density that no network has and 1."""
         top = self.log_error(curve, jnp.asarray(0.0))
-        low, high = jnp.full(top.shape, _LOWEST), jnp.zeros(top.shape)
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            enough = self.log_error(curve, middle) <= log_target
-            low, high = jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-        return jnp.where(top <= log_target, high, jnp.inf)
+        found = _halve(self, curve, log_target, jnp.full(top.shape, _LOWEST), jnp.zeros(top.shape))
+        return jnp.where(top <= log_target, found, jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _halve(law: Law, curve: Any, log_target: Any, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Halve intervals of log density whose upper end is low enough in error and whose lower end is not."""
+
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        enough = law.log_error(curve, middle) <= log_target
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    return jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))[1]
 
 
 _JOINT = "Rosenfeld et al., ICML 2021, equation (2)"
@@ -221,6 +294,12 @@ _LAWS = (
     Law("joint", "joint law (M1)", _JOINT),
     ParameterCountLaw("parameter_count", "parameters kept (M0)", f"{_JOINT} with m* = P d", without=("phi", "psi")),
     SharpnessLaw("sharpness", "free sharpness (M2)", "Caballero et al., arXiv 2210.14891", own=("sharpness",)),
+    DipLaw(
+        "dip",
+        "free sharpness, dip at first (M2)",
+        "Caballero et al., arXiv 2210.14891; that pruning first helps: Jin et al., arXiv 2210.13738",
+        own=("sharpness", "dip", "dip_rounds"),
+    ),
     AnchoredLaw("anchored", "anchored at density 1 (M3)", f"{_JOINT}, eps_np solved from the error at density 1"),
     SparseLaw(
         "sparse",

@@ -153,6 +153,12 @@ class Fit:
             progress=progress,
         )
 
+    def predictive_check(self, *, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
+        """Compare measured runs with replicated ones; see `bayeslaw.predictive_checks.predictive_check`."""
+        from bayeslaw.predictive_checks import predictive_check
+
+        return predictive_check(self, interval=interval, seed=seed)
+
     def diagnose(self) -> Diagnosis:
         """Judge the draws of parameters and of trained curves: R-hat, effective sample sizes, divergences and BFMI.
 

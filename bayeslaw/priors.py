@@ -101,6 +101,12 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "sharpness": Prior(
             dist.LogNormal(math.log(2.0), 0.4), "sharpness of both knees", "2 in Rosenfeld et al. 2021; .9 to 4.4"
         ),
+        "dip": Prior(
+            dist.HalfNormal(0.1), "depth of the dip where pruning begins (log)", "up to .12 in short trainings"
+        ),
+        "dip_rounds": Prior(
+            dist.LogNormal(math.log(3.0), 0.5), "rounds of 20 % to where the dip is deepest", "weak: 1 to 8"
+        ),
         "sparse_share": Prior(
             dist.Uniform(0.0, 1.0), "a_S / (a_S + c_S), share of the parameter term that sparsity changes", "flat"
         ),

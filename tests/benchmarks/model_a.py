@@ -22,7 +22,10 @@ CHANCE_ERROR, NU = 0.9, 4.0
 
 
 class Cells(NamedTuple):
-    """Hold log errors `[configurations, replicates, levels]` and what goes with them."""
+    """Hold log errors `[configurations, replicates, levels]` and what goes with them.
+
+    Covariates are centred logs; `centre` holds what was taken from them.
+    """
 
     log_error: Any
     log_density: Any
@@ -31,6 +34,7 @@ class Cells(NamedTuple):
     parameters: Any
     dataset_size: Any
     n_test: Any
+    centre: Any
 
 
 def cells_of(runs: pd.DataFrame) -> Cells:
@@ -40,8 +44,10 @@ def cells_of(runs: pd.DataFrame) -> Cells:
     shape = (len(configurations), runs["replicate"].nunique(), runs["level"].nunique())
     log_error = np.log(runs["error"].clip(lower=0.5 / runs["n_test"]).to_numpy()).reshape(shape)
     log_density = np.log(runs["density"].to_numpy()).reshape(shape)[:, 0]
-    covariates = make_frame(runs, CHANCE_ERROR).covariates(configurations)
-    return Cells(log_error, log_density, **covariates, n_test=float(runs["n_test"].iloc[0]))
+    frame = make_frame(runs, CHANCE_ERROR)
+    centre = {name: getattr(frame, f"log_{name}") for name in frame.covariates(configurations)}
+    n_test = float(runs["n_test"].iloc[0])
+    return Cells(log_error, log_density, **frame.covariates(configurations), n_test=n_test, centre=centre)
 
 
 PRIORS = {
@@ -85,6 +91,20 @@ def expected(value: dict[str, Any], cells: Cells) -> jax.Array:
     """Compute log e by the dense law without c."""
     dense = Dense(jnp.log(value["a"]), value["alpha"], jnp.log(value["b"]), value["beta"], -700.0)
     return log_dense(dense, cells.parameters, cells.dataset_size)
+
+
+def in_papers_terms(cells: Cells, values: dict[str, Any], sign: int = -1) -> dict[str, Any]:
+    """Turn p', a and b of the law as the paper writes it, with m* = l^phi w^psi d, into those of centred covariates.
+
+    All on the unconstrained scale, where it is a shear: the density is the same. With `sign` 1 the way back.
+    """
+    slopes = {name: jnp.exp(values[name]) for name in ("alpha", "beta")}
+    turned = {
+        "knee": values["phi"] * cells.centre["depth"] + values["psi"] * cells.centre["width"],
+        "a": slopes["alpha"] * cells.centre["dataset_size"],
+        "b": slopes["beta"] * cells.centre["parameters"],
+    }
+    return values | {name: values[name] + sign * shift for name, shift in turned.items()}
 
 
 def start_of(cells: Cells) -> dict[str, Any]:

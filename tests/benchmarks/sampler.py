@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1800.0, help="Seconds for each peer.")
     parser.add_argument("--configurations", type=int, default=152)
     parser.add_argument("--draws", type=int, default=1000, help="Draws of each chain of ours.")
+    parser.add_argument("--terms", choices=["paper", "centred"], default="centred", help="Of A, what peers sample in.")
     parser.add_argument("--only", choices=SAMPLERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -93,16 +94,20 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.model == "A":
         cells = model_a.cells_of(table)
         start = {name: jnp.asarray(value) for name, value in model_a.start_of(cells).items()}
+        peers_start = model_a.in_papers_terms(cells, start, 1) if arguments.terms == "paper" else start
 
         def potential(context: Any, values: dict[str, Any]) -> jax.Array:
             return jnp.asarray(potential_energy(model_a.model, (context,), {}, values))
+
+        def of_papers_terms(context: Any, values: dict[str, Any]) -> jax.Array:
+            return potential(context, model_a.in_papers_terms(context, values))
 
         context, settings = jax.tree.map(jnp.asarray, cells), (model_a.variances(cells), model_a.groups_of(cells))
         return {
             "named": potential,
             "start": start,
             "approximate": lambda: (context, laplace(potential, context, [start], model_a.estimate, *settings)),
-            "peers": (potential, context, start),
+            "peers": (of_papers_terms if arguments.terms == "paper" else potential, context, peers_start),
         }
     own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
     start = fitting.starts_of(own)[0]
