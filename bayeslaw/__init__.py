@@ -24,7 +24,7 @@ _WHERE = {
     "Comparison": "comparison",
     "compare": "comparison",
     "Plan": "plan",
-    "frontier": "plan",
+    "frontier": "frontiers",
     "LeastSquares": "baseline",
     "least_squares": "baseline",
     "bootstrap": "bootstrapping",
@@ -37,7 +37,8 @@ _WHERE = {
     "PriorPredictive": "prior_draws",
     "predictive_check": "predictive_checks",
     "prior_predictive": "prior_draws",
-    "size_draws": "plan",
+    "size_draws": "frontiers",
+    "width_grid": "starts",
 }
 __all__ = [
     "BayeslawError",
@@ -71,6 +72,7 @@ __all__ = [
     "prior_table",
     "recorded_names",
     "size_draws",
+    "width_grid",
 ]
 
 

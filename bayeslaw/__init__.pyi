@@ -15,9 +15,9 @@ from bayeslaw.families import Family as Family
 from bayeslaw.fit_file import load as load
 from bayeslaw.fit_file import load_pooled as load_pooled
 from bayeslaw.fitting import fit as fit
+from bayeslaw.frontiers import frontier as frontier
+from bayeslaw.frontiers import size_draws as size_draws
 from bayeslaw.plan import Plan as Plan
-from bayeslaw.plan import frontier as frontier
-from bayeslaw.plan import size_draws as size_draws
 from bayeslaw.pooled import PooledFit as PooledFit
 from bayeslaw.posterior import Fit as Fit
 from bayeslaw.predictive_checks import predictive_check as predictive_check
@@ -28,4 +28,5 @@ from bayeslaw.priors import prior_table as prior_table
 from bayeslaw.runs import load_recorded as load_recorded
 from bayeslaw.runs import load_runs as load_runs
 from bayeslaw.runs import recorded_names as recorded_names
+from bayeslaw.starts import width_grid as width_grid
 from bayeslaw.sufficiency import learning_curve as learning_curve

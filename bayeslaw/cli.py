@@ -15,6 +15,9 @@ from bayeslaw.errors import BayeslawError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bayeslaw.plan import Plan
+    from bayeslaw.posterior import Fit
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -154,15 +157,30 @@ def predict(
 @app.command()
 def plan(
     fit: FitArgument,
-    target_error: Annotated[float, typer.Option(help="Wanted test error, a fraction.")],
-    dataset_size: Annotated[int | None, typer.Option(help="Training examples; default the largest fitted.")] = None,
+    target_error: Annotated[float | None, typer.Option(help="Wanted test error, a fraction.")] = None,
+    objective: Annotated[
+        str, typer.Option(help="size, inference (multiply-adds), or error (within --max-size).")
+    ] = "size",
+    max_size: Annotated[float | None, typer.Option(help="Most non-zero parameters, for --objective error.")] = None,
+    max_training_flops: Annotated[float | None, typer.Option(help="Most operations for all trainings.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="fixed (density chosen in advance), or adaptive (until the error crosses).")
+    ] = "fixed",
+    validation: Annotated[
+        int | None, typer.Option(help="Training examples held out for --policy adaptive to stop on.")
+    ] = None,
+    dataset_size: Annotated[str, typer.Option(help="Training examples, comma-separated; default the most.")] = "",
     depths: Annotated[str, typer.Option(help="Depths, comma-separated; default the fitted ones.")] = "",
-    widths: Annotated[str, typer.Option(help="Widths, comma-separated; default the fitted ones.")] = "",
+    widths: Annotated[
+        str, typer.Option(help="Widths, comma-separated, or a range 4-64; default the fitted ones.")
+    ] = "",
     confidence: Annotated[float, typer.Option(help="Wanted probability of reaching the target.")] = 0.9,
     allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Plan with a fit that failed its gate.")] = False,
     family: FamilyOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Figure of the frontier to write (.png, .pdf).")] = None,
+    regret_figure: Annotated[Path | None, typer.Option(help="Figure of the regret of every start.")] = None,
+    reach_figure: Annotated[Path | None, typer.Option(help="Figure of who reaches the target.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Choose the network to start from and how far to prune it."""
@@ -173,19 +191,37 @@ def plan(
     decision = posterior.plan(
         target_error,
         depths=_floats(depths, "--depths") if depths else sorted(runs["depth"].unique()),
-        widths=_floats(widths, "--widths") if widths else sorted(runs["width"].unique()),
-        dataset_size=dataset_size or int(runs["dataset_size"].max()),
+        widths=_widths(widths) if widths else sorted(runs["width"].unique()),
+        dataset_size=_floats(dataset_size, "--dataset-size") if dataset_size else int(runs["dataset_size"].max()),
+        objective=objective,
+        max_size=max_size,
+        max_training_flops=max_training_flops,
+        policy=policy,
+        validation=validation,
         confidence=confidence,
         allow_failed=allow_failed,
         seed=seed,
     )
     if output is not None:
         decision.starts.to_csv(output, index=False)
-    if figure is not None:
-        from bayeslaw.plots import plot_frontier, save_figure
-
-        save_figure(plot_frontier(posterior, decision, seed=seed), figure)
+    _draw_plan(posterior, decision, seed, frontier=figure, regret=regret_figure, reach=reach_figure)
     typer.echo(str(decision))
+
+
+def _draw_plan(
+    posterior: Fit, decision: Plan, seed: int, *, frontier: Path | None, regret: Path | None, reach: Path | None
+) -> None:
+    if frontier is None and regret is None and reach is None:
+        return
+    from bayeslaw.plan_plots import plot_frontier, plot_reach, plot_regret
+    from bayeslaw.plots import save_figure
+
+    if frontier is not None:
+        save_figure(plot_frontier(posterior, decision, seed=seed), frontier)
+    if regret is not None:
+        save_figure(plot_regret(decision), regret)
+    if reach is not None:
+        save_figure(plot_reach(decision), reach)
 
 
 @app.command()
@@ -301,6 +337,16 @@ def _floats(text: str, option: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise BayeslawError(f"{option} {text!r} must be numbers separated by commas, for instance 1,0.1.") from None
+
+
+def _widths(text: str) -> list[float]:
+    """Read widths, or the two ends of a range of them."""
+    ends = text.split("-")
+    if len(ends) != 2:
+        return _floats(text, "--widths")
+    from bayeslaw.starts import width_grid
+
+    return width_grid(*(_floats(end, "--widths")[0] for end in ends)).tolist()
 
 
 def _pair(entry: str) -> tuple[str, str]:

@@ -70,6 +70,29 @@ class Family:
             raise BayeslawError(f"{self.name} has no depth {', '.join(f'{v:g}' for v in wrong)}; depth must be {rule}.")
         return _COUNTS[self.name](shape[0], shape[1], self.input_shape, self.classes)
 
+    def macs(self, depth: ArrayLike, width: ArrayLike) -> NDArray[np.float64]:
+        """Count the multiply-adds of the unpruned network with its prunable weights, per example.
+
+        Args:
+            depth: Number of weight layers.
+            width: Base channels or hidden units.
+
+        Returns:
+            Multiply-adds of one forward pass, broadcast; two floating-point operations each.
+
+        Raises:
+            BayeslawError: As `counts` does.
+
+        Example:
+            >>> int(Family("cifar_resnet", (3, 32, 32), 10).macs(20, 16))
+            40813184
+        """
+        self.counts(depth, width)
+        assert self.input_shape is not None
+        assert self.classes is not None
+        shape = np.broadcast_arrays(np.asarray(depth, float), np.asarray(width, float))
+        return _MACS[self.name](shape[0], shape[1], self.input_shape, self.classes)
+
     def parameters(self, depth: ArrayLike, width: ArrayLike) -> NDArray[np.float64]:
         """Count all parameters, or where the family is not known give depth x width^2, which grows like the count."""
         if self.is_exact:
@@ -80,12 +103,27 @@ class Family:
 
 def _cifar_resnet(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int) -> Counts:
     blocks = (depth - 2) / 6
-    stem = 9 * input_shape[0] * width
-    stages = 18 * blocks * width**2
-    for inputs, outputs in ((width, 2 * width), (2 * width, 4 * width)):
-        stages = stages + 9 * inputs * outputs + 9 * outputs**2 + inputs * outputs + 18 * (blocks - 1) * outputs**2
+    weights = sum(_resnet_weights(depth, width, input_shape, classes))
     normalised = width + 2 * blocks * (width + 2 * width + 4 * width) + 2 * width + 4 * width
-    return stem + stages + 4 * width * classes, 2 * normalised + classes
+    return np.asarray(weights), 2 * normalised + classes
+
+
+def _resnet_weights(
+    depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Count the weights at full, half and quarter resolution, and of the linear layer."""
+    blocks = (depth - 2) / 6
+    stages = [9 * input_shape[0] * width + 18 * blocks * width**2]
+    for inputs, outputs in ((width, 2 * width), (2 * width, 4 * width)):
+        stages.append(9 * inputs * outputs + 9 * outputs**2 + inputs * outputs + 18 * (blocks - 1) * outputs**2)
+    return stages[0], stages[1], stages[2], 4 * width * classes
+
+
+def _cifar_resnet_macs(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int) -> NDArray:
+    *stages, linear = _resnet_weights(depth, width, input_shape, classes)
+    sides = np.array(input_shape[1:])
+    positions = [float(np.prod(-(-sides // 2**stage))) for stage in range(3)]
+    return sum((count * at for count, at in zip(stages, positions, strict=True)), start=linear)
 
 
 def _mlp(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int) -> Counts:
@@ -94,9 +132,17 @@ def _mlp(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: 
     return prunable, hidden * width + classes
 
 
+def _mlp_macs(depth: NDArray, width: NDArray, input_shape: tuple[int, ...], classes: int) -> NDArray:
+    return _mlp(depth, width, input_shape, classes)[0]
+
+
 _COUNTS: dict[str, Callable[[NDArray, NDArray, tuple[int, ...], int], Counts]] = {
     "cifar_resnet": _cifar_resnet,
     "mlp": _mlp,
+}
+_MACS: dict[str, Callable[[NDArray, NDArray, tuple[int, ...], int], NDArray]] = {
+    "cifar_resnet": _cifar_resnet_macs,
+    "mlp": _mlp_macs,
 }
 _DEPTHS: dict[str, tuple[str, Callable[[NDArray], NDArray]]] = {
     "cifar_resnet": ("6D+2 with D >= 1: 8, 14, 20, ...", lambda depth: (depth >= 8) & ((depth - 2) % 6 == 0)),

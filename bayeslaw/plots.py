@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from bayeslaw.frame import CONFIGURATION
-from bayeslaw.plan import Plan, frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 BAND, LINE, POINT = "#9ecae1", "#08519c", "#d94801"
 
 
-def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.4)) -> Axes:
+def new_axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.4)) -> Axes:
+    """Make a figure with one panel, where no axes are given."""
     if ax is not None:
         return ax
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def curve_densities(lowest: float, points: int = 60) -> np.ndarray:
     return np.geomspace(1.0, lowest, points)
 
 
-def _lowest(runs: pd.DataFrame) -> float:
+def lowest_density(runs: pd.DataFrame) -> float:
     """Give the lowest density measured; where nothing was, that of thirty rounds."""
     return 0.8**30 if runs.empty else float(runs["density"].min())
 
@@ -80,12 +80,12 @@ def plot_curve(
     Returns:
         The axes. The dark band is the configuration's mean curve, the light one a new run measured on the test set.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     measured = None
     if runs is not None:
         here = (runs[CONFIGURATION] == [depth, width, dataset_size]).all(axis=1)
         measured = runs[here]
-    lowest = _lowest(fit.runs if measured is None or measured.empty else measured)
+    lowest = lowest_density(fit.runs if measured is None or measured.empty else measured)
     densities = curve_densities(lowest)
     designs = pd.DataFrame({"depth": depth, "width": width, "dataset_size": dataset_size, "density": densities})
     for kind, alpha, label in (("run", 0.35, "new run"), ("mean", 0.9, "mean curve")):
@@ -102,102 +102,6 @@ def plot_curve(
     ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}: depth {depth}, width {width:g}, n = {dataset_size}")
     ax.legend(frameon=False)
     return ax
-
-
-def plot_frontier(
-    fit: Fit,
-    plan: Plan,
-    *,
-    interval: float = 0.9,
-    seed: int = 0,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw error against non-zero parameters for every start, and the fewest parameters at every error.
-
-    Args:
-        fit: The posterior.
-        plan: The plan whose starts, target and recommendation are drawn.
-        interval: Probability of the band of the frontier.
-        seed: Seed of fresh effects.
-        ax: Where to draw; a new figure if not given.
-
-    Returns:
-        The axes: the paper's figure 8 with credible bands.
-
-    Source:
-        Rosenfeld et al., ICML 2021, figure 8.
-    """
-    import matplotlib as mpl
-
-    ax = _axes(ax, (7.2, 4.8))
-    starts = plan.starts
-    widths = sorted(starts["width"].unique())
-    colors = mpl.colormaps["viridis"](np.linspace(0.1, 0.9, len(widths)))
-    styles = ["-", "--", ":", "-."]
-    depths = sorted(starts["depth"].unique())
-    lowest = _lowest(fit.runs)
-    densities = curve_densities(lowest, 50)
-    designs = starts[CONFIGURATION].merge(pd.DataFrame({"density": densities}), how="cross")
-    curves = fit.predict(designs, seed=seed)
-    assert isinstance(curves, pd.DataFrame)
-    for (depth, width), curve in curves.groupby(["depth", "width"]):
-        row = starts[(starts["depth"] == depth) & (starts["width"] == width)].iloc[0]
-        prunable = row["kept"] / row["density"]
-        size = curve["density"] * prunable + row["parameters"] - prunable
-        style = styles[depths.index(depth) % len(styles)]
-        ax.plot(size, curve["median"], color=colors[widths.index(width)], ls=style, lw=1, alpha=0.8)
-    targets = np.geomspace(curves["median"].min() * 1.02, 0.95 * float(fit.posterior["eps_up"].mean()), 30)
-    front = _frontier_of(fit, plan, targets, interval, seed)
-    ax.fill_betweenx(front["target_error"], front["lower"], front["upper"], color="0.6", alpha=0.5, lw=0)
-    ax.plot(front["median"], front["target_error"], color="black", lw=2)
-    ax.axhline(plan.target_error, color=POINT, lw=1, ls=(0, (6, 3)))
-    if plan.recommended is not None:
-        ax.plot(plan.recommended["size"], plan.target_error, "*", color=POINT, ms=14, zorder=5)
-    _frontier_legend(ax, plan, widths, colors, depths, styles, interval)
-    ax.set(xscale="log", yscale="log", xlabel="non-zero parameters", ylabel="test error (fraction)")
-    ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}, n = {plan.dataset_size}")
-    return ax
-
-
-def _frontier_of(fit: Fit, plan: Plan, targets: np.ndarray, interval: float, seed: int) -> pd.DataFrame:
-    """Compute the frontier with the counts that the plan was made with."""
-    starts = plan.starts.set_index(["depth", "width"])
-    prunable = starts["kept"] / starts["density"]
-
-    def count(depth: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        index = pd.MultiIndex.from_arrays([depth, width])
-        return prunable.reindex(index).to_numpy(), (starts["parameters"] - prunable).reindex(index).to_numpy()
-
-    front = frontier(
-        fit,
-        targets,
-        depths=plan.starts["depth"],
-        widths=plan.starts["width"],
-        dataset_size=plan.dataset_size,
-        parameters=count,
-        interval=interval,
-        seed=seed,
-    )
-    return front[front["p_feasible"] >= 0.5]
-
-
-def _frontier_legend(ax: Axes, plan: Plan, widths, colors, depths, styles, interval: float) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles: list = [Line2D([], [], color=c, label=f"width {w:g}") for w, c in zip(widths, colors, strict=True)]
-    handles += [
-        Line2D([], [], color="0.4", ls=styles[i % len(styles)], label=f"depth {d:g}") for i, d in enumerate(depths)
-    ]
-    handles += [
-        Line2D([], [], color="black", lw=2, label="fewest parameters, median"),
-        Patch(color="0.6", alpha=0.5, label=f"{interval:.0%} interval"),
-        Line2D([], [], color=POINT, ls=(0, (6, 3)), label=f"target {plan.target_error:g}"),
-    ]
-    if plan.recommended is not None:
-        label = f"recommended (reached with p = {plan.recommended['p_reach']:.2f})"
-        handles.append(Line2D([], [], color=POINT, marker="*", ms=12, ls="", label=label))
-    ax.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def plot_posterior(fit: Fit, *, parameters: tuple[str, ...] = ("gamma", "phi", "psi", "p_prime")) -> Figure:

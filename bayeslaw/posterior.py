@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from bayeslaw.plan import Plan
     from bayeslaw.priors import Prior
+    from bayeslaw.starts import Counter
 
 
 @dataclass(frozen=True)
@@ -184,18 +185,23 @@ class Fit:
 
     def plan(
         self,
-        target_error: float,
+        target_error: float | None = None,
         *,
-        depths: Any,
-        widths: Any,
-        dataset_size: int,
+        depths: Iterable[float],
+        widths: Iterable[float],
+        dataset_size: float | Iterable[float],
+        objective: str = "size",
+        max_size: float | None = None,
+        max_training_flops: float | None = None,
+        policy: str = "fixed",
+        validation: int | None = None,
         family: Family | None = None,
-        parameters: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+        parameters: Counter | None = None,
         confidence: float = 0.9,
         allow_failed: bool = False,
         seed: int = 0,
     ) -> Plan:
-        """Choose the network to start from and the density to prune to; see `bayeslaw.plan.plan`."""
+        """Choose the network to start from and how far to prune it; see `bayeslaw.plan.plan`."""
         from bayeslaw.plan import plan
 
         return plan(
@@ -204,6 +210,11 @@ class Fit:
             depths=depths,
             widths=widths,
             dataset_size=dataset_size,
+            objective=objective,
+            max_size=max_size,
+            max_training_flops=max_training_flops,
+            policy=policy,
+            validation=validation,
             family=family,
             parameters=parameters,
             confidence=confidence,

@@ -16,7 +16,8 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.live import LiveRun
-from bayeslaw.plots import plot_curve, plot_frontier, plot_posterior, save_figure
+from bayeslaw.plan_plots import plot_frontier
+from bayeslaw.plots import plot_curve, plot_posterior, save_figure
 from bayeslaw.posterior import Fit
 from bayeslaw.runs import load_recorded, recorded_folder
 

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayeslaw.plots import curve_densities, plot_curve, plot_frontier, plot_posterior, save_figure
+from bayeslaw.plan_plots import plot_frontier
+from bayeslaw.plots import curve_densities, plot_curve, plot_posterior, save_figure
 
 STARTS = {"depths": [8, 14], "widths": [2, 8], "dataset_size": 2000}
 

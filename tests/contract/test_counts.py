@@ -10,7 +10,7 @@ import torch
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
-from imp_runs.families import MODELS, prunable_layers
+from imp_runs.families import MODELS, layer_uses, prunable_layers
 
 INPUT_SHAPES = [(1, 8, 8), (1, 14, 14), (1, 28, 28), (3, 32, 32)]
 CLASSES = [2, 10]
@@ -43,6 +43,19 @@ def test_counts_are_exact(family: str, input_shape: tuple[int, int, int]) -> Non
 def test_counts_are_exact_for_large_networks(family: str, depth: int, width: int) -> None:
     prunable, unprunable = Family(family, (3, 32, 32), 100).counts(depth, width)
     assert (prunable, unprunable) == build_counts(family, depth, width, (3, 32, 32), 100)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 14, 14), (3, 32, 30)], ids=str)
+def test_multiply_adds_are_exact(family: str, input_shape: tuple[int, int, int]) -> None:
+    """Against one forward pass of the real network; 14 halves to 7, and to 4."""
+    grid = list(itertools.product(DEPTHS[family][:3], WIDTHS[family][:4]))
+    depth, width = np.array(grid).T
+    built = []
+    for d, w in grid:
+        uses = layer_uses(MODELS[family](d, w, input_shape, 10), input_shape)
+        built.append(sum(use.weights * use.positions for use in uses))
+    assert Family(family, input_shape, 10).macs(depth, width).tolist() == built
 
 
 def test_every_family_that_can_be_built_has_exact_counts() -> None:
