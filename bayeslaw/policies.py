@@ -144,8 +144,8 @@ def adaptive(question: Question, starts: pd.DataFrame, runs: Iterable[Runs], cos
     Returns:
         One row per start: `stop_at`, the mark; `rounds`, the median round kept; `kept`, the median of its weights;
         `run_lower` and `run_upper`, 90 % of the sizes; `size_mean`, their mean; `p_reach`; `optimism`, how far the
-        population error of what is kept lies above the measured one on average, where any level was good; `trainings`, their mean number, the
-        one that crossed included. Runs that miss at density 1 keep the unpruned network.
+        population error of what is kept lies above the measured one on average, where any level was good; `trainings`,
+        their mean number, the one that crossed included. Runs that miss at density 1 keep the unpruned network.
     """
     rows = [_stop(question, run, unprunable) for run, unprunable in zip(runs, costs.unprunable, strict=True)]
     return pd.DataFrame(rows, index=starts.index)
