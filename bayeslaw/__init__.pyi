@@ -8,6 +8,8 @@ from bayeslaw.checking import Check as Check
 from bayeslaw.checking import check as check
 from bayeslaw.comparison import Comparison as Comparison
 from bayeslaw.comparison import compare as compare
+from bayeslaw.conclusions import Conclusions as Conclusions
+from bayeslaw.conclusions import conclude as conclude
 from bayeslaw.diagnostics import Diagnosis as Diagnosis
 from bayeslaw.errors import BayeslawError as BayeslawError
 from bayeslaw.errors import RunTableError as RunTableError

@@ -77,7 +77,7 @@ def plot_frontier(
         ax.plot(row["size"], error, "*", color=POINT, ms=14, zorder=5)
     _frontier_legend(ax, plan, widths, colors, depths, styles, interval)
     ax.set(xscale="log", yscale="log", xlabel="non-zero parameters", ylabel="test error (fraction)")
-    ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}, n = {plan.dataset_size}")
+    ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}, n = {plan.dataset_size:g}")
     return ax
 
 
@@ -103,7 +103,7 @@ def _frontier_legend(ax: Axes, plan: Plan, widths, colors, depths, styles, inter
     from matplotlib.patches import Patch
 
     named = np.unique(np.linspace(0, len(widths) - 1, MOST_NAMED).round().astype(int))
-    handles: list = [Line2D([], [], color=colors[i], label=f"width {widths[i]:g}") for i in named]
+    handles: list = [Line2D([], [], color=colors[i], label=f"width {widths[i]:.3g}") for i in named]
     handles += [
         Line2D([], [], color="0.4", ls=styles[i % len(styles)], label=f"depth {d:g}") for i, d in enumerate(depths)
     ]
@@ -145,7 +145,7 @@ def plot_regret(plan: Plan, *, ax: Axes | None = None) -> Axes:
         text = f" {row['regret_percent']:,.0f} %, best with p = {row['p_best']:.2f}"
         ax.text(row["regret_percent"], place, text, va="center", fontsize=8)
     names = [
-        f"depth {row.depth:g}, width {row.width:g}" + f", n = {row.dataset_size:g}" * several
+        f"depth {row.depth:g}, width {row.width:.3g}" + f", n = {row.dataset_size:g}" * several
         for row in shown.itertuples()
     ]
     ax.set_yticks(places, names, fontsize=8)
