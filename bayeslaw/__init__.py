@@ -39,6 +39,8 @@ _WHERE = {
     "PriorPredictive": "prior_draws",
     "predictive_check": "predictive_checks",
     "prior_predictive": "prior_draws",
+    "Suggestion": "design",
+    "suggest": "design",
     "size_draws": "frontiers",
     "width_grid": "starts",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "PooledFit",
     "PriorPredictive",
     "RunTableError",
+    "Suggestion",
     "bootstrap",
     "bootstrap_parameters",
     "check",
@@ -76,6 +79,7 @@ __all__ = [
     "prior_table",
     "recorded_names",
     "size_draws",
+    "suggest",
     "width_grid",
 ]
 

@@ -10,6 +10,8 @@ from bayeslaw.comparison import Comparison as Comparison
 from bayeslaw.comparison import compare as compare
 from bayeslaw.conclusions import Conclusions as Conclusions
 from bayeslaw.conclusions import conclude as conclude
+from bayeslaw.design import Suggestion as Suggestion
+from bayeslaw.design import suggest as suggest
 from bayeslaw.diagnostics import Diagnosis as Diagnosis
 from bayeslaw.errors import BayeslawError as BayeslawError
 from bayeslaw.errors import RunTableError as RunTableError

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayeslaw.errors import BayeslawError
+from bayeslaw.sweep_file import read_sweep, toml_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,17 +29,16 @@ class LiveRun:
 
     def __init__(self, row: pd.Series, sweep: Path, store: Path) -> None:
         import importlib.util
-        import tomllib
 
         if importlib.util.find_spec("torch") is None:
             raise BayeslawError("live runs need PyTorch: install the extra, pip install 'bayeslaw[imp]'.")
-        content = tomllib.loads(sweep.read_text(encoding="utf-8"))
+        content = read_sweep(sweep)
         grid = content["grid"] | {name: [int(row[name])] for name in ("depth", "width", "dataset_size")}
         grid["replicates"] = 1
         self.store = store
         self._file = store.parent / f"{store.name}.toml"
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(_toml({"name": content["name"], "grid": grid, "protocol": content["protocol"]}))
+        self._file.write_text(toml_of({"name": content["name"], "grid": grid, "protocol": content["protocol"]}))
         command = [sys.executable, "-m", "imp_runs.cli", "sweep", str(self._file), "--store", str(store)]
         environment = os.environ | {"TQDM_DISABLE": "1"}
         self._process = subprocess.Popen(
@@ -67,17 +67,3 @@ class LiveRun:
         if self._process.poll() is None:
             self._process.terminate()
             self._process.communicate()
-
-
-def _toml(content: dict) -> str:
-    """Write the two-level tables of a sweep."""
-    import json
-
-    lines = []
-    for key, value in content.items():
-        if not isinstance(value, dict):
-            lines.append(f"{key} = {json.dumps(value)}")
-    for key, value in content.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{name} = {json.dumps(entry)}" for name, entry in value.items())]
-    return "\n".join(lines) + "\n"

@@ -43,8 +43,8 @@ class Plan:
             error there is at most the target. With the fixed policy at the deepest round that is sure enough; with the
             adaptive one they are medians, `run_lower` and `run_upper` are 90 % of the sizes, `size_mean` their mean,
             `stop_at` the measured error at which to stop, and `optimism` by how much the error measured there flatters.
-            `training_flops`, of all trainings, NaN where unknown; `prunable` + `unprunable` = `parameters` of the
-            unpruned network; `extrapolation` as `Fit.predict` has it, at density 1.
+            `training_flops`, of all trainings, and `one_training_flops`, NaN where unknown; `prunable` + `unprunable` =
+            `parameters`, and `macs`, of the unpruned network; `extrapolation` as `Fit.predict` has it, at density 1.
         recommended: The row of `starts` to begin with, or nothing if none is sure enough.
         p_none: Probability that no start is feasible.
         notes: What the reader must know: extrapolation, prior-driven parameters, a failed gate.
@@ -268,6 +268,7 @@ def _priced(fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, se
     trainings = table["trainings"] if "trainings" in table else table["rounds"] + 1
     table["training_flops"] = costs.training * trainings
     table["prunable"], table["unprunable"], table["parameters"] = costs.prunable, costs.unprunable, costs.parameters
+    table["macs"], table["one_training_flops"] = costs.macs, costs.training
     table["extrapolation"] = extrapolation(fit, starts)
     return table
 

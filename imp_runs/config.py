@@ -176,7 +176,8 @@ def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep from a TOML file.
 
     The file has `name`, a `[grid]` table (`family`, `dataset`, `replicates`, lists `depth`, `width`, `dataset_size`,
-    optional `pool`) and an optional `[protocol]` table: `name` picks a named protocol, all else overrides it.
+    optional `pool` and `first_replicate`) or several, each `[[grid]]`, and an optional `[protocol]` table: `name` picks
+    a named protocol, all else overrides it.
 
     Args:
         path: The TOML file.
@@ -221,26 +222,40 @@ def sweep_from_dict(content: Mapping[str, Any], *, where: str = "sweep") -> Swee
     """Build a sweep from the content of its TOML file; `where` is named in errors."""
     faults = [f"unknown entry {key!r}; allowed: name, grid, protocol" for key in sorted(content.keys() - _TOP)]
     faults += [f"missing entry {key!r}" for key in ("name", "grid") if key not in content]
-    tables = {key: content.get(key, {}) for key in ("grid", "protocol")}
-    no_tables = [key for key, table in tables.items() if not isinstance(table, Mapping)]
-    faults += [f"{key} = {tables[key]!r} must be a table, [{key}]" for key in no_tables]
-    grid, entries = ({} if key in no_tables else table for key, table in tables.items())
-    protocol, protocol_faults = _protocol(entries)
-    faults += protocol_faults + ([] if "grid" in no_tables or "grid" not in content else _grid_faults(grid))
+    given = {key: content.get(key, {}) for key in ("grid", "protocol")}
+    several = isinstance(given["grid"], list) and given["grid"]
+    grids: list[Any] = given["grid"] if several else [given["grid"]]
+    no_tables = [key for key, tables in (("grid", grids), ("protocol", [given["protocol"]])) if not _are_tables(tables)]
+    faults += [f"{key} = {given[key]!r} must be a table, [{key}]" for key in no_tables]
+    protocol, protocol_faults = _protocol({} if "protocol" in no_tables else given["protocol"])
+    faults += protocol_faults
+    if "grid" in content and "grid" not in no_tables:
+        faults += [fault for grid in grids for fault in _grid_faults(grid)]
     if faults:
         raise ImpRunsError(f"{where}: " + "; ".join(faults) + ".")
-    axes = itertools.product(range(grid["replicates"]), *(_distinct(grid[axis]) for axis in _AXES))
-    trajectories = [
+    trajectories = {trajectory: None for grid in grids for trajectory in _expand(grid, protocol)}
+    order = sorted(trajectories, key=lambda t: (t.replicate, t.dataset_size * t.depth * t.width))
+    return Sweep(str(content["name"]), tuple(order), protocol)
+
+
+def _are_tables(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
+def _expand(grid: Mapping[str, Any], protocol: Protocol) -> list[Trajectory]:
+    """List the trajectories of one grid."""
+    first = grid.get("first_replicate", 0)
+    replicates = range(first, first + grid["replicates"])
+    return [
         Trajectory(grid["family"], grid["dataset"], depth, width, size, replicate, grid.get("pool", 1), protocol)
-        for replicate, depth, width, size in axes
+        for replicate, depth, width, size in itertools.product(replicates, *(_distinct(grid[axis]) for axis in _AXES))
     ]
-    trajectories.sort(key=lambda t: (t.replicate, t.dataset_size * t.depth * t.width))
-    return Sweep(str(content["name"]), tuple(trajectories), protocol)
 
 
 _TOP = {"name", "grid", "protocol"}
 _AXES = ("depth", "width", "dataset_size")
-_GRID = {"family", "dataset", "replicates", "pool", *_AXES}
+_OPTIONAL = {"pool", "first_replicate"}
+_GRID = {"family", "dataset", "replicates", *_OPTIONAL, *_AXES}
 
 
 def _distinct(values: Iterable[int]) -> list[int]:
@@ -271,13 +286,13 @@ def _protocol(entries: Mapping[str, Any]) -> tuple[Protocol, list[str]]:
 
 def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
     faults = [f"unknown entry grid.{key}; allowed: {', '.join(sorted(_GRID))}" for key in sorted(grid.keys() - _GRID)]
-    faults += [f"missing entry grid.{key}" for key in sorted(_GRID - {"pool"} - grid.keys())]
+    faults += [f"missing entry grid.{key}" for key in sorted(_GRID - _OPTIONAL - grid.keys())]
     for key, allowed in (("family", FAMILIES), ("dataset", tuple(DATASETS))):
         if key in grid and grid[key] not in allowed:
             faults.append(f"grid.{key} = {grid[key]!r} must be one of {', '.join(allowed)}")
-    for key in ("replicates", "pool"):
-        if key in grid and not (_is_integer(grid[key]) and grid[key] >= 1):
-            faults.append(f"grid.{key} = {grid[key]!r} must be an integer >= 1")
+    for key, least in (("replicates", 1), ("pool", 1), ("first_replicate", 0)):
+        if key in grid and not (_is_integer(grid[key]) and grid[key] >= least):
+            faults.append(f"grid.{key} = {grid[key]!r} must be an integer >= {least}")
     for key in _AXES:
         values = grid.get(key, [1])
         if not (isinstance(values, list) and values and all(_is_integer(v) and v >= 1 for v in values)):

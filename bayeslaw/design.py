@@ -1,0 +1,285 @@
+"""Which run should be next: the expected fall of the decision's regret for every unit of training."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.families import Family
+from bayeslaw.frame import CONFIGURATION, ROUND
+from bayeslaw.objectives import draws_of, fallback_of, values_of
+from bayeslaw.precision import in_float64
+from bayeslaw.predict import (
+    check_designs,
+    generator,
+    new_runs,
+    observations,
+    parameter_draws,
+    rounds_at,
+    standard_noise,
+)
+from bayeslaw.starts import Costs, Counter, costs_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bayeslaw.plan import Plan
+    from bayeslaw.posterior import Fit
+
+#: Levels of a candidate run that its summary is made of at most, and numbers that are kept of them.
+LEVELS, COMPONENTS = 12, 4
+#: Starts of least regret whose losses are told apart.
+STARTS = 60
+#: Folds of the cross-fit.
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Hold which runs are worth most.
+
+    Attributes:
+        ranked: One row per candidate (depth, width, dataset_size, density down to which), best first: `value`, the
+            expected fall of the decision's regret by one run of it, in units of the objective, and its Monte Carlo
+            standard error `mcse`; `training_flops`; `value_per_flop`.
+        chosen: The batch, in the order of choice: the same columns, `value` being what a run adds to those before it.
+            A network can appear more than once: its replicates.
+        regret: Expected regret of the present decision, in units of the objective.
+        notes: What the reader must know.
+    """
+
+    ranked: pd.DataFrame
+    chosen: pd.DataFrame
+    regret: float
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        formats = dict.fromkeys(CONFIGURATION, "{:g}".format) | {"density": "{:.4f}".format}
+        formats |= dict.fromkeys(("value", "mcse", "training_flops", "value_per_flop"), "{:,.3g}".format)
+        return "\n".join(
+            [
+                f"expected regret of the present decision: {self.regret:,.4g}",
+                "",
+                "candidates",
+                self.ranked.head(10).to_string(index=False, formatters=formats),
+                "",
+                "next",
+                self.chosen.to_string(index=False, formatters=formats),
+                *self.notes,
+            ]
+        )
+
+    def to_sweep(self, path: str | Path, *, template: str | Path, runs: pd.DataFrame | None = None) -> Path:
+        """Write the batch as a sweep that `imp-runs sweep` runs.
+
+        Args:
+            path: TOML file to write.
+            template: TOML file of the sweep whose family, dataset and protocol are taken.
+            runs: Runs that there are already; new ones of the same network become further replicates.
+
+        Returns:
+            The path.
+
+        Raises:
+            BayeslawError: The template is no sweep, nothing is suggested, or a network is none that can be trained.
+        """
+        from bayeslaw.sweep_file import write_sweep
+
+        return write_sweep(path, self.chosen, template=template, runs=runs)
+
+
+@in_float64
+def suggest(
+    fit: Fit,
+    candidates: pd.DataFrame | None = None,
+    *,
+    objective: Plan,
+    budget: float | None = None,
+    batch: int = 1,
+    family: Family | None = None,
+    parameters: Counter | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Suggestion:
+    r"""Rank trajectories by how far one run of them is expected to bring the decision's regret down, by their cost.
+
+    With losses L of the starts and a run's errors y, the value of a run is
+
+    $$\min_s \mathrm{E} [L_s] - \mathrm{E} [\min_s \mathrm{E} [L_s \mid y]]$$
+
+    Every posterior draw makes a run of the candidate, effects, jitter and test noise included; the conditional
+    expectation is a regression of the losses on what the run shows (the first principal components of its logits, their
+    squares and products), and is judged on draws that it was not fitted to, so that it does not flatter itself.
+
+    Args:
+        fit: The posterior.
+        candidates: One row per trajectory: depth, width, dataset_size and, unless it is the lowest one fitted, the
+            density to prune down to. By default every start of the plan, at every dataset size fitted.
+        objective: The plan whose decision is to be made surer: its question and its starts.
+        budget: Floating-point operations for the whole batch, or no limit.
+        batch: Runs to choose, one after the other, each given those before it: as many as there are workers.
+        family: Counts multiply-adds; default the fitted family.
+        parameters: Own counts instead, as in `plan`; needs multiply-adds.
+        seed: Seed of the candidates' runs.
+        progress: Show a progress bar where standard error is a terminal and it takes more than two seconds.
+
+    Returns:
+        The suggestion.
+
+    Raises:
+        BayeslawError: Candidates lack a column or are out of range, their cost is not known, or none is within the
+            budget.
+
+    Source:
+        Strong, Oakley, Brennan, Breeze, Medical Decision Making 35, 2015: expected value of sample information by
+        regression.
+
+    Example:
+        >>> plan = fit.plan(0.1, depths=[8, 14], widths=[2, 4, 8], dataset_size=1000)  # doctest: +SKIP
+        >>> suggest(fit, objective=plan, batch=2).to_sweep("next.toml", template="sweep.toml")  # doctest: +SKIP
+    """
+    table = _candidates(fit, candidates, objective)
+    if batch < 1:
+        raise BayeslawError(f"batch = {batch} must be at least 1.")
+    costs = costs_of(fit, table, family, parameters)
+    flops = costs.training * (rounds_at(table["density"]) + 1)
+    if np.isnan(flops).any():
+        raise BayeslawError(
+            "suggest needs multiply-adds; parameters= must give them as its third value or column macs."
+        )
+    if budget is not None and not (flops <= budget).any():
+        raise BayeslawError(
+            f"budget = {budget:.3g} pays for none of the candidates; the cheapest takes {flops.min():.3g}."
+        )
+    losses = _losses(fit, objective, seed)
+    base = int(losses.mean(0).argmin())
+    regret = float((losses[:, base] - losses.min(1)).mean())
+    fold = np.random.default_rng(seed).permutation(len(losses)) % FOLDS
+    shown = [_summary(fit, table.iloc[i], 0, seed) for i in tqdm(
+        range(len(table)), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
+    )]  # fmt: skip
+    spent, times, known, before = 0.0, np.zeros(len(table), int), [], 0.0
+    chosen, ranked = [], pd.DataFrame()
+    while len(chosen) < batch:
+        affordable = np.flatnonzero(flops <= (np.inf if budget is None else budget - spent))
+        if not len(affordable):
+            break
+        together = [_value(losses, [*known, shown[i]], base, fold) for i in affordable]
+        value, mcse = np.array(together).T
+        found = table.iloc[affordable].assign(value=value - before, mcse=mcse, training_flops=flops[affordable])
+        found["value_per_flop"] = found["value"] / found["training_flops"]
+        if not chosen:
+            ranked = found.sort_values("value_per_flop", ascending=False, ignore_index=True)
+        best = int(found["value_per_flop"].to_numpy().argmax())
+        place = int(affordable[best])
+        chosen.append(found.iloc[best])
+        before += float(found["value"].iloc[best])
+        spent, times[place] = spent + flops[place], times[place] + 1
+        known.append(shown[place])
+        shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)
+    batch_table = pd.DataFrame(chosen).reset_index(drop=True)
+    return Suggestion(ranked, batch_table, regret, _notes(batch_table, batch))
+
+
+def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> pd.DataFrame:
+    if given is None:
+        starts = objective.starts[["depth", "width"]].drop_duplicates()
+        sizes = {*fit.runs["dataset_size"], *objective.starts["dataset_size"]}
+        given = starts.merge(pd.DataFrame({"dataset_size": sorted(sizes)}), how="cross")
+    if isinstance(given, pd.DataFrame) and "density" not in given:
+        given = given.assign(density=float(fit.runs["density"].min()))
+    check_designs(given, 0.9, "run")
+    return given[[*CONFIGURATION, "density"]].drop_duplicates().reset_index(drop=True)
+
+
+def _losses(fit: Fit, objective: Plan, seed: int) -> NDArray[np.float64]:
+    """Compute what every start comes to, a miss falling back on the largest, `[draws, starts]`, least regret first."""
+    question = objective.question
+    starts = objective.starts.sort_values("regret")[:STARTS]
+    every = _costs_in(objective.starts)
+    value = values_of(fit, question, starts, _costs_in(starts), draws_of(fit, starts, seed))
+    fallback = fallback_of(fit, question, objective.starts, every, seed)
+    return np.where(np.isfinite(value), value, fallback[:, None])
+
+
+def _costs_in(starts: pd.DataFrame) -> Costs:
+    """Take the counts that a plan keeps."""
+    return Costs(*(starts[name].to_numpy(float) for name in ("prunable", "unprunable", "macs", "one_training_flops")))
+
+
+def _summary(fit: Fit, candidate: pd.Series, replicate: int, seed: int) -> NDArray[np.float64]:
+    """Let every draw make a run of a candidate, and keep what tells most of its logits, `[draws, components]`."""
+    own, deepest = seed + 1 + replicate, int(rounds_at(candidate["density"]))
+    rounds = np.unique(np.linspace(0, deepest, LEVELS).round().astype(int))
+    network = pd.DataFrame([candidate[CONFIGURATION].astype(float)])
+    designs = network.loc[network.index.repeat(len(rounds))].assign(density=np.exp(-ROUND * rounds))
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    log_e, effect_p = (np.repeat(effect, len(rounds), axis=1) for effect in _one_run(fit, network, seed, own))
+    known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
+    counts = np.full(len(rounds), known)
+    location, scale = observations(fit.law, value, fit.frame, designs, (log_e, effect_p), counts)
+    rng = generator(own, tuple(candidate[CONFIGURATION]), "candidate")
+    logits = location + scale * standard_noise(rng, value, rounds)
+    logits = (logits - logits.mean(0)) / np.maximum(logits.std(0), 1e-12)
+    left, size, _ = np.linalg.svd(logits, full_matrices=False)
+    scores = (left * size)[:, :COMPONENTS]
+    return scores / np.maximum(scores.std(0), 1e-12)
+
+
+def _one_run(fit: Fit, network: pd.DataFrame, seed: int, own: int) -> tuple[NDArray, NDArray]:
+    """Draw the effects of a run with a seed of its own, around the configuration that the losses are of."""
+    log_e, effect_p = new_runs(fit, network, own)
+    shift = draws_of(fit, network, seed)[1] - draws_of(fit, network, own)[1]
+    return log_e + shift, effect_p
+
+
+def _features(shown: list[NDArray]) -> NDArray[np.float64]:
+    """Take the components of runs, their squares and products within a run, and a constant."""
+    columns = [np.ones(len(shown[0]))]
+    for scores in shown:
+        upper = np.triu_indices(scores.shape[1])
+        columns += [*scores.T, *(scores[:, upper[0]] * scores[:, upper[1]]).T]
+    return np.column_stack(columns)
+
+
+def _value(losses: NDArray, shown: list[NDArray], base: int, fold: NDArray) -> tuple[float, float]:
+    """Estimate the value of runs: how much less the start costs that is chosen when they are seen.
+
+    Returns:
+        The value, and its Monte Carlo standard error.
+    """
+    features = _features(shown)
+    fall = np.empty(len(losses))
+    for index in range(FOLDS):
+        out = fold == index
+        weights = np.linalg.lstsq(features[~out], losses[~out] - losses[~out][:, [base]], rcond=None)[0]
+        chosen = (features[out] @ weights).argmin(1)
+        fall[out] = losses[out, base] - losses[out, chosen]
+    return float(fall.mean()), float(fall.std() / np.sqrt(len(fall)))
+
+
+def _notes(chosen: pd.DataFrame, batch: int) -> tuple[str, ...]:
+    notes = []
+    if len(chosen) < batch:
+        notes.append(f"Note: the budget pays for {len(chosen)} of {batch} runs.")
+    if (chosen["value"] < 2 * chosen["mcse"]).all():
+        notes.append(
+            "Note: no run is surely worth anything (less than two Monte Carlo standard errors): the decision is as "
+            "sure as one of these runs can make it, or more posterior draws are needed to tell."
+        )
+    return tuple(notes)
+
+
+def decision_regret(fit: Fit, objective: Plan, seed: int = 0) -> tuple[int, float]:
+    """Give the start of least expected loss among a plan's, by its label, and its expected regret."""
+    losses: Any = _losses(fit, objective, seed)
+    best = int(losses.mean(0).argmin())
+    labels = objective.starts.sort_values("regret").index[:STARTS]
+    return int(labels[best]), float((losses[:, best] - losses.min(1)).mean())

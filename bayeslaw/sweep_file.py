@@ -1,0 +1,95 @@
+"""Sweeps as files: the TOML that `imp-runs sweep` takes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bayeslaw.errors import BayeslawError
+from bayeslaw.frame import CONFIGURATION
+from bayeslaw.predict import rounds_at
+
+
+def write_sweep(
+    path: str | Path, chosen: pd.DataFrame, *, template: str | Path, runs: pd.DataFrame | None = None
+) -> Path:
+    """Write chosen trajectories as a sweep under a template's protocol; see `bayeslaw.design.Suggestion.to_sweep`."""
+    content = read_sweep(template)
+    if chosen.empty:
+        raise BayeslawError("nothing is suggested, so there is no sweep to write.")
+    if (parts := chosen[CONFIGURATION] % 1 != 0).any(axis=None):
+        row = chosen[parts.any(axis=1)].iloc[0]
+        raise BayeslawError(
+            f"depth {row['depth']:g}, width {row['width']:g}, dataset_size {row['dataset_size']:g} is no network that "
+            "can be trained: all three must be whole numbers."
+        )
+    first = content["grid"][0] if isinstance(content["grid"], list) else content["grid"]
+    shared = {name: first[name] for name in ("family", "dataset", "pool") if name in first}
+    grid = []
+    for network, times in chosen[CONFIGURATION].astype(int).value_counts(sort=False).items():
+        assert isinstance(network, tuple)
+        entry = shared | {name: [value] for name, value in zip(CONFIGURATION, network, strict=True)}
+        grid.append(entry | {"first_replicate": _replicates(runs, network), "replicates": int(times)})
+    protocol = dict(content.get("protocol", {}))
+    if "density" in chosen:
+        protocol["levels"] = max(int(rounds_at(chosen["density"]).max()), 1)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(toml_of({"name": content["name"], "grid": grid, "protocol": protocol}), encoding="utf-8")
+    return path
+
+
+def _replicates(runs: pd.DataFrame | None, network: Any) -> int:
+    """Count from the replicates that a network has already."""
+    if runs is None or "replicate" not in runs:
+        return 0
+    own = runs[(runs[CONFIGURATION] == list(network)).all(axis=1)]
+    return 0 if own.empty else int(own["replicate"].max()) + 1
+
+
+def read_sweep(path: str | Path) -> dict[str, Any]:
+    """Read a sweep's file.
+
+    Raises:
+        BayeslawError: There is none, or it is none.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BayeslawError(f"{path}: not a readable sweep ({error}); give the TOML file of a sweep.") from None
+    if missing := [name for name in ("name", "grid") if name not in content]:
+        raise BayeslawError(f"{path}: not a sweep, it lacks {' and '.join(missing)}; give the TOML file of a sweep.")
+    return content
+
+
+def toml_of(content: Mapping[str, Any]) -> str:
+    """Write values, then tables and lists of tables, of one level each.
+
+    Example:
+        >>> print(toml_of({"name": "toy", "grid": [{"depth": [8]}], "protocol": {"levels": 3}}))
+        name = "toy"
+        <BLANKLINE>
+        [[grid]]
+        depth = [8]
+        <BLANKLINE>
+        [protocol]
+        levels = 3
+        <BLANKLINE>
+    """
+    tables, lines = [], []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            tables.append((f"[{key}]", value))
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            tables += [(f"[[{key}]]", table) for table in value]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    for header, table in tables:
+        lines += ["", header, *(f"{name} = {json.dumps(entry)}" for name, entry in table.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,130 @@
+"""Which run next: values that a plain simulation confirms, batches, budgets, and sweeps that the runner takes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bayeslaw import BayeslawError, fit, suggest
+from bayeslaw.design import FOLDS, _summary, _value, decision_regret
+from bayeslaw.sweep_file import read_sweep
+from imp_runs.config import load_sweep
+
+GRID = {"depths": [8, 14], "widths": [2, 3, 4, 8], "dataset_size": 250}
+TEMPLATE = """name = "toy"
+[grid]
+family = "cifar_resnet"
+dataset = "digits"
+depth = [8]
+width = [2]
+dataset_size = [250]
+replicates = 1
+[protocol]
+name = "toy"
+epochs = 2
+levels = 9
+"""
+
+
+@pytest.fixture(scope="module")
+def unsure(simulated):
+    """Fit eight networks only, one run each, so that much is left to learn."""
+    runs = simulated.runs
+    few = runs[(runs["replicate"] == 0) & runs["width"].isin([2, 8])]
+    return fit(few, chains=2, warmup=300, draws=1000, progress=False)
+
+
+@pytest.fixture(scope="module")
+def plan(unsure):
+    target = float(unsure.posterior["eps_np"].median()) * 1.3
+    return unsure.plan(target, **GRID, allow_failed=True)
+
+
+@pytest.fixture(scope="module")
+def found(unsure, plan):
+    return suggest(unsure, objective=plan, batch=3, progress=False)
+
+
+def test_a_value_is_that_of_a_known_answer() -> None:
+    """Two starts whose losses differ by t ~ N(.5, 1), and a run that shows t with noise of sd .5.
+
+    E[min] given y is known in closed form: with posterior mean N(.5, 1 / sqrt(1.25)) of the difference, the value is
+    E[max(-m, 0)]. 20,000 draws, five standard errors.
+    """
+    rng = np.random.default_rng(0)
+    difference = 0.5 + rng.standard_normal(20_000)
+    losses = np.column_stack([np.full(20_000, 3.0), 3.0 + difference])
+    seen = (difference + 0.5 * rng.standard_normal(20_000))[:, None]
+    value, mcse = _value(losses, [seen], 0, np.arange(20_000) % FOLDS)
+    spread = 1 / np.sqrt(1.25)
+    draws = 0.5 + spread * np.random.default_rng(1).standard_normal(10**7)
+    expected = np.maximum(-draws, 0).mean()
+    assert abs(value - expected) < 5 * mcse
+    assert mcse < 0.01
+
+
+def test_a_run_that_shows_nothing_is_worth_nothing() -> None:
+    rng = np.random.default_rng(0)
+    losses, noise = rng.gamma(4.0, 1.0, (4000, 10)), rng.standard_normal((4000, 4))
+    value, mcse = _value(losses, [noise], int(losses.mean(0).argmin()), np.arange(4000) % FOLDS)
+    assert value < 3 * mcse
+
+
+def test_what_is_ranked_is_what_brings_regret_down(unsure, plan, found) -> None:
+    ranked = found.ranked
+    assert (ranked["value_per_flop"].diff().dropna() <= 0).all()
+    assert (ranked["value"] <= found.regret + 4 * ranked["mcse"]).all()
+    assert ranked["value"].iloc[0] > 3 * ranked["mcse"].iloc[0]
+    assert ranked["value_per_flop"].tolist() == pytest.approx((ranked["value"] / ranked["training_flops"]).tolist())
+    best, regret = decision_regret(unsure, plan)
+    assert regret == pytest.approx(found.regret)
+    assert plan.starts.loc[best, "regret"] == plan.starts["regret"].min()
+    assert regret == pytest.approx(plan.starts["regret"].min(), rel=1e-6)
+
+
+def test_a_batch_adds_up_to_less_than_its_runs_alone(found) -> None:
+    """What three runs tell together is at most the whole regret, and each is chosen for what it adds."""
+    assert len(found.chosen) == 3
+    pd.testing.assert_series_equal(
+        found.chosen.iloc[0], found.ranked.iloc[0], check_names=False, check_index_type=False, rtol=1e-12
+    )
+    assert found.chosen["value"].sum() <= found.regret + 4 * found.chosen["mcse"].max()
+    assert "next" in str(found)
+
+
+def test_replicates_of_a_candidate_are_runs_of_the_same_network(unsure) -> None:
+    """Two runs of one network are alike, since its own plateau is in both; those of two draws' seeds are not equal."""
+    row = pd.Series({"depth": 8.0, "width": 3.0, "dataset_size": 250.0, "density": 0.05})
+    one, two = (_summary(unsure, row, replicate, 0)[:, 0] for replicate in (0, 1))
+    assert 0.1 < abs(np.corrcoef(one, two)[0, 1]) < 0.99
+
+
+def test_budgets_and_bad_questions(unsure, plan, found) -> None:
+    cheapest = found.ranked["training_flops"].min()
+    little = suggest(unsure, objective=plan, batch=5, budget=2.5 * cheapest, progress=False)
+    assert little.chosen["training_flops"].sum() <= 2.5 * cheapest
+    assert "the budget pays for" in little.notes[0]
+    with pytest.raises(BayeslawError, match="pays for none of the candidates; the cheapest takes"):
+        suggest(unsure, objective=plan, budget=cheapest / 2, progress=False)
+    with pytest.raises(BayeslawError, match="batch = 0 must be at least 1"):
+        suggest(unsure, objective=plan, batch=0, progress=False)
+    with pytest.raises(BayeslawError, match="designs lack width"):
+        suggest(unsure, pd.DataFrame({"depth": [8], "dataset_size": [250]}), objective=plan, progress=False)
+
+
+def test_a_suggestion_becomes_a_sweep_of_new_replicates(unsure, found, tmp_path) -> None:
+    template = tmp_path / "template.toml"
+    template.write_text(TEMPLATE)
+    path = found.to_sweep(tmp_path / "new" / "next.toml", template=template, runs=unsure.runs)
+    sweep = load_sweep(path)
+    wanted = found.chosen[["depth", "width", "dataset_size"]].astype(int).value_counts().to_dict()
+    made = pd.DataFrame([(t.depth, t.width, t.dataset_size) for t in sweep.trajectories]).value_counts().to_dict()
+    assert made == wanted
+    assert sweep.protocol.epochs == 2
+    trained = set(unsure.runs[["depth", "width", "dataset_size"]].itertuples(index=False, name=None))
+    for t in sweep.trajectories:
+        assert (t.replicate >= 1) == ((t.depth, t.width, t.dataset_size) in trained)
+    with pytest.raises(BayeslawError, match="not a readable sweep"):
+        read_sweep(tmp_path / "nothing.toml")
+    half = found.chosen.assign(width=2.5)
+    with pytest.raises(BayeslawError, match=r"width 2\.5.* is no network that can be trained"):
+        type(found)(found.ranked, half, 0.0, ()).to_sweep(tmp_path / "x.toml", template=template)
