@@ -48,7 +48,9 @@ class Suggestion:
     Attributes:
         ranked: One row per candidate (depth, width, dataset_size, density down to which), best first: `value`, the
             expected fall of the decision's regret by one run of it, in units of the objective, and its Monte Carlo
-            standard error `mcse`; `training_flops`; `value_per_flop`.
+            standard error `mcse`; `narrows`, the sd of the differences between starts that the run explains, each start
+            weighted by its probability of being best; `training_flops`; `value_per_flop`. Best is the highest value for
+            its cost; where no value is above two standard errors, the most explained variance for its cost.
         chosen: The batch, in the order of choice: the same columns, `value` being what a run adds to those before it.
             A network can appear more than once: its replicates.
         regret: Expected regret of the present decision, in units of the objective.
@@ -62,7 +64,7 @@ class Suggestion:
 
     def __str__(self) -> str:
         formats = dict.fromkeys(CONFIGURATION, "{:g}".format) | {"density": "{:.4f}".format}
-        formats |= dict.fromkeys(("value", "mcse", "training_flops", "value_per_flop"), "{:,.3g}".format)
+        formats |= dict.fromkeys(("value", "mcse", "narrows", "training_flops", "value_per_flop"), "{:,.3g}".format)
         return "\n".join(
             [
                 f"expected regret of the present decision: {self.regret:,.4g}",
@@ -172,12 +174,15 @@ def suggest(
         if not len(affordable):
             break
         together = [_value(losses, [*known, shown[i]], base, fold) for i in affordable]
-        value, mcse = np.array(together).T
-        found = table.iloc[affordable].assign(value=value - before, mcse=mcse, training_flops=flops[affordable])
+        value, mcse, narrows = np.array(together).T
+        found = table.iloc[affordable].assign(value=value - before, mcse=mcse, narrows=narrows)
+        found["training_flops"] = flops[affordable]
         found["value_per_flop"] = found["value"] / found["training_flops"]
+        tells = (found["value"] > 2 * found["mcse"]).any()
+        score = found["value_per_flop"] if tells else found["narrows"] ** 2 / found["training_flops"]
         if not chosen:
-            ranked = found.sort_values("value_per_flop", ascending=False, ignore_index=True)
-        best = int(found["value_per_flop"].to_numpy().argmax())
+            ranked = found.iloc[np.argsort(-score.to_numpy(), kind="stable")].reset_index(drop=True)
+        best = int(score.to_numpy().argmax())
         place = int(affordable[best])
         chosen.append(found.iloc[best])
         before += float(found["value"].iloc[best])
@@ -249,20 +254,23 @@ def _features(shown: list[NDArray]) -> NDArray[np.float64]:
     return np.column_stack(columns)
 
 
-def _value(losses: NDArray, shown: list[NDArray], base: int, fold: NDArray) -> tuple[float, float]:
+def _value(losses: NDArray, shown: list[NDArray], base: int, fold: NDArray) -> tuple[float, float, float]:
     """Estimate the value of runs: how much less the start costs that is chosen when they are seen.
 
     Returns:
-        The value, and its Monte Carlo standard error.
+        The value, its Monte Carlo standard error, and the sd of the differences between starts that they explain.
     """
-    features = _features(shown)
-    fall = np.empty(len(losses))
+    features, differences = _features(shown), losses - losses[:, [base]]
+    fall, missed = np.empty(len(losses)), np.empty_like(losses)
     for index in range(FOLDS):
         out = fold == index
-        weights = np.linalg.lstsq(features[~out], losses[~out] - losses[~out][:, [base]], rcond=None)[0]
-        chosen = (features[out] @ weights).argmin(1)
-        fall[out] = losses[out, base] - losses[out, chosen]
-    return float(fall.mean()), float(fall.std() / np.sqrt(len(fall)))
+        weights = np.linalg.lstsq(features[~out], differences[~out], rcond=None)[0]
+        expected = features[out] @ weights
+        fall[out] = -np.take_along_axis(differences[out], expected.argmin(1)[:, None], 1)[:, 0]
+        missed[out] = differences[out] - expected
+    best = np.bincount(losses.argmin(1), minlength=losses.shape[1]) / len(losses)
+    explained = np.maximum(differences.var(0) - (missed**2).mean(0), 0.0)
+    return float(fall.mean()), float(fall.std() / np.sqrt(len(fall))), float(np.sqrt(best @ explained))
 
 
 def _notes(chosen: pd.DataFrame, batch: int) -> tuple[str, ...]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.sweep_file import read_sweep, toml_of
-
-if TYPE_CHECKING:
-    import pandas as pd
+from bayeslaw.sweep_file import read_sweep, toml_of, write_sweep
 
 
 class LiveRun:
@@ -28,10 +28,7 @@ class LiveRun:
     """
 
     def __init__(self, row: pd.Series, sweep: Path, store: Path) -> None:
-        import importlib.util
-
-        if importlib.util.find_spec("torch") is None:
-            raise BayeslawError("live runs need PyTorch: install the extra, pip install 'bayeslaw[imp]'.")
+        _need_torch()
         content = read_sweep(sweep)
         grid = content["grid"] | {name: [int(row[name])] for name in ("depth", "width", "dataset_size")}
         grid["replicates"] = 1
@@ -67,3 +64,68 @@ class LiveRun:
         if self._process.poll() is None:
             self._process.terminate()
             self._process.communicate()
+
+
+class Live:
+    """Run networks with `imp-runs` on this machine.
+
+    Args:
+        template: TOML file of a sweep: family, dataset and protocol.
+        store: Folder for the records.
+        data_dir: Folder of the dataset, if it is none of scikit-learn's.
+        arguments: More arguments of `imp-runs sweep`, such as `("--device", "cpu")`.
+
+    Raises:
+        BayeslawError: The template is no sweep, or the runner is not installed.
+    """
+
+    def __init__(
+        self,
+        template: str | Path,
+        store: str | Path,
+        *,
+        data_dir: str | Path | None = None,
+        arguments: Iterable[str] = (),
+    ) -> None:
+        _need_torch()
+        self._template, self._store, self._data_dir = Path(template), Path(store), data_dir
+        where = () if data_dir is None else ("--data-dir", str(data_dir))
+        self._arguments = (*where, *arguments)
+        self._content = read_sweep(template)
+
+    def describe(self) -> pd.DataFrame:
+        """Say what the runs of the template will have in common."""
+        from imp_runs.config import sweep_from_dict
+        from imp_runs.datasets import load_dataset
+
+        trajectory = sweep_from_dict(self._content, where=str(self._template)).trajectories[0]
+        dataset = load_dataset(trajectory.dataset, pool=trajectory.pool, data_dir=self._data_dir)
+        row = {"family": trajectory.family, "dataset": trajectory.dataset}
+        row |= {"classes": dataset.classes, "input_shape": dataset.input_shape}
+        return pd.DataFrame([row | {"epochs": trajectory.protocol.epochs}])
+
+    def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """Keep all: there is always one more seed."""
+        return candidates
+
+    def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """Run the next replicates, and give the rows that were not there before."""
+        from imp_runs.table import make_table
+
+        path = self._store.parent / f"{self._store.name}_next.toml"
+        write_sweep(path, chosen.drop(columns="density"), template=self._template, runs=runs)
+        command = [sys.executable, "-m", "imp_runs.cli", "sweep", str(path), "--store", str(self._store)]
+        done = subprocess.run(
+            [*command, *self._arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env=os.environ | {"TQDM_DISABLE": "1"}, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise BayeslawError(f"the sweep {path} failed: {done.stderr.strip()}")
+        table = make_table(self._store)
+        known = set(runs["trajectory"]) if len(runs) else set()
+        return table[~table["trajectory"].isin(known)]
+
+
+def _need_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise BayeslawError("live runs need PyTorch: install the extra, pip install 'bayeslaw[imp]'.")

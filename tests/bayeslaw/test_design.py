@@ -54,19 +54,22 @@ def test_a_value_is_that_of_a_known_answer() -> None:
     difference = 0.5 + rng.standard_normal(20_000)
     losses = np.column_stack([np.full(20_000, 3.0), 3.0 + difference])
     seen = (difference + 0.5 * rng.standard_normal(20_000))[:, None]
-    value, mcse = _value(losses, [seen], 0, np.arange(20_000) % FOLDS)
+    value, mcse, narrows = _value(losses, [seen], 0, np.arange(20_000) % FOLDS)
     spread = 1 / np.sqrt(1.25)
     draws = 0.5 + spread * np.random.default_rng(1).standard_normal(10**7)
     expected = np.maximum(-draws, 0).mean()
     assert abs(value - expected) < 5 * mcse
+    # The run explains 1 / 1.25 of the difference's variance; the second start is best where it is negative.
+    assert narrows == pytest.approx(np.sqrt(np.mean(difference < 0) / 1.25), rel=0.03)
     assert mcse < 0.01
 
 
 def test_a_run_that_shows_nothing_is_worth_nothing() -> None:
     rng = np.random.default_rng(0)
     losses, noise = rng.gamma(4.0, 1.0, (4000, 10)), rng.standard_normal((4000, 4))
-    value, mcse = _value(losses, [noise], int(losses.mean(0).argmin()), np.arange(4000) % FOLDS)
+    value, mcse, narrows = _value(losses, [noise], int(losses.mean(0).argmin()), np.arange(4000) % FOLDS)
     assert value < 3 * mcse
+    assert narrows < 0.1 * losses.std()
 
 
 def test_what_is_ranked_is_what_brings_regret_down(unsure, plan, found) -> None:

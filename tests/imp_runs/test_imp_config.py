@@ -266,3 +266,26 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         load_sweep(tmp_path / "none.toml")
     with pytest.raises(ImpRunsError, match="give the path of a TOML file"):
         load_sweep(tmp_path)
+
+
+def test_several_grids_are_united(tmp_path) -> None:
+    """Each trajectory once, replicates counted from where a grid says."""
+    shared = 'family = "mlp"\ndataset = "digits"\n'
+    file = tmp_path / "two.toml"
+    file.write_text(
+        f'name = "two"\n[[grid]]\n{shared}depth = [2, 3]\nwidth = [8]\ndataset_size = [100]\nreplicates = 2\n'
+        f"[[grid]]\n{shared}depth = [2]\nwidth = [8, 16]\ndataset_size = [100]\nreplicates = 2\nfirst_replicate = 1\n"
+    )
+    made = [(t.depth, t.width, t.replicate) for t in load_sweep(file).trajectories]
+    first = {(depth, 8, replicate) for depth in (2, 3) for replicate in (0, 1)}
+    second = {(2, width, replicate) for width in (8, 16) for replicate in (1, 2)}
+    assert len(made) == len(set(made))
+    assert set(made) == first | second
+    assert [replicate for *_, replicate in made] == sorted(replicate for *_, replicate in made)
+
+
+def test_faults_of_all_grids_are_told_at_once(tmp_path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('name = "bad"\n[[grid]]\nfirst_replicate = -1\n[[grid]]\ndepth = [0]\n')
+    with pytest.raises(ImpRunsError, match=r"first_replicate = -1 must be an integer >= 0.*grid\.depth = \[0\]"):
+        load_sweep(file)

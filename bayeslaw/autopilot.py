@@ -1,0 +1,277 @@
+"""Fit, suggest, run, fit again: until the decision is sure enough or the budget is spent."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from bayeslaw.design import decision_regret, suggest
+from bayeslaw.errors import BayeslawError
+from bayeslaw.families import Family
+from bayeslaw.fitting import fit
+from bayeslaw.frame import CONFIGURATION
+from bayeslaw.predict import rounds_at
+from bayeslaw.runs import load_runs
+from bayeslaw.starts import TRAINING, make_starts
+
+if TYPE_CHECKING:
+    from bayeslaw.plan import Plan
+    from bayeslaw.posterior import Fit
+
+#: Networks that a campaign begins with.
+INITIAL = 6
+
+
+class Runner(Protocol):
+    """Something that runs networks."""
+
+    def describe(self) -> pd.DataFrame:
+        """Give a row of a run table that says what all runs have in common: family, dataset, classes, input_shape."""
+        ...
+
+    def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """Keep the candidates of which one more replicate can be run, given the runs that there are."""
+        ...
+
+    def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """Run one more replicate of every chosen network; give the new rows."""
+        ...
+
+
+class Replay:
+    """Take trajectories from a recorded sweep as if they were run now.
+
+    Args:
+        recorded: The sweep's run table, with replicates.
+        order: Seed of the order in which replicates are given out.
+    """
+
+    def __init__(self, recorded: pd.DataFrame, *, order: int = 0) -> None:
+        names = recorded.drop_duplicates("trajectory")[[*CONFIGURATION, "trajectory"]]
+        self._recorded = recorded
+        self._names = names.sample(frac=1.0, random_state=order)
+
+    def describe(self) -> pd.DataFrame:
+        """Give the first row."""
+        return self._recorded.iloc[[0]]
+
+    def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """Keep networks that have an unused trajectory."""
+        left = self._left(runs)[CONFIGURATION].drop_duplicates()
+        return candidates.merge(left, on=CONFIGURATION)
+
+    def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """Give the next unused trajectory of every chosen network; none where all are used."""
+        left, names = self._left(runs), []
+        for network, times in chosen[CONFIGURATION].value_counts(sort=False).items():
+            own = left[(left[CONFIGURATION] == list(network)).all(axis=1)]  # pyright: ignore[reportArgumentType]
+            names += own["trajectory"].head(int(times)).tolist()
+        return self._recorded[self._recorded["trajectory"].isin(names)]
+
+    def _left(self, runs: pd.DataFrame) -> pd.DataFrame:
+        used = set(runs["trajectory"]) if len(runs) else set()
+        return self._names[~self._names["trajectory"].isin(used)]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Hold what an autopilot did.
+
+    Attributes:
+        history: One row per round: `runs` so far, `training_flops` they cost, the decision's expected `regret` (in
+            units of the objective) and `regret_percent`, the start of least expected loss (`depth`, `width`), and
+            whether the fit `passed` its gate.
+        runs: The run table at the end.
+        fit: The last fit.
+        plan: The last plan.
+        reason: Why it ended.
+    """
+
+    history: pd.DataFrame
+    runs: pd.DataFrame
+    fit: Fit
+    plan: Plan
+    reason: str
+
+
+def autopilot(
+    runner: Runner,
+    output: str | Path,
+    *,
+    target_error: float,
+    depths: Iterable[float],
+    widths: Iterable[float],
+    dataset_size: float,
+    dataset_sizes: Iterable[float] | None = None,
+    density: float = 0.8**30,
+    tolerance: float = 10.0,
+    budget: float | None = None,
+    batch: int = 3,
+    choose: str = "suggest",
+    draws: int = 500,
+    seed: int = 0,
+    say: Callable[[str], Any] = print,
+) -> Campaign:
+    """Run networks until it is clear enough which to start from.
+
+    Args:
+        runner: What runs them: `bayeslaw.live.Live` or `Replay`.
+        output: Folder for `runs.parquet`, `history.csv`, `fit.nc`; a campaign that was stopped goes on there.
+        target_error: Wanted error of the decision.
+        depths: Depths to choose from, and to run.
+        widths: Widths to choose from, and to run.
+        dataset_size: Number of training examples of the decision.
+        dataset_sizes: Numbers of training examples that may be run; by default that of the decision alone.
+        density: Density down to which networks are run.
+        tolerance: Expected regret, in per cent of the best start's size, at which it is clear enough.
+        budget: Floating-point operations for all trainings, or no limit.
+        batch: Networks to run in a round: as many as there are workers.
+        choose: `"suggest"`, or `"random"`, to compare with.
+        draws: Posterior draws per chain.
+        seed: Seed of the first networks, the sampler and the suggestions.
+        say: Called with one line a round.
+
+    Returns:
+        The campaign.
+
+    Raises:
+        BayeslawError: The folder holds another campaign, or an argument is out of range.
+
+    Example:
+        >>> runner = Replay(bayeslaw.load_recorded("digits_resnet"))  # doctest: +SKIP
+        >>> starts = {"depths": [8, 14, 20], "widths": [1, 2, 4, 8, 16]}  # doctest: +SKIP
+        >>> autopilot(runner, "campaign", target_error=0.1, dataset_size=1000, **starts)  # doctest: +SKIP
+    """
+    if choose not in ("suggest", "random"):
+        raise BayeslawError(f"choose = {choose!r} must be 'suggest' or 'random'.")
+    if not (tolerance > 0 and batch >= 1):
+        raise BayeslawError(f"tolerance = {tolerance} must be above 0 and batch = {batch} at least 1.")
+    depths, widths = sorted(set(depths)), sorted(set(widths))
+    sizes = sorted({dataset_size, *(dataset_sizes or ())})
+    wanted = {
+        "target_error": target_error, "depths": depths, "widths": widths, "dataset_size": dataset_size,
+        "dataset_sizes": sizes, "density": density, "choose": choose, "batch": batch, "seed": seed,
+    }  # fmt: skip
+    output = _open(Path(output), wanted)
+    candidates = make_starts(depths, widths, sizes).assign(density=density)
+    price = _price(runner, candidates)
+    runs, history = _resume(output)
+    rng = np.random.default_rng([seed, len(history)])
+    if runs.empty:
+        runs = _add(output, runs, runner.run(_first(runner, candidates, price, seed), runs))
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            posterior = fit(runs, draws=draws, seed=seed, progress=False)
+            decision = posterior.plan(
+                target_error, depths=depths, widths=widths, dataset_size=dataset_size, allow_failed=True, seed=seed
+            )
+        posterior.save(output / "fit.nc")
+        row = _row(posterior, decision, runs, price, seed)
+        history = [past for past in history if past["runs"] < row["runs"]] + [row]
+        pd.DataFrame(history).to_csv(output / "history.csv", index=False)
+        say(_line(row, len(history)))
+        left = runner.available(candidates, runs)
+        affordable = None if budget is None else budget - row["training_flops"]
+        reason = _why_end(row, tolerance, left, price, affordable)
+        if reason:
+            say(reason)
+            return Campaign(pd.DataFrame(history), runs, posterior, decision, reason)
+        if choose == "random":
+            chosen = left.sample(min(batch, len(left)), random_state=int(rng.integers(2**31)))
+        else:
+            chosen = suggest(
+                posterior, left, objective=decision, batch=batch, budget=affordable, seed=seed, progress=False
+            ).chosen
+        runs = _add(output, runs, runner.run(chosen[[*CONFIGURATION, "density"]], runs))
+
+
+def _open(output: Path, wanted: dict[str, Any]) -> Path:
+    """Make the folder, or see that it is of the same campaign."""
+    output.mkdir(parents=True, exist_ok=True)
+    path, told = output / "campaign.json", json.loads(json.dumps(wanted, default=float))
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if differ := [name for name in told if there.get(name) != told[name]]:
+            raise BayeslawError(
+                f"{output} holds another campaign ({', '.join(f'{n} = {there.get(n)}' for n in differ)}); choose "
+                "another folder, or ask the same."
+            )
+    path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return output
+
+
+def _resume(output: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    runs, history = output / "runs.parquet", output / "history.csv"
+    table = load_runs(runs) if runs.exists() else pd.DataFrame()
+    rows = pd.read_csv(history).to_dict("records") if history.exists() else []
+    return table, [{str(k): v for k, v in row.items()} for row in rows]
+
+
+def _add(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Add runs, and write all, whole or not at all."""
+    table = pd.concat([runs, new], ignore_index=True) if len(runs) else new.reset_index(drop=True)
+    scratch = output / "runs.part.parquet"
+    table.to_parquet(scratch, index=False)
+    scratch.replace(output / "runs.parquet")
+    return load_runs(output / "runs.parquet")
+
+
+def _price(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
+    """Price one trajectory of every candidate, by depth, width and dataset size."""
+    first = runner.describe().iloc[0]
+    family = Family(str(first["family"]), tuple(int(side) for side in first["input_shape"]), int(first["classes"]))
+    epochs = float(first.get("epochs", 1.0))
+    macs = family.macs(candidates["depth"], candidates["width"])
+    flops = TRAINING * macs * candidates["dataset_size"] * epochs * (rounds_at(candidates["density"]) + 1)
+    return pd.Series(np.asarray(flops), index=pd.MultiIndex.from_frame(candidates[CONFIGURATION]))
+
+
+def _first(runner: Runner, candidates: pd.DataFrame, price: pd.Series, seed: int) -> pd.DataFrame:
+    """Begin with networks spread evenly over the cheaper half, so that every axis varies."""
+    left = runner.available(candidates, pd.DataFrame())
+    cost = price.reindex(pd.MultiIndex.from_frame(left[CONFIGURATION])).to_numpy()
+    cheap = left.iloc[np.argsort(cost, kind="stable")[: max(INITIAL, len(left) // 2)]]
+    strata = np.array_split(np.arange(len(cheap)), min(INITIAL, len(cheap)))
+    rng = np.random.default_rng(seed)
+    return cheap.iloc[[int(rng.choice(own)) for own in strata]]
+
+
+def _row(posterior: Fit, decision: Plan, runs: pd.DataFrame, price: pd.Series, seed: int) -> dict[str, Any]:
+    best, regret = decision_regret(posterior, decision, seed)
+    start = decision.starts.loc[best]
+    networks = runs.drop_duplicates("trajectory")[CONFIGURATION].astype(float)
+    spent = price.reindex(pd.MultiIndex.from_frame(networks)).sum()
+    return {
+        "runs": len(networks), "training_flops": float(spent), "regret": regret,
+        "regret_percent": float(decision.starts["regret_percent"].loc[best]),
+        "depth": start["depth"], "width": start["width"], "passed": posterior.diagnose().passed,
+    }  # fmt: skip
+
+
+def _line(row: dict[str, Any], number: int) -> str:
+    gate = "" if row["passed"] else ", gate failed"
+    return (
+        f"round {number}: {row['runs']} runs, {row['training_flops']:.3g} operations; start from depth "
+        f"{row['depth']:g}, width {row['width']:g}, expected regret {row['regret_percent']:.1f} %{gate}"
+    )
+
+
+def _why_end(
+    row: dict[str, Any], tolerance: float, left: pd.DataFrame, price: pd.Series, affordable: float | None
+) -> str:
+    if row["regret_percent"] <= tolerance and row["passed"]:
+        return f"done: the expected regret is at most {tolerance:g} %"
+    if left.empty:
+        return "ended: nothing is left to run"
+    cheapest = price.reindex(pd.MultiIndex.from_frame(left[CONFIGURATION])).min()
+    if affordable is not None and cheapest > affordable:
+        return "ended: the budget is spent"
+    return ""
