@@ -9,6 +9,9 @@ from typing import Any
 _WHERE = {
     "BayeslawError": "errors",
     "RunTableError": "errors",
+    "Campaign": "campaign",
+    "Replay": "campaign",
+    "autopilot": "campaign",
     "load_runs": "runs",
     "load_recorded": "runs",
     "recorded_names": "runs",
@@ -46,6 +49,7 @@ _WHERE = {
 }
 __all__ = [
     "BayeslawError",
+    "Campaign",
     "Check",
     "Comparison",
     "Conclusions",
@@ -57,8 +61,10 @@ __all__ = [
     "Plan",
     "PooledFit",
     "PriorPredictive",
+    "Replay",
     "RunTableError",
     "Suggestion",
+    "autopilot",
     "bootstrap",
     "bootstrap_parameters",
     "check",

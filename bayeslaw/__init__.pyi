@@ -4,6 +4,9 @@ from bayeslaw.bootstrapping import bootstrap as bootstrap
 from bayeslaw.bootstrapping import bootstrap_parameters as bootstrap_parameters
 from bayeslaw.calibration import Evaluation as Evaluation
 from bayeslaw.calibration import evaluate as evaluate
+from bayeslaw.campaign import Campaign as Campaign
+from bayeslaw.campaign import Replay as Replay
+from bayeslaw.campaign import autopilot as autopilot
 from bayeslaw.checking import Check as Check
 from bayeslaw.checking import check as check
 from bayeslaw.comparison import Comparison as Comparison

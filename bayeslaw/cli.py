@@ -1,4 +1,4 @@
-"""The command `bayeslaw`: quickstart, fit, predict, plan, compare, evaluate, check."""
+"""The command `bayeslaw`: from runs to a fit, predictions, plans, the next runs, and the checks."""
 
 from __future__ import annotations
 
@@ -222,6 +222,87 @@ def _draw_plan(
         save_figure(plot_regret(decision), regret)
     if reach is not None:
         save_figure(plot_reach(decision), reach)
+
+
+@app.command()
+def suggest(
+    fit: FitArgument,
+    target_error: Annotated[float, typer.Option(help="Wanted test error of the decision, a fraction.")],
+    template: Annotated[Path, typer.Option(help="TOML file of the sweep whose protocol is taken.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Sweep to write (.toml).")] = Path("next.toml"),
+    batch: Annotated[int, typer.Option(help="Runs to choose: as many as there are workers.")] = 1,
+    budget: Annotated[float | None, typer.Option(help="Most operations for the batch.")] = None,
+    dataset_size: Annotated[int | None, typer.Option(help="Training examples; default the largest fitted.")] = None,
+    depths: Annotated[str, typer.Option(help="Depths, comma-separated; default the fitted ones.")] = "",
+    widths: Annotated[str, typer.Option(help="Widths, comma-separated; default the fitted ones.")] = "",
+    allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Use a fit that failed its gate.")] = False,
+    family: FamilyOption = None,
+    seed: Seed = 0,
+) -> None:
+    """Rank the next runs by how far they bring the decision's regret down, and write them as a sweep."""
+    from bayeslaw import load
+    from bayeslaw import suggest as rank
+
+    posterior = load(fit, family=family)
+    runs = posterior.runs
+    decision = posterior.plan(
+        target_error,
+        depths=_floats(depths, "--depths") if depths else sorted(runs["depth"].unique()),
+        widths=_floats(widths, "--widths") if widths else sorted(runs["width"].unique()),
+        dataset_size=dataset_size or int(runs["dataset_size"].max()),
+        allow_failed=allow_failed,
+        seed=seed,
+    )
+    found = rank(posterior, objective=decision, batch=batch, budget=budget, seed=seed)
+    typer.echo(f"{decision.advice}\n\n{found}")
+    typer.echo(f"\nwritten to {found.to_sweep(output, template=template, runs=runs)}")
+
+
+@app.command()
+def autopilot(
+    target_error: Annotated[float, typer.Option(help="Wanted test error of the decision, a fraction.")],
+    depths: Annotated[str, typer.Option(help="Depths, comma-separated.")],
+    widths: Annotated[str, typer.Option(help="Widths, comma-separated.")],
+    dataset_size: Annotated[int, typer.Option(help="Training examples of the decision.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a campaign that was stopped goes on.")],
+    template: Annotated[Path | None, typer.Option(help="TOML file of a sweep: run its networks live.")] = None,
+    replay: Annotated[str | None, typer.Option(help="Recorded sweep, or run table, to replay as if live.")] = None,
+    dataset_sizes: Annotated[str, typer.Option(help="Training examples that may be run besides.")] = "",
+    tolerance: Annotated[float, typer.Option(help="Expected regret, in per cent, that is sure enough.")] = 10.0,
+    budget: Annotated[float | None, typer.Option(help="Most operations for all trainings.")] = None,
+    batch: Annotated[int, typer.Option(help="Runs a round.")] = 3,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Figure of regret against cost (.png, .pdf).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit, suggest, run, and fit again, until the decision is sure enough or the budget is spent."""
+    from bayeslaw.campaign import Replay
+    from bayeslaw.campaign import autopilot as fly
+    from bayeslaw.live import Live
+
+    if (template is None) == (replay is None):
+        raise BayeslawError("give either --template, to run live, or --replay, a recorded sweep.")
+    runner = Replay(_table(replay), order=seed) if replay else Live(str(template), output / "store", data_dir=data_dir)
+    campaign = fly(
+        runner,
+        output,
+        target_error=target_error,
+        depths=_numbers(depths, "--depths"),
+        widths=_numbers(widths, "--widths"),
+        dataset_size=dataset_size,
+        dataset_sizes=_numbers(dataset_sizes, "--dataset-sizes") if dataset_sizes else None,
+        tolerance=tolerance,
+        budget=budget,
+        batch=batch,
+        seed=seed,
+        say=typer.echo,
+    )
+    if figure is not None:
+        from bayeslaw.plan_plots import plot_campaign
+        from bayeslaw.plots import save_figure
+
+        save_figure(plot_campaign(campaign.history), figure)
+    typer.echo(f"\n{campaign.plan}\n\nwritten to {output}")
 
 
 @app.command()

@@ -116,18 +116,21 @@ class Data(NamedTuple):
 
 def make_frame(runs: pd.DataFrame, chance_error: float) -> Frame:
     """Centre the covariates on the configurations of a validated run table of one family."""
-    first = runs.iloc[0]
-    shape = first.get("input_shape")
-    classes = first.get("classes")
-    family = Family(
-        str(first["family"]),
-        None if shape is None else _shape(shape),
-        None if classes is None or pd.isna(classes) else int(classes),
-    )
+    first, family = runs.iloc[0], family_of(runs.iloc[0])
     configurations = runs[CONFIGURATION].drop_duplicates()
     origin = Frame(family, str(first["dataset"]), chance_error, 0.0, 0.0, 0.0, 0.0)
     centres = {name: float(values.mean()) for name, values in origin.covariates(configurations).items()}
     return Frame(family, origin.dataset, chance_error, *(centres[name] for name in _CENTRES))
+
+
+def family_of(row: pd.Series) -> Family:
+    """Name the family of a row of a run table, with what its counts depend on as far as the row says."""
+    shape, classes = row.get("input_shape"), row.get("classes")
+    return Family(
+        str(row["family"]),
+        None if shape is None else _shape(shape),
+        None if classes is None or pd.isna(classes) else int(classes),
+    )
 
 
 def _shape(value: Any) -> tuple[int, ...]:

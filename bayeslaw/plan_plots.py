@@ -193,3 +193,31 @@ def plot_reach(plan: Plan, *, ax: Axes | None = None) -> Axes:
     label = ax.figure.colorbar(image, ax=ax)
     label.set_label("probability")
     return ax
+
+
+def plot_campaign(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the decision's expected regret against what the runs cost.
+
+    Args:
+        history: `Campaign.history`; with a column `campaign`, one line for each.
+        ax: Where to draw; a new figure if not given.
+
+    Returns:
+        The axes; rounds whose fit failed its gate are hollow.
+    """
+    ax = new_axes(ax)
+    groups = history.groupby("campaign") if "campaign" in history else [("", history)]
+    for number, (name, own) in enumerate(groups):
+        color = f"C{number}"
+        ax.plot(own["training_flops"], own["regret_percent"], color=color, label=str(name))
+        failed = ~own["passed"].astype(bool)
+        ax.plot(own["training_flops"][~failed], own["regret_percent"][~failed], "o", color=color)
+        ax.plot(own["training_flops"][failed], own["regret_percent"][failed], "o", color=color, mfc="white")
+    ax.set(
+        xscale="log", xlabel="training, floating-point operations", ylabel="expected regret of the decision, per cent"
+    )
+    ax.set_ylim(bottom=0)
+    ax.set_title("hollow: the fit failed its gate", fontsize=9)
+    if "campaign" in history:
+        ax.legend(frameon=False)
+    return ax

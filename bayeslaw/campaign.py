@@ -14,9 +14,8 @@ import pandas as pd
 
 from bayeslaw.design import decision_regret, suggest
 from bayeslaw.errors import BayeslawError
-from bayeslaw.families import Family
 from bayeslaw.fitting import fit
-from bayeslaw.frame import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION, family_of
 from bayeslaw.predict import rounds_at
 from bayeslaw.runs import load_runs
 from bayeslaw.starts import TRAINING, make_starts
@@ -227,9 +226,8 @@ def _add(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 def _price(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
     """Price one trajectory of every candidate, by depth, width and dataset size."""
     first = runner.describe().iloc[0]
-    family = Family(str(first["family"]), tuple(int(side) for side in first["input_shape"]), int(first["classes"]))
     epochs = float(first.get("epochs", 1.0))
-    macs = family.macs(candidates["depth"], candidates["width"])
+    macs = family_of(first).macs(candidates["depth"], candidates["width"])
     flops = TRAINING * macs * candidates["dataset_size"] * epochs * (rounds_at(candidates["density"]) + 1)
     return pd.Series(np.asarray(flops), index=pd.MultiIndex.from_frame(candidates[CONFIGURATION]))
 

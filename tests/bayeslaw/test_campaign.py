@@ -1,0 +1,96 @@
+"""Campaigns replayed from a simulated sweep: they end for a reason, go on where they stopped, and are not mixed."""
+
+import json
+
+import pandas as pd
+import pytest
+from simulate import Truth, simulate
+
+from bayeslaw import BayeslawError, Replay, autopilot
+from bayeslaw.plan_plots import plot_campaign
+from bayeslaw.runs import load_runs
+
+STARTS = {"depths": [8, 14], "widths": [2, 4, 8], "dataset_size": 1000}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> pd.DataFrame:
+    """Give twelve networks, two runs each."""
+    return load_runs(simulate(Truth(), depths=(8, 14), widths=(2, 4, 8), dataset_sizes=(1000, 250), seed=3).runs)
+
+
+@pytest.fixture(scope="module")
+def flown(recorded, tmp_path_factory):
+    """Fly until the budget is spent, which is in the second round."""
+    folder, said = tmp_path_factory.mktemp("campaign"), []
+    campaign = autopilot(
+        Replay(recorded), folder, target_error=0.15, dataset_sizes=[250], tolerance=1e-6, budget=2.5e10, batch=2,
+        draws=250, say=said.append, density=0.8**27, **STARTS,
+    )  # fmt: skip
+    return campaign, folder, said
+
+
+def test_a_campaign_tells_every_round_and_why_it_ended(flown, recorded) -> None:
+    campaign, folder, said = flown
+    history = campaign.history
+    assert campaign.reason in said[-1]
+    assert campaign.reason.startswith("ended: ")
+    assert len(said) == len(history) + 1
+    assert all(line.startswith(f"round {i + 1}: ") for i, line in enumerate(said[:-1]))
+    assert (history["runs"].diff().dropna() > 0).all()
+    assert (history["training_flops"].diff().dropna() > 0).all()
+    assert history["training_flops"].iloc[-1] <= 2.5e10
+    # Runs are the recorded ones, none twice.
+    names = campaign.runs["trajectory"].unique()
+    assert set(names) <= set(recorded["trajectory"])
+    assert len(campaign.runs) == recorded["trajectory"].isin(names).sum()
+    assert len(names) == history["runs"].iloc[-1]
+    assert pd.read_parquet(folder / "runs.parquet").shape[0] == len(campaign.runs)
+
+
+def test_it_goes_on_where_it_stopped(flown, recorded) -> None:
+    """The same folder again: nothing is run twice, the last round is made again, with the same outcome."""
+    campaign, folder, _ = flown
+    again = autopilot(
+        Replay(recorded), folder, target_error=0.15, dataset_sizes=[250], tolerance=1e-6, budget=2.5e10, batch=2,
+        draws=250, say=lambda _: None, density=0.8**27, **STARTS,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(again.history, campaign.history)
+    assert len(again.runs) == len(campaign.runs)
+
+
+def test_another_campaign_is_not_mixed_in(flown, recorded) -> None:
+    _, folder, _ = flown
+    with pytest.raises(BayeslawError, match=r"holds another campaign \(target_error = 0\.15\)"):
+        autopilot(
+            Replay(recorded), folder, target_error=0.2, dataset_sizes=[250], tolerance=1e-6, batch=2, density=0.8**27,
+            **STARTS,
+        )  # fmt: skip
+    assert json.loads((folder / "campaign.json").read_text())["target_error"] == 0.15
+
+
+def test_replays_give_each_trajectory_once(recorded) -> None:
+    runner, networks = Replay(recorded), recorded[["depth", "width", "dataset_size"]].drop_duplicates()
+    first = runner.run(networks, pd.DataFrame())
+    second = runner.run(networks, first)
+    assert set(first["trajectory"]).isdisjoint(second["trajectory"])
+    assert len(first) + len(second) == len(recorded)
+    assert runner.available(networks, pd.concat([first, second])).empty
+    assert len(runner.available(networks, first)) == len(networks)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"choose": "greedy"}, "'suggest' or 'random'"), ({"batch": 0}, "at least 1")]
+)
+def test_bad_settings_are_refused(recorded, tmp_path, change, words) -> None:
+    with pytest.raises(BayeslawError, match=words):
+        autopilot(Replay(recorded), tmp_path, target_error=0.15, **STARTS, **change)
+
+
+def test_figure_of_regret_against_cost(flown, tmp_path) -> None:
+    history = flown[0].history
+    ax = plot_campaign(pd.concat([history.assign(campaign="one"), history.assign(campaign="two")]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
+    assert ax.get_xlabel().startswith("training")
+    ax.figure.savefig(tmp_path / "campaign.png")
+    assert (tmp_path / "campaign.png").stat().st_size > 5000
