@@ -342,9 +342,9 @@ def evaluate(
 @app.command()
 def check(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a run that was stopped is continued.")],
-    model: Annotated[str, typer.Option(help="single, few, hierarchical, or all.")] = "all",
+    model: Annotated[str, typer.Option(help="single, few, hierarchical, all of these, or plan.")] = "all",
     repetitions: Annotated[
-        int | None, typer.Option(help="Data sets; default 1000 for small models, 200 for the hierarchical one.")
+        int | None, typer.Option(help="Data sets; default 1000 for small models, 200 hierarchical, 500 for plans.")
     ] = None,
     fault: Annotated[str, typer.Option(help="Wrong on purpose: none, noise, gamma or double.")] = "none",
     processes: Annotated[int, typer.Option(help="Worker processes.")] = 1,
@@ -357,6 +357,9 @@ def check(
     from bayeslaw.checking import check as run
     from bayeslaw.plots import plot_ranks
 
+    if model == "plan":
+        _check_plans(output / "plan", repetitions or 500, seed, processes)
+        return
     rejected = False
     for name in list(models()) if model == "all" else [model]:
         folder = output / (name if fault == "none" else f"{name}_{fault}")
@@ -367,6 +370,17 @@ def check(
         typer.echo(f"{result}\nwritten to {folder}\n")
         rejected |= result.rejected
     if rejected:
+        raise typer.Exit(1)
+
+
+def _check_plans(folder: Path, worlds: int, seed: int, processes: int) -> None:
+    from bayeslaw.plan_checking import check_plans
+    from bayeslaw.plan_plots import plot_reliability
+
+    result = check_plans(worlds=worlds, seed=seed, output=folder, processes=processes)
+    plot_reliability(result.reliability).savefig(folder / "reliability.png", dpi=110)
+    typer.echo(f"{result}\nwritten to {folder}")
+    if result.rejected:
         raise typer.Exit(1)
 
 

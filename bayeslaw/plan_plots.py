@@ -11,10 +11,11 @@ from bayeslaw.frame import CONFIGURATION, varies
 from bayeslaw.frontiers import frontier
 from bayeslaw.objectives import OBJECTIVES
 from bayeslaw.plan import Plan
-from bayeslaw.plots import BAND, POINT, curve_densities, lowest_density, new_axes
+from bayeslaw.plots import BAND, LINE, POINT, curve_densities, lowest_density, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from bayeslaw.posterior import Fit
 
@@ -221,3 +222,27 @@ def plot_campaign(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if "campaign" in history:
         ax.legend(frameon=False)
     return ax
+
+
+def plot_reliability(table: pd.DataFrame) -> Figure:
+    """Draw what came against what was promised, in bins, a panel for each kind of probability.
+
+    Args:
+        table: `PlanCheck.reliability`.
+
+    Returns:
+        The figure; points are as large as they have promises, with 90 % intervals over worlds.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = table["kind"].unique()
+    figure = Figure(figsize=(3.4 * len(kinds), 3.4), layout="constrained")
+    for ax, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds), sharey=True)), kinds, strict=True):
+        own = table[table["kind"] == kind]
+        ax.plot([0, 1], [0, 1], ":", color="0.5")
+        ax.vlines(own["promised"], own["lower"], own["upper"], color=LINE)
+        ax.scatter(own["promised"], own["came"], 10 + 90 * own["count"] / own["count"].max(), color=LINE)
+        ax.set(xlabel="promised probability", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        ax.set_title(f"P({kind})")
+    figure.axes[0].set_ylabel("share that came")
+    return figure

@@ -22,6 +22,7 @@ from bayeslaw.cli import app
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import make_data, make_frame
 from bayeslaw.model import structure_of
+from bayeslaw.plan_checking import check_plans
 from bayeslaw.plots import plot_ranks
 from bayeslaw.runs import load_runs
 from bayeslaw.simulation import Design, Fault, log_likelihood, mean_error, observation, simulate, spreads
@@ -344,3 +345,16 @@ def test_bad_arguments_are_refused() -> None:
     ):
         with pytest.raises(BayeslawError, match=message):
             bayeslaw.check(**arguments)
+
+
+def test_a_world_is_planned_in_and_looked_up(tmp_path) -> None:
+    """Two worlds through the real fit and planner, stopped after the first and gone on with: the same rows."""
+    whole = check_plans(worlds=2, output=tmp_path / "plan", progress=False)
+    kept = (tmp_path / "plan" / "ranks.csv").read_text().splitlines()
+    (tmp_path / "plan" / "ranks.csv").write_text("\n".join(kept[:2]) + "\n")
+    again = check_plans(worlds=2, output=tmp_path / "plan", progress=False)
+    pd.testing.assert_frame_equal(again.worlds.drop(columns="seconds"), whole.worlds.drop(columns="seconds"))
+    probabilities = whole.worlds.filter(regex=r"^(best|feasible|reach)_")
+    assert ((probabilities >= 0) & (probabilities <= 1)).all(axis=None)
+    assert whole.worlds["size"].between(0, 100).all()
+    assert (whole.worlds[["expected_regret", "realised_regret"]] >= 0).all(axis=None)

@@ -84,18 +84,20 @@ def measure(configurations: int) -> dict[str, Any]:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Plot both against the number of rows, with a line of slope one."""
+    """Plot both against the number of rows, the first beside a line of slope one."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    columns = (("gradient_ms", "milliseconds a gradient"), ("memory_mib", "memory of a fit, MiB"))
-    for panel, (column, label) in zip(panels, columns, strict=True):
-        panel.loglog(table["rows"], table[column], "o-")
-        last = table.iloc[-1]
-        linear = last[column] * table["rows"] / last["rows"]
-        panel.loglog(table["rows"], linear, ":", color="0.5", label="in proportion to rows")
-        panel.set(xlabel="rows of the run table", ylabel=label)
-        panel.legend(frameon=False)
+    figure, (gradient, memory) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    last = table.iloc[-1]
+    gradient.loglog(table["rows"], table["gradient_ms"], "o-")
+    linear = last["gradient_ms"] * table["rows"] / last["rows"]
+    gradient.loglog(table["rows"], linear, ":", color="0.5", label="in proportion to rows")
+    gradient.set(ylabel="milliseconds a gradient")
+    gradient.legend(frameon=False)
+    memory.semilogx(table["rows"], table["memory_mib"], "o-")
+    memory.set(ylabel="largest memory of a fit, MiB", ylim=(0, None))
+    for panel in (gradient, memory):
+        panel.set(xlabel="rows of the run table")
     figure.savefig(path, dpi=110)
 
 
