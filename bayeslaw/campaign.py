@@ -144,9 +144,10 @@ def autopilot(
         BayeslawError: The folder holds another campaign, or an argument is out of range.
 
     Example:
-        >>> runner = Replay(bayeslaw.load_recorded("digits_resnet"))  # doctest: +SKIP
+        >>> import bayeslaw
+        >>> runner = bayeslaw.Replay(bayeslaw.load_recorded("digits_resnet"))  # doctest: +SKIP
         >>> starts = {"depths": [8, 14, 20], "widths": [1, 2, 4, 8, 16]}  # doctest: +SKIP
-        >>> autopilot(runner, "campaign", target_error=0.1, dataset_size=1000, **starts)  # doctest: +SKIP
+        >>> bayeslaw.autopilot(runner, "campaign", target_error=0.1, dataset_size=1000, **starts)  # doctest: +SKIP
     """
     if choose not in ("suggest", "random"):
         raise BayeslawError(f"choose = {choose!r} must be 'suggest' or 'random'.")

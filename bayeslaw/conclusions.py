@@ -85,7 +85,8 @@ def conclude(
         Rosenfeld et al., ICML 2021, section 6.
 
     Example:
-        >>> print(conclude(fit, 0.1, depths=[8, 14], widths=[2, 4, 8], dataset_size=1000))  # doctest: +SKIP
+        >>> import bayeslaw
+        >>> print(bayeslaw.conclude(fit, 0.1, depths=[8, 14], widths=[2, 4, 8], dataset_size=1000))  # doctest: +SKIP
     """
     if missing := [name for name in ("phi", "psi") if name not in fit.posterior]:
         raise BayeslawError(f"conclusions are about phi and psi, and the fit has no {' and no '.join(missing)}.")

@@ -144,8 +144,9 @@ def suggest(
         regression.
 
     Example:
+        >>> import bayeslaw
         >>> plan = fit.plan(0.1, depths=[8, 14], widths=[2, 4, 8], dataset_size=1000)  # doctest: +SKIP
-        >>> suggest(fit, objective=plan, batch=2).to_sweep("next.toml", template="sweep.toml")  # doctest: +SKIP
+        >>> bayeslaw.suggest(fit, objective=plan).to_sweep("next.toml", template="sweep.toml")  # doctest: +SKIP
     """
     table = _candidates(fit, candidates, objective)
     if batch < 1:

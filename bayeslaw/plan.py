@@ -192,6 +192,8 @@ def plan(
         Rosenfeld et al., ICML 2021, section 6.
 
     Example:
+        >>> import bayeslaw
+        >>> fit = bayeslaw.load("fit.nc")  # doctest: +SKIP
         >>> fit.plan(0.1, depths=[8, 14], widths=[4, 8], dataset_size=1000, policy="adaptive")  # doctest: +SKIP
     """
     question = Question(objective, target_error, max_size, max_training_flops, policy, validation, confidence)

@@ -133,19 +133,20 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
     known = {tuple(row): i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
     columns = {k: v[:, None] for k, v in value.items()}
     centre, spread = _centre_and_spreads(columns, fit.frame.covariates(configurations))
-    spread = {k: np.broadcast_to(v, (len(own), len(configurations))) for k, v in spread.items()}
-    result = np.broadcast_to(centre, (len(own), len(configurations))).copy()
+    # A network's draws lie beside each other while they are made.
+    result = np.array(np.broadcast_to(centre, (len(own), len(configurations))).T)
+    scale = np.broadcast_to(spread.get("sigma_np", 0.0), (len(own), len(configurations)))
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         if row in known:
-            result[:, i] = own[:, known[row]]
+            result[i] = own[:, known[row]]
         elif fit.law.name == "single":
             raise BayeslawError(
                 f"depth {row[0]:g}, width {row[1]:g}, dataset_size {row[2]:g} was not fitted, and law = 'single' "
                 "speaks of the fitted network alone; fit several configurations with law = 'joint'."
             )
         else:
-            result[:, i] += spread["sigma_np"][:, i] * generator(seed, row, "discrepancy").standard_normal(len(result))
-    return result
+            result[i] += scale[:, i] * generator(seed, row, "discrepancy").standard_normal(len(own))
+    return result.T
 
 
 @jax.jit

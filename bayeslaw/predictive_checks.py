@@ -50,7 +50,8 @@ def predictive_check(fit: Fit, *, interval: float = 0.9, seed: int = 0) -> pd.Da
         Gelman, Meng, Stern, Statistica Sinica 6, 1996.
 
     Example:
-        >>> predictive_check(fit)  # doctest: +SKIP
+        >>> import bayeslaw
+        >>> bayeslaw.predictive_check(fit)  # doctest: +SKIP
     """
     if fit.runs.empty:
         raise BayeslawError(f"no run of {fit.frame.label} was fitted: there is nothing to compare replicates with.")

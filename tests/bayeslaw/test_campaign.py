@@ -25,7 +25,7 @@ def flown(recorded, tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("campaign"), []
     campaign = autopilot(
         Replay(recorded), folder, target_error=0.15, dataset_sizes=[250], tolerance=1e-6, budget=2.5e10, batch=2,
-        draws=250, say=said.append, density=0.8**27, **STARTS,
+        draws=100, say=said.append, density=0.8**27, **STARTS,
     )  # fmt: skip
     return campaign, folder, said
 
@@ -53,7 +53,7 @@ def test_it_goes_on_where_it_stopped(flown, recorded) -> None:
     campaign, folder, _ = flown
     again = autopilot(
         Replay(recorded), folder, target_error=0.15, dataset_sizes=[250], tolerance=1e-6, budget=2.5e10, batch=2,
-        draws=250, say=lambda _: None, density=0.8**27, **STARTS,
+        draws=100, say=lambda _: None, density=0.8**27, **STARTS,
     )  # fmt: skip
     pd.testing.assert_frame_equal(again.history, campaign.history)
     assert len(again.runs) == len(campaign.runs)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayeslaw import BayeslawError, fit, suggest
+from bayeslaw import BayeslawError, suggest
 from bayeslaw.design import FOLDS, _summary, _value, decision_regret
 from bayeslaw.sweep_file import read_sweep
 from imp_runs.config import load_sweep
@@ -26,22 +26,14 @@ levels = 9
 
 
 @pytest.fixture(scope="module")
-def unsure(simulated):
-    """Fit eight networks only, one run each, so that much is left to learn."""
-    runs = simulated.runs
-    few = runs[(runs["replicate"] == 0) & runs["width"].isin([2, 8])]
-    return fit(few, chains=2, warmup=300, draws=1000, progress=False)
+def plan(fitted):
+    target = float(fitted.posterior["eps_np"].median()) * 1.3
+    return fitted.plan(target, **GRID, allow_failed=True)
 
 
 @pytest.fixture(scope="module")
-def plan(unsure):
-    target = float(unsure.posterior["eps_np"].median()) * 1.3
-    return unsure.plan(target, **GRID, allow_failed=True)
-
-
-@pytest.fixture(scope="module")
-def found(unsure, plan):
-    return suggest(unsure, objective=plan, batch=3, progress=False)
+def found(fitted, plan):
+    return suggest(fitted, objective=plan, batch=3, progress=False)
 
 
 def test_a_value_is_that_of_a_known_answer() -> None:
@@ -72,13 +64,13 @@ def test_a_run_that_shows_nothing_is_worth_nothing() -> None:
     assert narrows < 0.1 * losses.std()
 
 
-def test_what_is_ranked_is_what_brings_regret_down(unsure, plan, found) -> None:
+def test_what_is_ranked_is_what_brings_regret_down(fitted, plan, found) -> None:
     ranked = found.ranked
     assert (ranked["value_per_flop"].diff().dropna() <= 0).all()
     assert (ranked["value"] <= found.regret + 4 * ranked["mcse"]).all()
     assert ranked["value"].iloc[0] > 3 * ranked["mcse"].iloc[0]
     assert ranked["value_per_flop"].tolist() == pytest.approx((ranked["value"] / ranked["training_flops"]).tolist())
-    best, regret = decision_regret(unsure, plan)
+    best, regret = decision_regret(fitted, plan)
     assert regret == pytest.approx(found.regret)
     assert plan.starts.loc[best, "regret"] == plan.starts["regret"].min()
     assert regret == pytest.approx(plan.starts["regret"].min(), rel=1e-6)
@@ -94,36 +86,36 @@ def test_a_batch_adds_up_to_less_than_its_runs_alone(found) -> None:
     assert "next" in str(found)
 
 
-def test_replicates_of_a_candidate_are_runs_of_the_same_network(unsure) -> None:
+def test_replicates_of_a_candidate_are_runs_of_the_same_network(fitted) -> None:
     """Two runs of one network are alike, since its own plateau is in both; those of two draws' seeds are not equal."""
     row = pd.Series({"depth": 8.0, "width": 3.0, "dataset_size": 250.0, "density": 0.05})
-    one, two = (_summary(unsure, row, replicate, 0)[:, 0] for replicate in (0, 1))
+    one, two = (_summary(fitted, row, replicate, 0)[:, 0] for replicate in (0, 1))
     assert 0.1 < abs(np.corrcoef(one, two)[0, 1]) < 0.99
 
 
-def test_budgets_and_bad_questions(unsure, plan, found) -> None:
+def test_budgets_and_bad_questions(fitted, plan, found) -> None:
     cheapest = found.ranked["training_flops"].min()
-    little = suggest(unsure, objective=plan, batch=5, budget=2.5 * cheapest, progress=False)
+    little = suggest(fitted, objective=plan, batch=5, budget=2.5 * cheapest, progress=False)
     assert little.chosen["training_flops"].sum() <= 2.5 * cheapest
     assert "the budget pays for" in little.notes[0]
     with pytest.raises(BayeslawError, match="pays for none of the candidates; the cheapest takes"):
-        suggest(unsure, objective=plan, budget=cheapest / 2, progress=False)
+        suggest(fitted, objective=plan, budget=cheapest / 2, progress=False)
     with pytest.raises(BayeslawError, match="batch = 0 must be at least 1"):
-        suggest(unsure, objective=plan, batch=0, progress=False)
+        suggest(fitted, objective=plan, batch=0, progress=False)
     with pytest.raises(BayeslawError, match="designs lack width"):
-        suggest(unsure, pd.DataFrame({"depth": [8], "dataset_size": [250]}), objective=plan, progress=False)
+        suggest(fitted, pd.DataFrame({"depth": [8], "dataset_size": [250]}), objective=plan, progress=False)
 
 
-def test_a_suggestion_becomes_a_sweep_of_new_replicates(unsure, found, tmp_path) -> None:
+def test_a_suggestion_becomes_a_sweep_of_new_replicates(fitted, found, tmp_path) -> None:
     template = tmp_path / "template.toml"
     template.write_text(TEMPLATE)
-    path = found.to_sweep(tmp_path / "new" / "next.toml", template=template, runs=unsure.runs)
+    path = found.to_sweep(tmp_path / "new" / "next.toml", template=template, runs=fitted.runs)
     sweep = load_sweep(path)
     wanted = found.chosen[["depth", "width", "dataset_size"]].astype(int).value_counts().to_dict()
     made = pd.DataFrame([(t.depth, t.width, t.dataset_size) for t in sweep.trajectories]).value_counts().to_dict()
     assert made == wanted
     assert sweep.protocol.epochs == 2
-    trained = set(unsure.runs[["depth", "width", "dataset_size"]].itertuples(index=False, name=None))
+    trained = set(fitted.runs[["depth", "width", "dataset_size"]].itertuples(index=False, name=None))
     for t in sweep.trajectories:
         assert (t.replicate >= 1) == ((t.depth, t.width, t.dataset_size) in trained)
     with pytest.raises(BayeslawError, match="not a readable sweep"):
