@@ -168,7 +168,7 @@ def suggest(
     shown = [_summary(fit, table.iloc[i], 0, seed) for i in tqdm(
         range(len(table)), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
     )]  # fmt: skip
-    spent, times, known, before = 0.0, np.zeros(len(table), int), [], 0.0
+    spent, times, known, before = 0.0, np.zeros(len(table), int), [], np.zeros(2)
     chosen, ranked = [], pd.DataFrame()
     while len(chosen) < batch:
         affordable = np.flatnonzero(flops <= (np.inf if budget is None else budget - spent))
@@ -176,7 +176,9 @@ def suggest(
             break
         together = [_value(losses, [*known, shown[i]], base, fold) for i in affordable]
         value, mcse, narrows = np.array(together).T
-        found = table.iloc[affordable].assign(value=value - before, mcse=mcse, narrows=narrows)
+        # What is seen cannot hurt: below 0 they are noise of the cross-fit.
+        adds = np.maximum(np.array([value, narrows**2]) - before[:, None], 0.0)
+        found = table.iloc[affordable].assign(value=adds[0], mcse=mcse, narrows=np.sqrt(adds[1]))
         found["training_flops"] = flops[affordable]
         found["value_per_flop"] = found["value"] / found["training_flops"]
         tells = (found["value"] > 2 * found["mcse"]).any()
@@ -186,7 +188,7 @@ def suggest(
         best = int(score.to_numpy().argmax())
         place = int(affordable[best])
         chosen.append(found.iloc[best])
-        before += float(found["value"].iloc[best])
+        before += adds[:, best]
         spent, times[place] = spent + flops[place], times[place] + 1
         known.append(shown[place])
         shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)

@@ -133,9 +133,18 @@ class Plan:
         return f"depth {row['depth']:g}, width {row['width']:g}{size}"
 
     def _reason(self, row: pd.Series) -> str:
+        typical = self.starts.iloc[int(self.starts["regret"].to_numpy().argmin())]
+        if typical.name == row.name or self.question.objective == "error":
+            return (
+                f"It is the best of these starts with probability {row['p_best']:.2f}, and expected to end "
+                f"{row['regret_percent']:.0f} % above the best."
+            )
+        sure = f"is as sure only at {typical['size']:,.0f} parameters"
+        if typical["p_reach"] < self.confidence:
+            sure = f"reaches it with probability {typical['p_reach']:.2f} at most"
         return (
-            f"It is the best of these starts with probability {row['p_best']:.2f}, and expected to end "
-            f"{row['regret_percent']:.0f} % above the best."
+            f"A typical run from {self._named(typical)} ends smaller still (the best start with probability "
+            f"{typical['p_best']:.2f}), but its runs differ more: a new one {sure}."
         )
 
 

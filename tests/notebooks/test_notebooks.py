@@ -26,4 +26,4 @@ def test_notebook_is_executed_and_runs(path: Path) -> None:
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_from_runs_to_plan"]
+    assert [path.stem for path in NOTEBOOKS] == ["01_from_runs_to_plan", "02_planning_a_campaign"]
