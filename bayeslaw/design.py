@@ -48,9 +48,10 @@ class Suggestion:
     Attributes:
         ranked: One row per candidate (depth, width, dataset_size, density down to which), best first: `value`, the
             expected fall of the decision's regret by one run of it, in units of the objective, and its Monte Carlo
-            standard error `mcse`; `narrows`, the sd of the differences between starts that the run explains, each start
+            standard error `mcse`; `narrows`, the sd of the differences between starts that one run explains, each start
             weighted by its probability of being best; `training_flops`; `value_per_flop`. Best is the highest value for
-            its cost; where no value is above two standard errors, the most explained variance for its cost.
+            its cost; where no value is above two standard errors, the most explained variance for its cost, a further
+            run of the same network counting half, a third and so on.
         chosen: The batch, in the order of choice: the same columns, `value` being what a run adds to those before it.
             A network can appear more than once: its replicates.
         regret: Expected regret of the present decision, in units of the objective.
@@ -168,27 +169,29 @@ def suggest(
     shown = [_summary(fit, table.iloc[i], 0, seed) for i in tqdm(
         range(len(table)), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
     )]  # fmt: skip
-    spent, times, known, before = 0.0, np.zeros(len(table), int), [], np.zeros(2)
+    alone = np.array([_value(losses, [scores], base, fold)[2] for scores in shown])
+    spent, times, known, before = 0.0, np.zeros(len(table), int), [], 0.0
     chosen, ranked = [], pd.DataFrame()
     while len(chosen) < batch:
         affordable = np.flatnonzero(flops <= (np.inf if budget is None else budget - spent))
         if not len(affordable):
             break
         together = [_value(losses, [*known, shown[i]], base, fold) for i in affordable]
-        value, mcse, narrows = np.array(together).T
-        # What is seen cannot hurt: below 0 they are noise of the cross-fit.
-        adds = np.maximum(np.array([value, narrows**2]) - before[:, None], 0.0)
-        found = table.iloc[affordable].assign(value=adds[0], mcse=mcse, narrows=np.sqrt(adds[1]))
+        value, mcse, _ = np.array(together).T
+        # What is seen cannot hurt: below 0 it is noise of the cross-fit.
+        adds = np.maximum(value - before, 0.0)
+        found = table.iloc[affordable].assign(value=adds, mcse=mcse, narrows=alone[affordable])
         found["training_flops"] = flops[affordable]
         found["value_per_flop"] = found["value"] / found["training_flops"]
         tells = (found["value"] > 2 * found["mcse"]).any()
-        score = found["value_per_flop"] if tells else found["narrows"] ** 2 / found["training_flops"]
+        variance = found["narrows"] ** 2 / (1 + times[affordable])
+        score = found["value_per_flop"] if tells else variance / found["training_flops"]
         if not chosen:
             ranked = found.iloc[np.argsort(-score.to_numpy(), kind="stable")].reset_index(drop=True)
         best = int(score.to_numpy().argmax())
         place = int(affordable[best])
         chosen.append(found.iloc[best])
-        before += adds[:, best]
+        before += adds[best]
         spent, times[place] = spent + flops[place], times[place] + 1
         known.append(shown[place])
         shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)

@@ -1,5 +1,7 @@
 """Which run next: values that a plain simulation confirms, batches, budgets, and sweeps that the runner takes."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,9 +117,12 @@ def test_a_suggestion_becomes_a_sweep_of_new_replicates(fitted, found, tmp_path)
     made = pd.DataFrame([(t.depth, t.width, t.dataset_size) for t in sweep.trajectories]).value_counts().to_dict()
     assert made == wanted
     assert sweep.protocol.epochs == 2
-    trained = set(fitted.runs[["depth", "width", "dataset_size"]].itertuples(index=False, name=None))
-    for t in sweep.trajectories:
-        assert (t.replicate >= 1) == ((t.depth, t.width, t.dataset_size) in trained)
+    there = fitted.runs.groupby(["depth", "width", "dataset_size"])["replicate"].max()
+    for network, own in itertools.groupby(sweep.trajectories, lambda t: (t.depth, t.width, t.dataset_size)):
+        assert min(t.replicate for t in own) >= there.get(network, -1) + 1
+    new = [(t.depth, t.width, t.dataset_size, t.replicate) for t in sweep.trajectories]
+    trained = fitted.runs[["depth", "width", "dataset_size", "replicate"]].itertuples(index=False, name=None)
+    assert set(new).isdisjoint(trained)
     with pytest.raises(BayeslawError, match="not a readable sweep"):
         read_sweep(tmp_path / "nothing.toml")
     half = found.chosen.assign(width=2.5)
