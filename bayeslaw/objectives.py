@@ -131,12 +131,14 @@ def values_of(
         log_density = np.log(np.where(within, density, 1.0))
         return np.where(within, np.exp(_log_error_at(fit.law, value, covariates, log_e, log_density)), np.inf)
     assert question.target_error is not None
-    log_density = _log_density_at(fit.law, value, covariates, log_e, np.log(question.target_error))
-    density = density_within(np.asarray(log_density), sparsest)
-    return np.where(np.isnan(density), np.inf, worth(fit, question, density, costs))
+    inference = question.objective == "inference"
+    counts = (1.0, 0.0) if inference else (costs.prunable, costs.unprunable)
+    target = np.log(question.target_error)
+    found = np.asarray(_sizes_at(fit.law, value, covariates, log_e, target, sparsest, *counts))
+    return np.where(np.isfinite(found), worth(fit, question, found, costs), np.inf) if inference else found
 
 
-def density_within(log_density: NDArray, sparsest: NDArray | float = 0.0) -> NDArray[np.float64]:
+def density_within(log_density: Any, sparsest: Any = 0.0) -> jax.Array:
     """Give the density to prune to: where the error reaches its target, but not beyond what a budget allows.
 
     Args:
@@ -144,14 +146,14 @@ def density_within(log_density: NDArray, sparsest: NDArray | float = 0.0) -> NDA
         sparsest: Lowest density allowed, above 1 for none, `[starts]`.
 
     Returns:
-        Densities, NaN where there is none.
+        Densities, infinite where there is none.
 
     Example:
-        >>> density_within(np.log([0.1, 0.3, 2.0]), 0.2).round(6).tolist()
-        [0.2, 0.3, nan]
+        >>> [round(float(density), 3) for density in density_within(np.log([0.1, 0.3, 2.0]), 0.2)]
+        [0.2, 0.3, inf]
     """
-    possible = (log_density <= 0) & (np.asarray(sparsest) <= 1)
-    return np.where(possible, np.maximum(np.exp(np.minimum(log_density, 0.0)), sparsest), np.nan)
+    possible = (log_density <= 0) & (jnp.asarray(sparsest) <= 1)
+    return jnp.where(possible, jnp.maximum(jnp.exp(jnp.minimum(log_density, 0.0)), sparsest), jnp.inf)
 
 
 def worth(fit: Fit, question: Question, density: NDArray, costs: Costs) -> NDArray[np.float64]:
@@ -203,11 +205,13 @@ def draws_of(fit: Fit, starts: pd.DataFrame, seed: int) -> tuple[dict[str, NDArr
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _log_density_at(
-    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_target: Any
-) -> jax.Array:
-    """Give the log density at which the curve of each start reaches a target, `[draws, starts]`."""
-    return law.log_density_at(law.curve(value, covariates, log_e, 0.0), log_target)
+def _sizes_at(
+    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_target: Any, sparsest: Any,
+    prunable: Any, unprunable: Any,
+) -> jax.Array:  # fmt: skip
+    """Give the parameters left where the curve of each start reaches a target, `[draws, starts]`."""
+    log_density = law.log_density_at(law.curve(value, covariates, log_e, 0.0), log_target)
+    return density_within(log_density, sparsest) * prunable + unprunable
 
 
 @functools.partial(jax.jit, static_argnums=0)

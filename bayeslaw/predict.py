@@ -131,11 +131,11 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
     value = parameter_draws(fit)
     own = fit.posterior["log_e"].to_numpy().reshape(len(value["dense"]), -1)
     known = {tuple(row): i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
-    columns = {k: v[:, None] for k, v in value.items()}
-    centre, spread = _centre_and_spreads(columns, fit.frame.covariates(configurations))
-    # A network's draws lie beside each other while they are made.
-    result = np.array(np.broadcast_to(centre, (len(own), len(configurations))).T)
-    scale = np.broadcast_to(spread.get("sigma_np", 0.0), (len(own), len(configurations)))
+    # A network's draws lie beside each other while they are made: one row for each.
+    covariates = {name: column[:, None] for name, column in fit.frame.covariates(configurations).items()}
+    centre, scale = _centre_and_discrepancy(value, covariates)
+    shape = (len(configurations), len(own))
+    result, scale = np.array(np.broadcast_to(centre, shape)), np.broadcast_to(scale, shape)
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         if row in known:
             result[i] = own[:, known[row]]
@@ -145,8 +145,15 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> ND
                 "speaks of the fitted network alone; fit several configurations with law = 'joint'."
             )
         else:
-            result[i] += scale[:, i] * generator(seed, row, "discrepancy").standard_normal(len(own))
+            result[i] += scale[i] * generator(seed, row, "discrepancy").standard_normal(len(own))
     return result.T
+
+
+@jax.jit
+def _centre_and_discrepancy(value: dict[str, Any], covariates: dict[str, Any]) -> tuple[jax.Array, Any]:
+    """Give log e by the dense law, and how far networks spread around it."""
+    centre, spreads = _centre_and_spreads(value, covariates)
+    return centre, spreads.get("sigma_np", 0.0)
 
 
 @jax.jit
