@@ -242,7 +242,9 @@ def suggest(
     """Rank the next runs by how far they bring the decision's regret down, and write them as a sweep."""
     from bayeslaw import load
     from bayeslaw import suggest as rank
+    from bayeslaw.sweep_file import read_sweep
 
+    read_sweep(template)
     posterior = load(fit, family=family)
     runs = posterior.runs
     decision = posterior.plan(
@@ -254,8 +256,8 @@ def suggest(
         seed=seed,
     )
     found = rank(posterior, objective=decision, batch=batch, budget=budget, seed=seed)
-    typer.echo(f"{decision.advice}\n\n{found}")
-    typer.echo(f"\nwritten to {found.to_sweep(output, template=template, runs=runs)}")
+    written = found.to_sweep(output, template=template, runs=runs)
+    typer.echo(f"{decision.advice}\n\n{found}\n\nwritten to {written}")
 
 
 @app.command()

@@ -18,8 +18,9 @@ from command_line import command
 from simulate import Truth, simulate
 
 import bayeslaw
-from bayeslaw import cli
-from bayeslaw.live import LiveRun
+from bayeslaw import BayeslawError, cli, suggest, width_grid
+from bayeslaw.live import Live, LiveRun
+from imp_runs.config import load_sweep
 
 SHORT = {"chains": 2, "warmup": 100, "draws": 50}
 
@@ -179,6 +180,32 @@ def test_plan_writes_table_and_figure(fitted, fit_file, tmp_path) -> None:
     assert (code, everything) == (0, f"{own}\n")
 
 
+def test_plan_answers_other_questions(fitted, fit_file, tmp_path) -> None:
+    grid = ("--depths", "8,14", "--widths", "2-8", "--dataset-size", "1000,2000")
+    figures = ("--regret-figure", tmp_path / "regret.png", "--reach-figure", tmp_path / "reach.png")
+    code, output, _ = command("plan", fit_file, "--target-error", 0.15, "--policy", "adaptive", *grid, *figures)
+    axes = {"depths": [8, 14], "widths": width_grid(2, 8), "dataset_size": [1000, 2000]}
+    assert (code, output) == (0, f"{fitted.plan(0.15, policy='adaptive', **axes)}\n")
+    assert all(path.stat().st_size > 5000 for path in (tmp_path / "regret.png", tmp_path / "reach.png"))
+    code, output, _ = command("plan", fit_file, "--objective", "error", "--max-size", 600, *grid)
+    assert (code, output) == (0, f"{fitted.plan(objective='error', max_size=600, **axes)}\n")
+
+
+def test_suggest_writes_the_sweep_that_comes_next(fitted, fit_file, tmp_path) -> None:
+    template, written = tmp_path / "sweep.toml", tmp_path / "next.toml"
+    # Fits of the simulated table are of more examples than digits have.
+    sweep = SWEEP.format(epochs=1, levels=2).replace('"mlp"', '"cifar_resnet"').replace("[2, 3]", "[8]")
+    template.write_text(sweep.replace('"digits"', '"mnist"'))
+    code, output, error = command(
+        "suggest", fit_file, "--target-error", 0.15, "--template", template, "--batch", 2, "-o", written
+    )
+    assert (code, error) == (0, "")
+    plan = fitted.plan(0.15, depths=[8, 14], widths=[2, 4, 8], dataset_size=2000)
+    found = suggest(fitted, objective=plan, batch=2, progress=False)
+    assert output == f"{plan.advice}\n\n{found}\n\nwritten to {written}\n"
+    assert len(load_sweep(written).trajectories) == 2
+
+
 def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
     table = tmp_path / "runs.csv"
     foreign.to_csv(table, index=False)
@@ -210,6 +237,25 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
         (["plan", fit_file, "--target-error", "15"], "fraction in (0, 1)"),
         (["plan", fit_file, "--target-error", "0.0001"], "out of reach"),
         (["plan", fit_file, "--target-error", "0.1", "--confidence", "1"], "confidence = 1.0"),
+        (["plan", fit_file], "'size' needs target_error"),
+        (["plan", fit_file, "--target-error", "0.1", "--widths", "8-2"], "widths run from above 0"),
+        (["suggest", fit_file, "--target-error", "0.15", "--template", tmp_path / "no.toml"], "not a readable sweep"),
+        (
+            [
+                "autopilot",
+                "--target-error",
+                "0.1",
+                "--depths",
+                "8",
+                "--widths",
+                "2",
+                "--dataset-size",
+                9,
+                "-o",
+                tmp_path,
+            ],
+            "give either --template, to run live, or --replay",
+        ),
         (["quickstart", "--network", "8,4"], "must be depth,width,dataset_size"),
         (["quickstart", "-o", tmp_path, "--network", "8,4,777"], "(8, 4, 777) is not in digits_resnet; choose one of"),
     ):
@@ -221,7 +267,9 @@ def test_help_of_every_command_names_its_options() -> None:
         ([], ["quickstart", "fit", "predict", "plan", "compare", "evaluate", "learning-curve", "check"]),
         (["fit"], ["RUNS", "--column", "--n-test", "--chance-error", "--chains", "--warmup", "--draws", "--seed"]),
         (["predict"], ["FIT", "--depths", "--designs", "--kind", "--interval", "--output"]),
-        (["plan"], ["FIT", "--target-error", "--confidence", "--allow-failed", "--figure"]),
+        (["plan"], ["FIT", "--target-error", "--confidence", "--allow-failed", "--figure", "--policy", "--objective"]),
+        (["suggest"], ["FIT", "--template", "--batch", "--budget", "--output"]),
+        (["autopilot"], ["--template", "--replay", "--tolerance", "--budget", "--output"]),
         (["quickstart"], ["--network", "--target-error", "--output"]),
         (["check"], ["--output", "--model", "--repetitions", "--fault", "--processes", "--seed"]),
     ):
@@ -262,6 +310,26 @@ def test_a_live_run_gives_the_run_table_of_its_network_alone(tmp_path) -> None:
     assert table["n_test"].nunique() == 1
     np.testing.assert_allclose(table["error"], table["n_wrong"] / table["n_test"])
     pd.testing.assert_frame_equal(bayeslaw.load_runs(table)[["density", "error"]], table[["density", "error"]])
+
+
+def test_the_live_runner_makes_one_more_replicate(tmp_path) -> None:
+    """What an autopilot runs: networks of its choice, under the template's protocol, each time the next seed."""
+    (tmp_path / "sweep.toml").write_text(SWEEP.format(epochs=1, levels=2))
+    runner = Live(tmp_path / "sweep.toml", tmp_path / "store", arguments=("--device", "cpu", "--workers", "1"))
+    about = runner.describe().iloc[0]
+    said = about[["family", "dataset", "classes", "input_shape"]].tolist()
+    assert said == ["mlp", "digits", 10, (1, 8, 8)]
+    chosen = pd.DataFrame({"depth": [3, 2], "width": [2, 5], "dataset_size": [40, 60], "density": [0.5, 0.5]})
+    first = runner.run(chosen, pd.DataFrame())
+    networks = first[["depth", "width", "dataset_size", "replicate"]].drop_duplicates()
+    assert sorted(networks.itertuples(index=False, name=None)) == [(2, 5, 60, 0), (3, 2, 40, 0)]
+    second = runner.run(chosen.iloc[:1], first)
+    networks = second[["depth", "width", "dataset_size", "replicate"]].drop_duplicates()
+    assert networks.to_numpy().tolist() == [[3, 2, 40, 1]]
+    assert set(first["trajectory"]).isdisjoint(second["trajectory"])
+    broken = Live(tmp_path / "sweep.toml", tmp_path / "store", arguments=("--device", "abacus"))
+    with pytest.raises(BayeslawError, match=r"the sweep .* failed: .*abacus"):
+        broken.run(chosen.iloc[:1], pd.concat([first, second]))
 
 
 def test_a_live_run_that_fails_says_why(tmp_path) -> None:
