@@ -165,7 +165,7 @@ def autopilot(
     runs, history = _resume(output)
     rng = np.random.default_rng([seed, len(history)])
     if runs.empty:
-        runs = _add(output, runs, runner.run(_first(runner, candidates, price, seed), runs))
+        runs = add_runs(output, runs, runner.run(_first(runner, candidates, price, seed), runs))
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -190,7 +190,7 @@ def autopilot(
             chosen = suggest(
                 posterior, left, objective=decision, batch=batch, budget=affordable, seed=seed, progress=False
             ).chosen
-        runs = _add(output, runs, runner.run(chosen[[*CONFIGURATION, "density"]], runs))
+        runs = add_runs(output, runs, runner.run(chosen[[*CONFIGURATION, "density"]], runs))
 
 
 def _open(output: Path, wanted: dict[str, Any]) -> Path:
@@ -215,9 +215,9 @@ def _resume(output: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     return table, [{str(k): v for k, v in row.items()} for row in rows]
 
 
-def _add(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+def add_runs(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Add runs, and write all, whole or not at all."""
-    table = pd.concat([runs, new], ignore_index=True) if len(runs) else new.reset_index(drop=True)
+    table = pd.concat([runs, load_runs(new)] if len(runs) else [load_runs(new)], ignore_index=True)
     scratch = output / "runs.part.parquet"
     table.to_parquet(scratch, index=False)
     scratch.replace(output / "runs.parquet")

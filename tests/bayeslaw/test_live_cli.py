@@ -19,6 +19,7 @@ from simulate import Truth, simulate
 
 import bayeslaw
 from bayeslaw import BayeslawError, cli, suggest, width_grid
+from bayeslaw.campaign import add_runs
 from bayeslaw.live import Live, LiveRun
 from imp_runs.config import load_sweep
 
@@ -327,6 +328,11 @@ def test_the_live_runner_makes_one_more_replicate(tmp_path) -> None:
     networks = second[["depth", "width", "dataset_size", "replicate"]].drop_duplicates()
     assert networks.to_numpy().tolist() == [[3, 2, 40, 1]]
     assert set(first["trajectory"]).isdisjoint(second["trajectory"])
+    # Added one after the other, as a campaign does, they are one table.
+    (tmp_path / "campaign").mkdir()
+    together = add_runs(tmp_path / "campaign", add_runs(tmp_path / "campaign", pd.DataFrame(), first), second)
+    assert len(together) == len(first) + len(second)
+    assert together["trajectory"].nunique() == 3
     broken = Live(tmp_path / "sweep.toml", tmp_path / "store", arguments=("--device", "abacus"))
     with pytest.raises(BayeslawError, match=r"the sweep .* failed: .*abacus"):
         broken.run(chosen.iloc[:1], pd.concat([first, second]))
