@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bayeslaw.design import decision_regret, suggest
-from bayeslaw.errors import BayeslawError
+from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.fitting import fit
 from bayeslaw.frame import CONFIGURATION, family_of
 from bayeslaw.predict import rounds_at
@@ -89,14 +89,14 @@ class Campaign:
             whether the fit `passed` its gate.
         runs: The run table at the end.
         fit: The last fit.
-        plan: The last plan.
+        plan: The last plan; nothing where no start reaches the target.
         reason: Why it ended.
     """
 
     history: pd.DataFrame
     runs: pd.DataFrame
     fit: Fit
-    plan: Plan
+    plan: Plan | None
     reason: str
 
 
@@ -170,9 +170,7 @@ def autopilot(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             posterior = fit(runs, draws=draws, seed=seed, progress=False)
-            decision = posterior.plan(
-                target_error, depths=depths, widths=widths, dataset_size=dataset_size, allow_failed=True, seed=seed
-            )
+            decision = _plan(posterior, target_error, depths, widths, dataset_size, seed)
         posterior.save(output / "fit.nc")
         row = _row(posterior, decision, runs, price, seed)
         history = [past for past in history if past["runs"] < row["runs"]] + [row]
@@ -184,13 +182,25 @@ def autopilot(
         if reason:
             say(reason)
             return Campaign(pd.DataFrame(history), runs, posterior, decision, reason)
-        if choose == "random":
+        if choose == "random" or decision is None:
             chosen = left.sample(min(batch, len(left)), random_state=int(rng.integers(2**31)))
         else:
             chosen = suggest(
                 posterior, left, objective=decision, batch=batch, budget=affordable, seed=seed, progress=False
             ).chosen
         runs = add_runs(output, runs, runner.run(chosen[[*CONFIGURATION, "density"]], runs))
+
+
+def _plan(
+    posterior: Fit, target_error: float, depths: list[float], widths: list[float], dataset_size: float, seed: int
+) -> Plan | None:
+    """Plan, or give nothing where the fit sees no start reach the target."""
+    try:
+        return posterior.plan(
+            target_error, depths=depths, widths=widths, dataset_size=dataset_size, allow_failed=True, seed=seed
+        )
+    except OutOfReachError:
+        return None
 
 
 def _open(output: Path, wanted: dict[str, Any]) -> Path:
@@ -243,24 +253,24 @@ def _first(runner: Runner, candidates: pd.DataFrame, price: pd.Series, seed: int
     return cheap.iloc[[int(rng.choice(own)) for own in strata]]
 
 
-def _row(posterior: Fit, decision: Plan, runs: pd.DataFrame, price: pd.Series, seed: int) -> dict[str, Any]:
-    best, regret = decision_regret(posterior, decision, seed)
-    start = decision.starts.loc[best]
+def _row(posterior: Fit, decision: Plan | None, runs: pd.DataFrame, price: pd.Series, seed: int) -> dict[str, Any]:
     networks = runs.drop_duplicates("trajectory")[CONFIGURATION].astype(float)
     spent = price.reindex(pd.MultiIndex.from_frame(networks)).sum()
-    return {
-        "runs": len(networks), "training_flops": float(spent), "regret": regret,
-        "regret_percent": float(decision.starts["regret_percent"].loc[best]),
-        "depth": start["depth"], "width": start["width"], "passed": posterior.diagnose().passed,
-    }  # fmt: skip
+    row = {"runs": len(networks), "training_flops": float(spent), "passed": posterior.diagnose().passed}
+    if decision is None:
+        return row | dict.fromkeys(("regret", "regret_percent", "depth", "width"), np.nan)
+    best, regret = decision_regret(posterior, decision, seed)
+    percent, depth, width = decision.starts[["regret_percent", "depth", "width"]].loc[[best]].to_numpy(float)[0]
+    return row | {"regret": regret, "regret_percent": percent, "depth": depth, "width": width}
 
 
 def _line(row: dict[str, Any], number: int) -> str:
     gate = "" if row["passed"] else ", gate failed"
-    return (
-        f"round {number}: {row['runs']} runs, {row['training_flops']:.3g} operations; start from depth "
-        f"{row['depth']:g}, width {row['width']:g}, expected regret {row['regret_percent']:.1f} %{gate}"
-    )
+    done = f"round {number}: {row['runs']} runs, {row['training_flops']:.3g} operations"
+    if np.isnan(row["depth"]):
+        return f"{done}; by this fit no start reaches the target{gate}"
+    start = f"start from depth {row['depth']:g}, width {row['width']:g}"
+    return f"{done}; {start}, expected regret {row['regret_percent']:.1f} %{gate}"
 
 
 def _why_end(
@@ -268,6 +278,8 @@ def _why_end(
 ) -> str:
     if row["regret_percent"] <= tolerance and row["passed"]:
         return f"done: the expected regret is at most {tolerance:g} %"
+    if np.isnan(row["depth"]) and row["passed"]:
+        return "ended: no start reaches the target; ask for more error, or offer larger starts or more data"
     if left.empty:
         return "ended: nothing is left to run"
     cheapest = price.reindex(pd.MultiIndex.from_frame(left[CONFIGURATION])).min()

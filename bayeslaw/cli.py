@@ -304,7 +304,7 @@ def autopilot(
         from bayeslaw.plots import save_figure
 
         save_figure(plot_campaign(campaign.history), figure)
-    typer.echo(f"\n{campaign.plan}\n\nwritten to {output}")
+    typer.echo(f"\n{campaign.plan or campaign.reason}\n\nwritten to {output}")
 
 
 @app.command()

@@ -50,8 +50,9 @@ class Suggestion:
             expected fall of the decision's regret by one run of it, in units of the objective, and its Monte Carlo
             standard error `mcse`; `narrows`, the sd of the differences between starts that one run explains, each start
             weighted by its probability of being best; `training_flops`; `value_per_flop`. Best is the highest value for
-            its cost; where no value is above two standard errors, the most explained variance for its cost, a further
-            run of the same network counting half, a third and so on.
+            its cost; where no value is above two standard errors, the most explained variance for its cost, and where
+            no run explains any, the nearest to the start of least expected loss; a further run of the same network
+            counts half, a third and so on.
         chosen: The batch, in the order of choice: the same columns, `value` being what a run adds to those before it.
             A network can appear more than once: its replicates.
         regret: Expected regret of the present decision, in units of the objective.
@@ -186,6 +187,8 @@ def suggest(
         tells = (found["value"] > 2 * found["mcse"]).any()
         variance = found["narrows"] ** 2 / (1 + times[affordable])
         score = found["value_per_flop"] if tells else variance / found["training_flops"]
+        if not (score > 0).any():
+            score = _nearness(objective, base, found) / (1 + times[affordable])
         if not chosen:
             ranked = found.iloc[np.argsort(-score.to_numpy(), kind="stable")].reset_index(drop=True)
         best = int(score.to_numpy().argmax())
@@ -277,6 +280,13 @@ def _value(losses: NDArray, shown: list[NDArray], base: int, fold: NDArray) -> t
     best = np.bincount(losses.argmin(1), minlength=losses.shape[1]) / len(losses)
     explained = np.maximum(differences.var(0) - (missed**2).mean(0), 0.0)
     return float(fall.mean()), float(fall.std() / np.sqrt(len(fall))), float(np.sqrt(best @ explained))
+
+
+def _nearness(objective: Plan, base: int, found: pd.DataFrame) -> pd.Series:
+    """Say how near candidates lie to the start of least expected loss, on the log scale."""
+    start = np.log(objective.starts.sort_values("regret")[CONFIGURATION].iloc[base].to_numpy(float))
+    distance = np.abs(np.log(found[CONFIGURATION].to_numpy(float)) - start).sum(axis=1)
+    return pd.Series(1 / (1 + distance), index=found.index)
 
 
 def _notes(chosen: pd.DataFrame, batch: int) -> tuple[str, ...]:

@@ -20,6 +20,10 @@ class BayeslawError(ValueError):
     """
 
 
+class OutOfReachError(BayeslawError):
+    """Say that no start meets the target or the budget, and how close one can get."""
+
+
 class RunTableError(BayeslawError):
     """Report all that is wrong with a run table at once.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bayeslaw.errors import BayeslawError
+from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, varies
 from bayeslaw.objectives import Question, draws_of, fallback_of, unpruned_errors, values_of, worth
@@ -213,7 +213,7 @@ def plan(
     costs = costs_of(fit, starts, family, parameters)
     judged, p_none = judge_starts(fit, question, starts, costs, seed)
     if 1 - p_none < OUT_OF_REACH:
-        raise BayeslawError(_out_of_reach(fit, question, starts, costs, seed))
+        raise OutOfReachError(_out_of_reach(fit, question, starts, costs, seed))
     starts = starts.join(judged).join(_priced(fit, question, starts, costs, seed))
     recommended = _recommend(question, starts)
     if validation is not None:

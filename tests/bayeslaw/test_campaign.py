@@ -7,6 +7,7 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, Replay, autopilot
+from bayeslaw.campaign import _line, _plan, _row, _why_end
 from bayeslaw.plan_plots import plot_campaign
 from bayeslaw.runs import load_runs
 
@@ -94,3 +95,16 @@ def test_figure_of_regret_against_cost(flown, tmp_path) -> None:
     assert ax.get_xlabel().startswith("training")
     ax.figure.savefig(tmp_path / "campaign.png")
     assert (tmp_path / "campaign.png").stat().st_size > 5000
+
+
+def test_a_target_out_of_reach_ends_a_campaign_or_goes_on_at_random(fitted) -> None:
+    """A fit past its gate is believed, one that failed is not; either way the round is told."""
+    assert _plan(fitted, 1e-4, [8, 14], [2, 4], 1000, 0) is None
+    networks = fitted.runs[["depth", "width", "dataset_size"]].drop_duplicates().astype(float)
+    price = pd.Series(1e9, index=pd.MultiIndex.from_frame(networks))
+    row = _row(fitted, None, fitted.runs, price, 0)
+    assert row["runs"] == 24
+    assert row["training_flops"] == pytest.approx(24e9)
+    assert "by this fit no start reaches the target" in _line(row, 1)
+    assert "no start reaches the target" in _why_end(row | {"passed": True}, 10.0, networks, price, None)
+    assert _why_end(row | {"passed": False}, 10.0, networks, price, None) == ""

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bayeslaw import BayeslawError, suggest
-from bayeslaw.design import FOLDS, _summary, _value, decision_regret
+from bayeslaw.design import FOLDS, _nearness, _summary, _value, decision_regret
 from bayeslaw.sweep_file import read_sweep
 from imp_runs.config import load_sweep
 
@@ -93,6 +93,15 @@ def test_replicates_of_a_candidate_are_runs_of_the_same_network(fitted) -> None:
     row = pd.Series({"depth": 8.0, "width": 3.0, "dataset_size": 250.0, "density": 0.05})
     one, two = (_summary(fitted, row, replicate, 0)[:, 0] for replicate in (0, 1))
     assert 0.1 < abs(np.corrcoef(one, two)[0, 1]) < 0.99
+
+
+def test_where_nothing_tells_the_start_itself_is_run(fitted, plan) -> None:
+    """The nearest candidate on the log scale comes first."""
+    base = int(np.argmin(plan.starts.sort_values("regret")["regret"].to_numpy()))
+    start = plan.starts.sort_values("regret")[["depth", "width", "dataset_size"]].iloc[base]
+    table = pd.DataFrame([start * [1, 4, 1], start, start * [1, 2, 1]]).reset_index(drop=True)
+    near = _nearness(plan, base, table)
+    assert near.tolist() == pytest.approx([1 / (1 + np.log(4)), 1.0, 1 / (1 + np.log(2))])
 
 
 def test_budgets_and_bad_questions(fitted, plan, found) -> None:
