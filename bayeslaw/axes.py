@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 #: A direction is taken to be no wider than this many units of its unconstrained parameter (prior scales are near 1).
 WIDEST = 2.0
-#: A direction of a group is lengthened if its draws' variance is beyond this, far above what chance makes of 1.
-MUCH_WIDER = 1.5
 
 
 class Axes(NamedTuple):
@@ -170,30 +168,49 @@ def _invert(matrices: NDArray) -> tuple[NDArray, NDArray, int]:
     return inverse, root, int((values < enough).sum())
 
 
-def refine(axes: Axes, q: NDArray) -> Axes:
-    """Reshape the axes by draws in their coordinates.
+def refine(axes: Axes, q: NDArray) -> tuple[NDArray, Axes]:
+    """Move and reshape the axes by draws in their coordinates.
 
-    A curvature at one point says little of skewed directions, and nothing of those whose variance was guessed. The
-    covariance of the draws of the shared entries is drawn towards the axes' own, the more so the fewer there are; the
-    axes of groups are lengthened where their draws are far wider.
+    A mode and the curvature there say little of skewed directions, and nothing of those whose variance was guessed. The
+    shared entries get the draws' mean, and their covariance drawn towards the axes' own, the more so the fewer draws
+    there are. Each entry of a group gets mean and variance of its own as far as these differ between entries by more
+    than chance, which the chains' differences tell; means are drawn towards the axes' origin, variances towards that of
+    all entries.
 
     Args:
         axes: The axes.
-        q: Coordinates of draws, `[draws, dimensions]`.
+        q: Coordinates of draws, `[chains, draws, dimensions]`, of two chains at least.
 
     Returns:
-        The new axes.
+        The middle in those coordinates, `[dimensions]`, and the new axes.
     """
-    shared = np.asarray(q)[:, np.asarray(axes.shared)]
+    q = np.asarray(q)
+    pooled = q.reshape(-1, q.shape[-1])
+    shared = pooled[:, np.asarray(axes.shared)]
     count, size = shared.shape
     weight = count / (count + 2 * size)
     covariance = weight * np.cov(shared.T).reshape(size, size) + (1 - weight) * np.eye(size)
-    factor = np.linalg.cholesky(covariance)
-    variance = np.append(np.var(q, axis=0), 1.0)[np.asarray(axes.own)]
-    longer = np.sqrt(np.where(variance > MUCH_WIDER, variance, 1.0))
-    return axes._replace(
-        shared_factor=np.asarray(axes.shared_factor) @ factor, own_factor=np.asarray(axes.own_factor) * longer[:, None]
-    )
+    middle = pooled.mean(0)
+    axes = axes._replace(shared_factor=np.asarray(axes.shared_factor) @ np.linalg.cholesky(covariance))
+    if not np.size(axes.own):
+        return middle, axes
+    own = np.setdiff1d(np.asarray(axes.own), [len(middle)])
+    middle[own] *= _share_beyond_chance(q.mean(1)[:, own], 0.0)
+    log_variance = np.log(q.var(1)[:, own])
+    typical = log_variance.mean()
+    spread = np.zeros(len(middle) + 1)
+    spread[own] = typical + _share_beyond_chance(log_variance, typical) * (log_variance.mean(0) - typical)
+    longer = np.exp(0.5 * spread[np.asarray(axes.own)])
+    return middle, axes._replace(own_factor=np.asarray(axes.own_factor) * longer[:, None])
+
+
+def _share_beyond_chance(estimates: NDArray, centre: float) -> float:
+    """Give the share of the spread of mean estimates around a centre that is not between chains, `[chains, entries]`.
+
+    It is the factor of James and Stein (1961), with the variance of the estimates from the chains.
+    """
+    chance = float(np.mean(np.var(estimates, axis=0, ddof=1))) / len(estimates)
+    return max(0.0, 1 - chance / max(float(np.mean((estimates.mean(0) - centre) ** 2)), 1e-300))
 
 
 @jax.jit

@@ -18,6 +18,7 @@ from numpyro.infer import NUTS
 
 from bayeslaw.axes import Axes, moved, refine, value_and_gradient
 from bayeslaw.precision import in_float64
+from bayeslaw.split_nuts import SplitNUTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,9 +61,9 @@ def sample(
     """Sample a density with NUTS in the coordinates q of x = centre + axes q.
 
     A linear change of coordinates changes no posterior, only its shape: with the axes of a Laplace covariance it is
-    nearly round and an identity metric suffices. Chains start from overdispersed draws of that Gaussian. After half of
-    the warm-up their draws reshape the axes (`refine`); after it they go on in step (`_in_step`). Given the same
-    `potential` and shapes again, nothing is compiled.
+    nearly a unit Gaussian, along which `SplitNUTS` steps. Chains start from overdispersed draws of that Gaussian. After
+    half of the warm-up their draws move and reshape the axes (`refine`); after it they go on in step (`_in_step`).
+    Given the same `potential` and shapes again, nothing is compiled.
 
     Args:
         potential: Negative log density of context and flat unconstrained position.
@@ -89,10 +90,10 @@ def sample(
             coordinates = _on_devices(context, centre, axes, chains)
             states = _initial(target, coordinates, keys[:, 1], begin)
             _, piloted = _run(target, coordinates, states, warmup - pilot, bar)
-            pooled = np.concatenate([part["position"][len(part["position"]) // 2 :] for part in piloted])
-            before, axes = axes, refine(axes, pooled)
-            places = [np.asarray(moved(before, part["position"][-1])) for part in piloted]
-            begin = [jnp.asarray(axes.back(place)) for place in places]
+            drawn = np.stack([part["position"] for part in piloted])
+            middle, refined = refine(axes, drawn[:, drawn.shape[1] // 2 :])
+            begin = [jnp.asarray(refined.back(np.asarray(moved(axes, last - middle)))) for last in drawn[:, -1]]
+            centre, axes = centre + np.asarray(moved(axes, middle)), refined
         coordinates = _on_devices(context, centre, axes, chains)
         states = _initial(target, coordinates, keys[:, 2], begin)
         states, _ = _run(target, coordinates, states, warmup - pilot, bar)
@@ -171,15 +172,11 @@ class _Adaptation(NamedTuple):
     metric: bool
     acceptance: float
 
-    def kernel(self, potential: Callable[[jax.Array], jax.Array]) -> NUTS:
+    def kernel(self, potential: Callable[[jax.Array], jax.Array]) -> NUTS | SplitNUTS:
         """Make the kernel for a negative log density of coordinates."""
-        return NUTS(
-            potential_fn=potential,
-            step_size=0.5,
-            adapt_mass_matrix=self.metric,
-            dense_mass=self.metric,
-            target_accept_prob=self.acceptance,
-        )
+        if not self.metric:
+            return SplitNUTS(potential, self.acceptance)
+        return NUTS(potential_fn=potential, step_size=0.5, dense_mass=True, target_accept_prob=self.acceptance)
 
 
 class _Target(NamedTuple):
