@@ -213,8 +213,8 @@ class Prepared(NamedTuple):
 
     @property
     def context(self) -> Context:
-        """What the density depends on besides the position."""
-        data = Data(*(jnp.asarray(part) for part in self.data))
+        """What the density depends on besides the position; rows in float32."""
+        data = Data(*(jnp.asarray(part) for part in self.data)).in_float32()
         return Context(data, {name: prior.distribution for name, prior in self.priors.items()})
 
 

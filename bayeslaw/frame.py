@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -78,14 +79,15 @@ class Data(NamedTuple):
     """Hold what the model is conditioned on.
 
     Rows are laid out in lines of equal length, each within one trajectory, from the densest to the sparsest, so that
-    nothing has to be gathered row by row. What pads a line is not `measured`.
+    nothing has to be gathered row by row; lines are the last axis, along which processors compute in parallel. What
+    pads a line is not `measured`.
 
     Attributes:
-        response: Empirical logit of the error, `[lines, length]`.
-        log_density: `[lines, length]`.
-        n_test: Number of test examples, `[lines, length]`; infinite where unknown.
-        gap: Rounds of pruning since the row before in the trajectory; infinite for its first, `[lines, length]`.
-        measured: Whether there is a row, `[lines, length]`.
+        response: Empirical logit of the error, `[length, lines]`.
+        log_density: `[length, lines]`.
+        n_test: Number of test examples, `[length, lines]`; infinite where unknown.
+        gap: Rounds of pruning since the row before in the trajectory; infinite for its first, `[length, lines]`.
+        measured: Whether there is a row, `[length, lines]`.
         configuration: Configuration of each trajectory, `[trajectories]`.
         trajectory: Trajectory of each line, `[lines]`.
         depth: Centred log depth, `[configurations]`.
@@ -107,6 +109,11 @@ class Data(NamedTuple):
     parameters: Numbers
     dataset_size: Numbers
     log_chance: float | jax.Array
+
+    def in_float32(self) -> Data:
+        """Give the rows in the precision that they are sampled in: they are many, and measured to a few digits."""
+        rows = ("response", "log_density", "n_test", "gap")
+        return self._replace(**{name: jnp.asarray(getattr(self, name), jnp.float32) for name in rows})
 
     @property
     def covariates(self) -> dict[str, Numbers]:
@@ -224,7 +231,7 @@ def _lines(
         order: Rows by trajectory, in the order within it.
 
     Returns:
-        The row at every place, -1 where there is none, `[lines, length]`, and the trajectory of every line.
+        The row at every place, -1 where there is none, `[length, lines]`, and the trajectory of every line.
     """
     counts = np.bincount(trajectory)
     lengths = np.unique(counts)
@@ -233,8 +240,8 @@ def _lines(
     length, lines = int(lengths[best]), lines[:, best]
     within = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     line = np.repeat(np.cumsum(lines) - lines, counts) + within // length
-    places = np.full((lines.sum(), length), -1)
-    places[line, within % length] = order
+    places = np.full((length, lines.sum()), -1)
+    places[within % length, line] = order
     return places, np.repeat(np.arange(len(counts)), lines)
 
 

@@ -26,7 +26,7 @@ ROUNDS = 5
 #: Iterations of the search from each start, and of the search in the coordinates of each round.
 ROUGH, FINE = 150, 100
 #: Half the distance, on the unconstrained scale, of the two gradients that a second derivative is taken from.
-STEP = 1e-5
+STEP = 1e-3
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def _nothing(*_: Any) -> dict[str, jax.Array]:
 def _hessian_products(density: Callable[..., jax.Array], arrays: list[Any], flat: NDArray, layout: Layout) -> NDArray:
     """Multiply the Hessian with the layout's seeds, by central differences of the gradient.
 
-    They are good to a millionth, and nothing is compiled for them.
+    The distance is far beyond what float32 makes of the rows and far below the width of most directions; nothing is
+    compiled for it.
     """
     unit, nowhere = unit_axes(layout), np.zeros_like(flat)
 

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 #: Exponents of e beyond this are cut off; a curve that has them departs from no plateau.
 _LARGEST = 700.0
+_LARGEST_OF_FLOAT32 = 80.0
 
 
 class Curve(NamedTuple):
@@ -123,27 +124,28 @@ def log_slope(curve: Curve, log_m: ArrayLike) -> Array:
     return jnp.asarray(curve.gamma) * (jax.nn.sigmoid(outer) - jax.nn.sigmoid(inner))
 
 
-@jax.custom_jvp
-def log_error_and_slope(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array]:
-    """Compute `log_error` and `log_slope` together, for likelihoods: the same numbers at half the cost.
+@jax.custom_vjp
+def log_error_and_slope(curve: Curve, log_m: Array) -> tuple[Array, Array]:
+    """Compute `log_error` and `log_slope` together, for likelihoods: the same numbers at a fraction of the cost.
 
-    Exponentials and quotients are shared, by both and by their derivatives, which are written out. Departures from a
-    plateau are good to rounding of the error itself, not of the departure.
+    Exponentials and quotients are shared, by both and by their derivatives, which are written out. Computes in the
+    precision of `log_m`, but sums derivatives in that of the curve. Departures from a plateau are good to rounding of
+    the error itself, not of the departure.
 
     Args:
-        curve: Plateaus, slope and knee.
+        curve: Plateaus, slope and knee; numbers, or arrays of the last axis of `log_m`.
         log_m: Logarithm of density, or of the invariant m*.
 
     Returns:
-        Logarithm of the error, and d log error / d log m, broadcast.
+        Logarithm of the error, and d log error / d log m, shaped as `log_m`.
     """
     return _error_and_slope(curve, log_m)[:2]
 
 
-def _error_and_slope(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, tuple[Array, ...]]:
-    log_eps_np, log_eps_up, gamma, _, sharpness = map(jnp.asarray, curve)
-    near_up, inner, outer = _to_nearer_plateau(curve, log_m)
-    inner = jnp.minimum(inner, _LARGEST)
+def _error_and_slope(curve: Curve, log_m: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+    log_eps_np, log_eps_up, gamma, log_p, sharpness = (jnp.asarray(part).astype(log_m.dtype) for part in curve)
+    near_up, inner, outer = _to_nearer_plateau(Curve(log_eps_np, log_eps_up, gamma, log_p, sharpness), log_m)
+    inner = jnp.minimum(inner, _LARGEST if log_m.dtype == jnp.float64 else _LARGEST_OF_FLOAT32)
     up, down = jnp.exp(inner), jnp.exp(outer)
     outside_up, outside_down = 1 / (1 + up), 1 / (1 + down)
     departure = gamma / sharpness * jnp.log((1 + up) * outside_down)
@@ -153,34 +155,57 @@ def _error_and_slope(curve: Curve, log_m: ArrayLike) -> tuple[Array, Array, tupl
     return value, -gamma * (beyond_up - beyond_down), parts
 
 
-@log_error_and_slope.defjvp
-def _error_and_slope_jvp(primals: Any, tangents: Any) -> Any:
-    (curve, log_m), (by_curve, by_m) = primals, tangents
+def _error_and_slope_forward(curve: Curve, log_m: Array) -> Any:
     value, slope, parts = _error_and_slope(curve, log_m)
+    return (value, slope), (curve, slope, parts)
+
+
+def _error_and_slope_backward(kept: Any, weights: tuple[Array, Array]) -> tuple[Curve, Array]:
+    curve, slope, parts = kept
     near_up, inner, outer, departure, beyond_up, beyond_down, outside_up, outside_down = parts
-    _, _, gamma, _, sharpness = map(jnp.asarray, curve)
-    span = (jnp.asarray(curve.log_eps_up) - curve.log_eps_np) / gamma
+    of_value, of_slope = weights
+    gamma, sharpness = (jnp.asarray(part).astype(slope.dtype) for part in (curve.gamma, curve.sharpness))
+    sign, steep = jnp.where(near_up, 1, -1).astype(slope.dtype), gamma * sharpness
     change_up, change_down = beyond_up * outside_up, beyond_down * outside_down
-    along_x, along_span = by_m - by_curve.log_p, (by_curve.log_eps_up - by_curve.log_eps_np) / gamma
-    along_span = along_span - span / gamma * by_curve.gamma
-    sign = jnp.where(near_up, 1.0, -1.0)
-    nearer = jnp.where(near_up, beyond_down, beyond_up)
-    by_sharpness = (gamma * (inner * beyond_up - outer * beyond_down) / sharpness - departure) / sharpness
-    value_dot = (
-        jnp.where(near_up, by_curve.log_eps_up, by_curve.log_eps_np)
-        + slope * along_x
-        - sign * gamma * nearer * along_span
-        - sign * (departure / gamma * by_curve.gamma + by_sharpness * by_curve.sharpness)
+    along_m = of_value * slope - of_slope * sign * steep * (change_up - change_down)
+    along_span = -of_value * sign * gamma * jnp.where(near_up, beyond_down, beyond_up)
+    along_span = along_span - of_slope * steep * jnp.where(near_up, change_down, change_up)
+    by_gamma = (of_slope * slope - of_value * sign * departure) / gamma
+    by_sharpness = of_value * sign * (departure - gamma / sharpness * (inner * beyond_up - outer * beyond_down))
+    by_sharpness = by_sharpness / sharpness - of_slope * gamma / sharpness * (inner * change_up - outer * change_down)
+    # The span is (log eps_up - log eps_np) / gamma.
+    whole = [jnp.asarray(part) for part in curve]
+    log_eps_np, log_eps_up, slope_at_most = whole[:3]
+    lines = jnp.broadcast_shapes(*(part.shape for part in whole), slope.shape[1:])
+    of_span, near, every = (_along_lines(v, lines) for v in (along_span, jnp.where(near_up, of_value, 0.0), of_value))
+    by_span = of_span / slope_at_most
+    span = (log_eps_up - log_eps_np) / slope_at_most
+    derivatives = Curve(
+        every - near - by_span,
+        near + by_span,
+        _along_lines(by_gamma, lines) - by_span * span,
+        -_along_lines(along_m, lines),
+        _along_lines(by_sharpness, lines),
     )
-    steep = gamma * sharpness
-    slope_dot = (
-        -sign * steep * (change_up - change_down) * along_x
-        - steep * jnp.where(near_up, change_down, change_up) * along_span
-        + slope / gamma * by_curve.gamma
-        - gamma / sharpness * (inner * change_up - outer * change_down) * by_curve.sharpness
+    totals = (
+        _total(jnp.asarray(own), part.shape).astype(part.dtype) for own, part in zip(derivatives, whole, strict=True)
     )
-    shape = value.shape
-    return (value, slope), (jnp.broadcast_to(value_dot, shape), jnp.broadcast_to(slope_dot, shape))
+    return Curve(*totals), along_m
+
+
+log_error_and_slope.defvjp(_error_and_slope_forward, _error_and_slope_backward)
+
+
+def _along_lines(values: Array, lines: Any) -> Array:
+    """Sum `[length, *lines]` over its first axis, by a product, which runs in parallel; in float64."""
+    if values.ndim == len(lines):
+        return values.astype(jnp.float64)
+    return (jnp.ones(len(values), values.dtype) @ values).astype(jnp.float64)
+
+
+def _total(values: Array, shape: Any) -> Array:
+    """Sum to a shape that broadcasts to that of the values: all of it, or nothing."""
+    return values if values.shape == shape else (jnp.ones(values.size) @ values.ravel()).reshape(shape)
 
 
 def log_m_at(curve: Curve, log_target: ArrayLike) -> Array:

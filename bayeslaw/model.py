@@ -16,7 +16,7 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, varies
 from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, spreads_at, standardised_effects
 from bayeslaw.laws import law_named, log_dense_at, split_dense
-from bayeslaw.noise import response_distribution
+from bayeslaw.lines import LineNoise, Places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,9 +169,9 @@ def make_model(structure: Structure, *, centred: bool = True):
         log_e, effect_p = (centred_effects if centred else standardised_effects)(data, centre, at_network)
         covariates = {name: jnp.asarray(v)[data.configuration] for name, v in data.covariates.items()}
         curve = law.curve(value, covariates, log_e, effect_p)
-        of_line = jax.tree.map(lambda part: part[data.trajectory, None] if jnp.ndim(part) else part, curve)
-        measured = response_distribution(law, of_line, data.log_density, data.n_test, value, data.gap)
-        numpyro.sample("response", measured.mask(jnp.asarray(data.measured)), obs=data.response)
+        of_line = jax.tree.map(lambda part: part[data.trajectory] if jnp.ndim(part) else part, curve)
+        places = Places(*map(jnp.asarray, (data.log_density, data.n_test, data.gap, data.measured)))
+        numpyro.sample("response", LineNoise(law, of_line, places, value), obs=data.response)
 
     return model
 
@@ -179,7 +179,7 @@ def make_model(structure: Structure, *, centred: bool = True):
 def starting_values(data: Data, structure: Structure) -> dict[str, NDArray]:
     """Guess where the posterior is: plateaus from the densest rows, all else in the middle of the priors."""
     measured = np.asarray(data.measured)
-    of_row = np.broadcast_to(np.asarray(data.trajectory)[:, None], measured.shape)[measured]
+    of_row = np.broadcast_to(data.trajectory, measured.shape)[measured]
     log_density, response = (np.asarray(part)[measured] for part in (data.log_density, data.response))
     densest = np.full(len(data.configuration), -np.inf)
     np.maximum.at(densest, of_row, log_density)

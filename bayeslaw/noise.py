@@ -59,11 +59,18 @@ def response_distribution(
         value: `sigma` and, where there are such parts, `kappa`, `floor`, `nu` and `rho`.
         gap: Rounds since the row before, of the same trajectory; infinite where there is none.
     """
-    log_mean, slope = law.log_error_and_slope(curve, log_density)
-    return LogitNoise(log_mean, slope, n_test, {name: value[name] for name in _NOISE if name in value}, gap)
+    log_mean, slope = law.log_error_and_slope(curve, jnp.asarray(log_density))
+    return LogitNoise(log_mean, slope, n_test, noise_of(value), gap)
 
 
 _NOISE = ("floor", "sigma", "kappa", "nu", "rho")
+
+
+def noise_of(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the parameters of the noise, as far as there are such parts."""
+    return {name: value[name] for name in _NOISE if name in value}
+
+
 #: Rows of a trajectory that lie closer than this, in rounds, are taken to be this far apart.
 _CLOSEST = 0.1
 
@@ -126,9 +133,14 @@ class LogitNoise(dist.Distribution):
 
     @property
     def _correlation(self) -> jax.Array:
-        follows = jnp.isfinite(self.gap)
-        rounds = jnp.maximum(jnp.where(follows, self.gap, 1.0), _CLOSEST)
-        return jnp.where(follows, jnp.exp(rounds * jnp.log(self.value["rho"])), 0.0)
+        return correlation_over(jnp.asarray(self.gap), self.value["rho"])[0]
+
+
+def correlation_over(gap: jax.Array, rho: Any) -> tuple[jax.Array, jax.Array]:
+    """Give the correlation of residuals that are rounds apart, none where the gap is infinite, and those rounds."""
+    follows = jnp.isfinite(gap)
+    rounds = jnp.maximum(jnp.where(follows, gap, 1.0), _CLOSEST).astype(gap.dtype)
+    return jnp.where(follows, jnp.exp(rounds * jnp.log(rho)), 0.0).astype(gap.dtype), rounds
 
 
 def _before(values: jax.Array) -> jax.Array:

@@ -158,7 +158,7 @@ def prior_predictive(
         columns = {name: value[:, None] for name, value in parameters.items()}
         errors = mean_errors(law_named(law), columns, frame, designs, values["log_e"][:, of_row])
     else:
-        errors = error_from_logit(values["response"][:, np.argsort(order), 0], _n_test(designs))
+        errors = error_from_logit(values["response"][:, 0, np.argsort(order)], _n_test(designs))
     return PriorPredictive(
         designs.assign(**summarise(errors, interval)),
         xr.DataArray(errors, dims=("draw", "design"), name="error"),
@@ -223,10 +223,10 @@ def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_
     log_density = np.log(designs["density"].to_numpy(float))
     return Data(
         response=cast("Any", None),
-        log_density=log_density[:, None],
-        n_test=_n_test(designs)[:, None],
-        gap=gaps(of_row, log_density)[:, None],
-        measured=np.ones((len(designs), 1), bool),
+        log_density=log_density[None],
+        n_test=_n_test(designs)[None],
+        gap=gaps(of_row, log_density)[None],
+        measured=np.ones((1, len(designs)), bool),
         configuration=np.arange(len(configurations)),
         trajectory=of_row,
         **frame.covariates(configurations),

@@ -18,17 +18,15 @@ from numpyro.infer import NUTS
 
 from bayeslaw.axes import Axes, moved, refine, value_and_gradient
 from bayeslaw.precision import in_float64
-from bayeslaw.split_nuts import SplitNUTS
+from bayeslaw.split_nuts import SplitNUTS, off_resonance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Transitions per compiled call; the progress bar moves once per call.
 CHUNK = 25
-#: Lengths of a trajectory of 2^k - 1 steps, in standard deviations, that are made as long as the second.
-RESONANCE = (2.6, 4.2)
-#: By how much steps are lengthened at most for that; else there are twice as many, shorter ones.
-LENGTHENED = 1.25
+#: Shares of the warm-up after which its draws move and reshape the axes.
+PILOTS = (0.25, 0.5)
 
 
 class Sampled(NamedTuple):
@@ -61,9 +59,9 @@ def sample(
     """Sample a density with NUTS in the coordinates q of x = centre + axes q.
 
     A linear change of coordinates changes no posterior, only its shape: with the axes of a Laplace covariance it is
-    nearly a unit Gaussian, along which `SplitNUTS` steps. Chains start from overdispersed draws of that Gaussian. After
-    half of the warm-up their draws move and reshape the axes (`refine`); after it they go on in step (`_in_step`).
-    Given the same `potential` and shapes again, nothing is compiled.
+    nearly a unit Gaussian, along which `SplitNUTS` steps. Chains start from overdispersed draws of that Gaussian. Twice
+    in the warm-up their draws move and reshape the axes (`refine`); after it they go on in step (`_in_step`). Given the
+    same `potential` and shapes again, nothing is compiled.
 
     Args:
         potential: Negative log density of context and flat unconstrained position.
@@ -81,22 +79,21 @@ def sample(
     Returns:
         The draws and the statistics.
     """
-    pilot = 0 if adapt_metric else warmup // 2
-    target = _Target(potential, _Adaptation(warmup - pilot, adapt_metric, target_acceptance))
-    keys = jax.random.split(jax.random.PRNGKey(seed), 3 * chains).reshape(chains, 3, -1)
+    pilots = [] if adapt_metric else [int(share * warmup) for share in PILOTS]
+    last = warmup - sum(pilots)
+    target = _Target(potential, target_acceptance, last if adapt_metric else None)
+    keys = jax.random.split(jax.random.PRNGKey(seed), (len(PILOTS) + 2) * chains).reshape(chains, len(PILOTS) + 2, -1)
     begin = [1.2 * jax.random.normal(own[0], (len(centre),)) for own in keys]
     with _bar(chains * (warmup + draws), progress) as bar:
-        if pilot:
+        for length, own in zip(pilots, keys.swapaxes(0, 1)[2:], strict=False):
             coordinates = _on_devices(context, centre, axes, chains)
-            states = _initial(target, coordinates, keys[:, 1], begin)
-            _, piloted = _run(target, coordinates, states, warmup - pilot, bar)
+            _, piloted = _run(target, coordinates, _initial(target, coordinates, own, begin, length), length, bar)
             drawn = np.stack([part["position"] for part in piloted])
-            middle, refined = refine(axes, drawn[:, drawn.shape[1] // 2 :])
-            begin = [jnp.asarray(refined.back(np.asarray(moved(axes, last - middle)))) for last in drawn[:, -1]]
+            middle, refined = refine(axes, drawn[:, length // 2 :])
+            begin = [jnp.asarray(refined.back(np.asarray(moved(axes, end - middle)))) for end in drawn[:, -1]]
             centre, axes = centre + np.asarray(moved(axes, middle)), refined
         coordinates = _on_devices(context, centre, axes, chains)
-        states = _initial(target, coordinates, keys[:, 2], begin)
-        states, _ = _run(target, coordinates, states, warmup - pilot, bar)
+        states, _ = _run(target, coordinates, _initial(target, coordinates, keys[:, 1], begin, last), last, bar)
         _, results = _run(target, coordinates, states if adapt_metric else _in_step(states), draws, bar)
     statistics = {name: np.stack([part[name] for part in results]) for name in results[0]}
     whitened = statistics.pop("position")
@@ -112,29 +109,21 @@ def _on_devices(context: Any, centre: NDArray, axes: Axes, chains: int) -> list[
 
 
 def _in_step(states: list[Any]) -> list[Any]:
-    """Give all chains the step size in their middle, and keep it off resonance.
-
-    In coordinates in which the posterior is a unit Gaussian, NUTS takes 2^k - 1 steps until they are longer than half a
-    period, pi. Just short of it the next doubling ends where it began, goes unnoticed as a U-turn, and trees grow many
-    times too deep; a slightly longer step stops at half the leapfrogs and moves as far, a much longer one would miss
-    what is narrow.
-    """
-    step = float(np.exp(np.median([np.log(state.adapt_state.step_size) for state in states])))
-    for leapfrogs in (2**depth - 1 for depth in range(1, 10)):
-        if RESONANCE[0] < leapfrogs * step < RESONANCE[1]:
-            longer = RESONANCE[1] / leapfrogs
-            step = longer if longer <= LENGTHENED * step else RESONANCE[1] / (2 * leapfrogs + 1)
-            break
+    """Give all chains the step size in their middle."""
+    middle = np.exp(np.median([np.log(state.adapt_state.step_size) for state in states]))
 
     def with_step(state: Any) -> Any:
-        adapted = state.adapt_state
-        return state._replace(adapt_state=adapted._replace(step_size=jnp.full_like(adapted.step_size, step)))
+        step = jnp.full_like(state.adapt_state.step_size, off_resonance(middle))
+        return state._replace(adapt_state=state.adapt_state._replace(step_size=step))
 
     return [with_step(state) for state in states]
 
 
-def _initial(target: _Target, coordinates: list[Any], keys: jax.Array, begin: list[jax.Array]) -> list[Any]:
-    return [_initialise(target, *parts) for parts in zip(coordinates, keys, begin, strict=True)]
+def _initial(
+    target: _Target, coordinates: list[Any], keys: jax.Array, begin: list[jax.Array], warmup: int
+) -> list[Any]:
+    """Make the states that chains start from."""
+    return [_initialise(target, *parts, warmup) for parts in zip(coordinates, keys, begin, strict=True)]
 
 
 def _run(
@@ -159,31 +148,24 @@ def _run(
     return list(last), list(kept)
 
 
-class _Adaptation(NamedTuple):
-    """Hold how a kernel adapts.
+class _Target(NamedTuple):
+    """Hold what transitions are compiled for.
 
     Attributes:
-        warmup: Transitions in which it does.
-        metric: Whether a dense metric is adapted too.
+        potential: Negative log density of context and flat position.
         acceptance: Mean acceptance rate that the step size aims at.
+        metric: Transitions in which a dense metric is adapted, by NumPyro's own NUTS; none for `SplitNUTS`.
     """
 
-    warmup: int
-    metric: bool
+    potential: Callable[[Any, jax.Array], jax.Array]
     acceptance: float
+    metric: int | None
 
     def kernel(self, potential: Callable[[jax.Array], jax.Array]) -> NUTS | SplitNUTS:
         """Make the kernel for a negative log density of coordinates."""
-        if not self.metric:
+        if self.metric is None:
             return SplitNUTS(potential, self.acceptance)
         return NUTS(potential_fn=potential, step_size=0.5, dense_mass=True, target_accept_prob=self.acceptance)
-
-
-class _Target(NamedTuple):
-    """Hold what a compiled transition is made for."""
-
-    potential: Callable[[Any, jax.Array], jax.Array]
-    adaptation: _Adaptation
 
 
 @jax.jit
@@ -193,25 +175,30 @@ def _positions(coordinates: Any, whitened: jax.Array) -> jax.Array:
     return centre + jax.lax.map(axes.move, whitened.reshape(-1, len(centre)), batch_size=64).reshape(whitened.shape)
 
 
-def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array) -> Any:
+def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array, warmup: int) -> Any:
     """Make the state that a chain starts from, with the density that the mode search has compiled."""
     value, gradient = value_and_gradient(target.potential, *coordinates, position)
-    state = _state_without_density(target.adaptation, key, position)
+    state = _state_without_density(target._replace(potential=_flat), key, position, warmup)
     return state._replace(potential_energy=value, z_grad=gradient)
 
 
+def _flat(_: Any, position: jax.Array) -> jax.Array:
+    return 0.0 * jnp.sum(position)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _state_without_density(adaptation: _Adaptation, key: jax.Array, position: jax.Array) -> Any:
-    return adaptation.kernel(lambda q: 0.0 * jnp.sum(q)).init(key, adaptation.warmup, position)
+def _state_without_density(target: _Target, key: jax.Array, position: jax.Array, warmup: Any) -> Any:
+    kernel = target.kernel(lambda q: target.potential(None, q))
+    return kernel.init(key, warmup if target.metric is None else target.metric, position)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _advance(target: _Target, coordinates: Any, state: Any, length: int) -> tuple[Any, dict[str, jax.Array]]:
     """Make `length` transitions."""
     context, centre, axes = coordinates
-    kernel = target.adaptation.kernel(lambda q: target.potential(context, centre + axes.move(q)))
-    # This sets the kernel up; the state it gives is not used.
-    kernel.init(jax.random.PRNGKey(0), target.adaptation.warmup, state.z)
+    kernel = target.kernel(lambda q: target.potential(context, centre + axes.move(q)))
+    if target.metric is not None:  # This sets the kernel up; the state it gives is not used.
+        kernel.init(jax.random.PRNGKey(0), target.metric, state.z)
 
     def one(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
         state = kernel.sample(state, (), {})

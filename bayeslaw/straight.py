@@ -113,8 +113,8 @@ def _rise_of(data: Data) -> float:
     measured = np.asarray(data.measured)
     log_error = -np.log1p(np.exp(-np.asarray(data.response)))
     low, high = np.full((2, len(data.configuration)), [[np.inf], [-np.inf]])
-    np.minimum.at(low, np.asarray(data.trajectory), np.where(measured, log_error, np.inf).min(1))
-    np.maximum.at(high, np.asarray(data.trajectory), np.where(measured, log_error, -np.inf).max(1))
+    np.minimum.at(low, np.asarray(data.trajectory), np.where(measured, log_error, np.inf).min(0))
+    np.maximum.at(high, np.asarray(data.trajectory), np.where(measured, log_error, -np.inf).max(0))
     return max(float(np.median(high - low)), LEAST_RISE)
 
 

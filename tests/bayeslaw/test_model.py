@@ -321,13 +321,13 @@ def test_lines_hold_every_row_once_beside_those_of_its_trajectory(counts: list[i
     table = table.assign(input_shape="1,8,8", classes=10, error=rng.uniform(0.1, 0.8, len(table)))
     table["density"] = rng.uniform(0.01, 1.0, len(table))
     data, labels = make_data(table, make_frame(table, 0.9))
-    trajectory = np.broadcast_to(data.trajectory[:, None], data.measured.shape)
+    trajectory = np.broadcast_to(data.trajectory, data.measured.shape)
     parts = (data.response, data.log_density, data.n_test, trajectory)
     laid = np.stack([part[data.measured] for part in parts], axis=1)
     rows = np.stack(labels.rows, axis=1)
     assert sorted(map(tuple, laid)) == sorted(map(tuple, rows))
     assert data.measured.size <= 2 * len(table) + len(counts)
-    assert data.measured.any(1).all()
+    assert data.measured.any(0).all()
 
 
 def test_covariates_are_centred_on_configurations_not_on_rows() -> None:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import arviz as az
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bayeslaw.axes import dense_axes
 from bayeslaw.laplace import laplace
-from bayeslaw.sampler import RESONANCE, Sampled, sample
+from bayeslaw.sampler import Sampled, sample
+from bayeslaw.split_nuts import RESONANCE
 
 STANDARD_ERRORS = 5.0
 
@@ -153,21 +155,32 @@ def test_statistics_are_one_per_kept_draw() -> None:
 
 
 def test_a_higher_target_acceptance_takes_smaller_steps() -> None:
-    eager, careful = (draw_gaussian(target_acceptance=target) for target in (0.6, 0.95))
+    """Of a density with tails that no Gaussian has; of a Gaussian every step is accepted."""
+
+    def heavy(_, q):
+        return jnp.sum(2.5 * jnp.log1p(q**2 / 4))
+
+    def draw(target: float) -> Sampled:
+        return sample(
+            heavy, None, np.zeros(50), dense_axes(np.eye(50)), seed=5, chains=2, warmup=200, draws=200,
+            target_acceptance=target, progress=False,
+        )  # fmt: skip
+
+    eager, careful = (draw(target) for target in (0.6, 0.97))
     assert careful.statistics["step_size"].max() < eager.statistics["step_size"].min()
     assert careful.statistics["acceptance_rate"].mean() > eager.statistics["acceptance_rate"].mean()
 
 
 def test_chains_keep_in_step_and_off_resonance() -> None:
-    """A round Gaussian of 400 dimensions, whose steps are as long as those of real fits: no tree is ever too deep."""
+    """With mildly heavy tails in 400 dimensions steps are as long as those of real fits: no tree is ever too deep."""
     sampled = sample(
-        lambda _, x: 0.5 * x @ x, None, np.zeros(400), dense_axes(np.eye(400)), seed=4, chains=3, warmup=200, draws=100,
-        target_acceptance=0.9, progress=False,
+        lambda _, x: jnp.sum(5.5 * jnp.log1p(x**2 / 10)), None, np.zeros(400), dense_axes(np.eye(400)), seed=4,
+        chains=3, warmup=200, draws=100, target_acceptance=0.9, progress=False,
     )  # fmt: skip
     (step,) = np.unique(sampled.statistics["step_size"])
     (steps,) = np.unique(sampled.statistics["n_steps"])
     assert RESONANCE[1] - 1e-9 <= steps * step < 2 * np.pi
-    assert steps in (7, 15, 31)
+    assert steps in (7, 15)
 
 
 def test_no_bar_where_standard_error_is_no_terminal(capfd) -> None:

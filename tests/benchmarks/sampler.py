@@ -102,11 +102,15 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
         def of_papers_terms(context: Any, values: dict[str, Any]) -> jax.Array:
             return potential(context, model_a.in_papers_terms(context, values))
 
+        def quick(context: Any, values: dict[str, Any]) -> jax.Array:
+            return jnp.asarray(potential_energy(model_a.quick_model, (context,), {}, values))
+
         context, settings = jax.tree.map(jnp.asarray, cells), (model_a.variances(cells), model_a.groups_of(cells))
+        laid_out = jax.tree.map(jnp.asarray, model_a.quick_cells(cells))
         return {
-            "named": potential,
+            "named": quick,
             "start": start,
-            "approximate": lambda: (context, laplace(potential, context, [start], model_a.estimate, *settings)),
+            "approximate": lambda: (laid_out, laplace(quick, laid_out, [start], model_a.estimate, *settings)),
             "peers": (of_papers_terms if arguments.terms == "paper" else potential, context, peers_start),
         }
     own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
