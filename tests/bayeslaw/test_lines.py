@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_lines import PlainLines
 
 from bayeslaw.law import Curve
 from bayeslaw.laws import law_named
 from bayeslaw.lines import LineNoise, Places, after, before
-from bayeslaw.noise import LogitNoise
 
 LENGTH, LINES = 7, 12
 PARTS = [
@@ -54,12 +54,7 @@ def fast(value: dict, places: Places, response) -> jax.Array:
 
 
 def slow(value: dict, places: Places, response) -> jax.Array:
-    """Sum single rows, line by line: error and slope apart, and automatic derivatives of both."""
-    curve = jax.tree.map(lambda part: part[:, None] if jnp.ndim(part) else part, value["curve"])
-    log_density, n_test, gap, measured = (part.T for part in places)
-    log_mean, slope = LAW.log_error(curve, log_density), LAW.log_slope(curve, log_density)
-    by_row = LogitNoise(log_mean, slope, n_test, value["noise"], gap).log_prob(jnp.asarray(response).T)
-    return jnp.sum(jnp.where(measured, by_row, 0.0))
+    return PlainLines(LAW, value["curve"], places, value["noise"]).log_prob(jnp.asarray(response))
 
 
 @pytest.mark.parametrize("names", PARTS, ids="-".join)
@@ -100,8 +95,6 @@ def test_draws_are_those_of_single_rows() -> None:
     value = parameters(PARTS[0])
     together = LineNoise(LAW, value["curve"], places, value["noise"])
     assert together.event_shape == (LENGTH, LINES)
-    log_density, n_test, gap, _ = (part.T for part in places)
-    curve = jax.tree.map(lambda part: part[:, None] if jnp.ndim(part) else part, value["curve"])
-    log_mean, slope = LAW.log_error(curve, log_density), LAW.log_slope(curve, log_density)
-    single = LogitNoise(log_mean, slope, n_test, value["noise"], gap).sample(jax.random.PRNGKey(3))
-    assert np.asarray(together.sample(jax.random.PRNGKey(3))) == pytest.approx(np.asarray(single.T))
+    rows_of = PlainLines(LAW, value["curve"], places, value["noise"]).rows
+    expected = rows_of.sample(jax.random.PRNGKey(3)).T
+    assert np.asarray(together.sample(jax.random.PRNGKey(3))) == pytest.approx(np.asarray(expected))

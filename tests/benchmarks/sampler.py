@@ -7,7 +7,8 @@
 `simple` is the joint law with known plateaus on 2,128 rows (`model_simple`), A the hierarchical law at the paper's
 scale (`model_a`), B the model that ships as the default, both on the 12,768 rows of `paper_scale`. NumPyro's NUTS with
 its defaults and nutpie with low-rank adaptation run, four chains each, until every R-hat is at most 1.01 or the limit
-(seconds) is reached; both sample the same density, by the same gradients.
+(seconds) is reached; both sample the same density, by default as it would be written for NumPyro, row by row in float64
+with automatic derivatives. With `--gradients ours` they get the quick ones that ours has.
 Every sampler runs in a process of its own, one after the other. Effective sample sizes are the smallest over all
 parameters, ranks on the unconstrained scale. Seconds include the search of the mode, the Hessian and the warm-up;
 compilation is counted in `whole` alone for ours, and in both for the peers.
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--configurations", type=int, default=152)
     parser.add_argument("--draws", type=int, default=1000, help="Draws of each chain of ours.")
     parser.add_argument("--terms", choices=["paper", "centred"], default="centred", help="Of A, what peers sample in.")
+    parser.add_argument("--gradients", choices=["plain", "ours"], default="plain", help="What peers get of A and B.")
     parser.add_argument("--only", choices=SAMPLERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -100,27 +102,45 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
             return jnp.asarray(potential_energy(model_a.model, (context,), {}, values))
 
         def of_papers_terms(context: Any, values: dict[str, Any]) -> jax.Array:
-            return potential(context, model_a.in_papers_terms(context, values))
+            return of_peers(context, model_a.in_papers_terms(context, values))
 
         def quick(context: Any, values: dict[str, Any]) -> jax.Array:
             return jnp.asarray(potential_energy(model_a.quick_model, (context,), {}, values))
 
         context, settings = jax.tree.map(jnp.asarray, cells), (model_a.variances(cells), model_a.groups_of(cells))
         laid_out = jax.tree.map(jnp.asarray, model_a.quick_cells(cells))
+        of_peers, context = (quick, laid_out) if arguments.gradients == "ours" else (potential, context)
         return {
             "named": quick,
             "start": start,
             "approximate": lambda: (laid_out, laplace(quick, laid_out, [start], model_a.estimate, *settings)),
-            "peers": (of_papers_terms if arguments.terms == "paper" else potential, context, peers_start),
+            "peers": (of_papers_terms if arguments.terms == "paper" else of_peers, context, peers_start),
         }
     own = fitting.prepare(load_runs(table), {}, resolve_priors(None))
     start = fitting.starts_of(own)[0]
+    if arguments.only != "ours" and arguments.gradients == "plain":
+        return {"peers": plain_default(own, start)}
     return {
         "named": fitting.straight_density(own),
         "start": start,
         "approximate": lambda: fitting.approximate(own)[:2],
         "peers": (named_potential(own.structure, True), own.context, start),
     }
+
+
+def plain_default(own: Any, start: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Give the default model's density row by row, in float64 and with automatic derivatives, context and start."""
+    import jax
+    import jax.numpy as jnp
+    from plain_lines import PlainLines
+
+    from bayeslaw import model
+    from bayeslaw.density import Context, named_potential
+    from bayeslaw.frame import Data
+
+    model.LineNoise = PlainLines  # for this process
+    data = Data(*(jnp.asarray(part) for part in own.data))
+    return named_potential(own.structure, True), Context(data, own.context.priors), jax.tree.map(jnp.asarray, start)
 
 
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -236,5 +256,5 @@ def nutpie_low_rank(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "reference")]
     main()
