@@ -318,9 +318,10 @@ def _warn_about(own: Prepared, *, pooled: bool) -> None:
     whose, driver, support = (
         (f"{own.frame.label}: ", "the other families", "them") if pooled else ("", "its prior alone", "the prior")
     )
+    by_size = ("alpha",) if pooled else ("alpha", "chi")  # families do not share chi
     fixed = [
         f"{name} never varies, so {' and '.join(known)} {'is' if len(known) == 1 else 'are'} driven by {driver}"
-        for name, parameters in (("depth", ("phi",)), ("width", ("psi",)), ("dataset_size", ("alpha", "chi")))
+        for name, parameters in (("depth", ("phi",)), ("width", ("psi",)), ("dataset_size", by_size))
         if (known := [parameter for parameter in parameters if parameter in own.priors]) and not varies(own.table[name])
     ]
     if fixed:
