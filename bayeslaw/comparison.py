@@ -94,7 +94,9 @@ def compare(fits: Mapping[str, Fit], *, draws: int = 1000, progress: bool = True
         >>> import bayeslaw
         >>> bayeslaw.compare({"M1": fit, "M2": bayeslaw.fit(runs, law="sharpness")})  # doctest: +SKIP
     """
-    check_fits(fits, least=2)
+    if len(fits) < 2:
+        raise BayeslawError(f"compare needs two fits or more; got {len(fits)}.")
+    check_fits(fits)
     rows, pointwise = {}, {}
     for name, fit in fits.items():
         by_trajectory = leave_trajectory_out(fit, draws=draws, progress=progress)
@@ -142,10 +144,8 @@ def _columns(kind: str, own: LeftOut, best: LeftOut) -> dict[str, Any]:
     return {f"{kind}_{name}": value for name, value in entries.items()}
 
 
-def check_fits(fits: Mapping[str, Fit], *, least: int) -> None:
-    """Refuse fits of different runs, or too few."""
-    if len(fits) < least:
-        raise BayeslawError(f"compare needs {least} fits or more; got {len(fits)}.")
+def check_fits(fits: Mapping[str, Fit]) -> None:
+    """Refuse fits of different runs."""
     names = list(fits)
     keys = [*CONFIGURATION, "density", "error"]
     first = fits[names[0]].runs[keys].to_numpy(float)

@@ -108,7 +108,9 @@ def cross_validate(
         >>> import bayeslaw
         >>> print(bayeslaw.cross_validate({"M1": fit, "M2": other}, folds=3))  # doctest: +SKIP
     """
-    check_fits(fits, least=1)
+    if not fits:
+        raise BayeslawError("cross_validate needs a fit or more; got none.")
+    check_fits(fits)
     runs = next(iter(fits.values())).runs
     if "trajectory" not in runs:
         raise BayeslawError(

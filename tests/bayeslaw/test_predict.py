@@ -260,10 +260,12 @@ def test_diagnosed_curves_are_the_law_of_the_trained_networks(fitted) -> None:
     assert list(curves) == [f"log_error_at_{at:.3g}" for at in (1.0, np.sqrt(densities.min()), densities.min())]
     value, last = parameter_draws(fitted), fitted.configurations.iloc[[-1]]
     centre = fitted.frame.covariates(last)
-    log_e = fitted.posterior["log_e"].to_numpy().reshape(len(value["phi"]), -1)[:, -1]
-    eps_up = np.exp(value["log_eps_up"])
-    m = np.exp(value["phi"] * centre["depth"] + value["psi"] * centre["width"]) * densities.min()
-    curve = (saturated(np.exp(log_e), eps_up), eps_up, value["gamma"], value["knee"], m, value["sharpness"])
+    own = (fitted.posterior[name].to_numpy().reshape(len(value["phi"]), -1)[:, -1] for name in ("log_e", "shift_p"))
+    log_e, shift = own
+    eps_up, p = np.exp(value["log_eps_up"]), value["knee"] * np.exp(shift)
+    exponents = {"depth": "phi", "width": "psi", "dataset_size": "chi"}
+    m = np.exp(sum(value[exponent] * centre[axis] for axis, exponent in exponents.items())) * densities.min()
+    curve = (saturated(np.exp(log_e), eps_up), eps_up, value["gamma"], p, m, value["sharpness"])
     expected = np.log(error_of(*curve))
     computed = curves[list(curves)[-1]].to_numpy().reshape(len(expected), -1)
     assert computed.shape[1] == len(fitted.configurations)
