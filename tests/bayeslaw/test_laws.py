@@ -164,7 +164,7 @@ def test_structure_says_what_each_law_lacks() -> None:
     assert Structure(**full, effects=("p",)).without() == {"share_np"}
     assert Structure(**full, growth=False).without() == {"growth_np", "growth_p"}
     plain = Structure(**full, effects=(), noise="normal", steep=False, growth=False)
-    assert plain.without() == {"share_np", "tau_p", "nu", "kappa", "growth_np", "growth_p"}
+    assert plain.without() == {"share_np", "spread_p", "share_p", "nu", "kappa", "growth_np", "growth_p"}
     assert "spread_np" not in Structure(**full, law="single").without()
     assert "spread_np" in Structure(**full, law="single", effects=()).without()
 
