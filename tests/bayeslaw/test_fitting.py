@@ -199,7 +199,12 @@ def test_derived_parameters_are_those_of_the_paper(simulated, fitted) -> None:
 def test_tree_has_named_dimensions(simulated, fitted) -> None:
     assert sorted(fitted.tree.children) == ["constant_data", "observed_data", "posterior", "sample_stats"]
     assert dict(fitted.posterior.sizes) == {"chain": 2, "draw": 1500, "configuration": 12, "trajectory": 24}
-    for name, dimension in {"log_e": "configuration", "eps_np": "configuration", "log_e_run": "trajectory"}.items():
+    for name, dimension in {
+        "log_e": "configuration",
+        "eps_np": "configuration",
+        "shift_p": "configuration",
+        "log_e_run": "trajectory",
+    }.items():
         assert fitted.posterior[name].dims == ("chain", "draw", dimension)
     assert set(fitted.posterior["trajectory"].to_numpy()) == set(load_runs(simulated.runs)["trajectory"])
     rows = fitted.configurations.itertuples(index=False, name=None)

@@ -195,7 +195,7 @@ def test_one_run_of_one_network_has_no_effects_of_runs(one_network) -> None:
     alone = one_network[one_network["replicate"] == 0]
     structure = structure_of(alone, law="single")
     assert structure.effects == ()
-    assert {"tau_p", "spread_np", "share_np"} <= structure.without()
+    assert {"spread_p", "share_p", "spread_np", "share_np"} <= structure.without()
 
 
 def test_what_does_not_exist_is_refused(one_network, simulated) -> None:

@@ -211,6 +211,8 @@ def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) ->
         own = fitted.configurations.to_numpy().tolist().index([depth, width, 250])
         e = np.exp(draws["log_e"][:, own])
         scale = draws["p_prime"] / (depth ** draws["phi"] * (width / 16) ** draws["psi"])
+        by_data = draws["chi"] * (np.log(250) - fitted.frame.log_dataset_size)
+        scale = scale * np.exp(draws["shift_p"][:, own] - by_data)
         curve = (saturated(e, draws["eps_up"]), draws["eps_up"], draws["gamma"], scale)
         errors = error_of(*(values[:, None] for values in curve), densities, draws["sharpness"][:, None])
         first = (errors <= target).argmax(1)
