@@ -13,6 +13,8 @@ from bayeslaw.comparison import Comparison as Comparison
 from bayeslaw.comparison import compare as compare
 from bayeslaw.conclusions import Conclusions as Conclusions
 from bayeslaw.conclusions import conclude as conclude
+from bayeslaw.cross_validation import CrossValidation as CrossValidation
+from bayeslaw.cross_validation import cross_validate as cross_validate
 from bayeslaw.design import Suggestion as Suggestion
 from bayeslaw.design import suggest as suggest
 from bayeslaw.diagnostics import Diagnosis as Diagnosis

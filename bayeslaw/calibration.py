@@ -14,6 +14,7 @@ import xarray as xr
 
 from bayeslaw.baseline import least_squares
 from bayeslaw.bootstrapping import bootstrap
+from bayeslaw.comparison import score_runs
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 #: Probabilities of the intervals looked at, in per cent.
 LEVELS = (50, 90)
+#: Posterior draws that the density of what is left out is averaged over.
+SCORED = 500
 #: What can be left out.
 LEAVE_OUT = ("configurations", "trajectories", "largest")
 #: Where the largest are left out, the share of networks that is kept, by parameter count.
@@ -46,6 +49,8 @@ class Evaluation:
             share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
             intervals in natural logs. Least squares is absent where a fold does not let it be fitted.
         rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
+        scores: Log predictive density, by the posterior, of every trajectory left out
+            (`bayeslaw.comparison.score_runs`).
         gates: The verdict on every fit, `fold 1` and so on and `whole table`.
         leave_out: What was left out.
     """
@@ -53,6 +58,7 @@ class Evaluation:
     deviation: pd.DataFrame
     coverage: pd.DataFrame
     rows: pd.DataFrame
+    scores: pd.DataFrame
     gates: Mapping[str, Diagnosis]
     leave_out: str
 
@@ -72,6 +78,8 @@ class Evaluation:
         return (
             f"relative deviation on the rows fitted\n{form(self.deviation)}\n\n"
             f"coverage of new runs: {what} {kind} left out{far}\n{form(self.coverage)}\n\n"
+            f"log predictive density of {len(self.scores)} trajectories left out: "
+            f"{self.scores['log_density'].sum():.1f} (Monte Carlo error {_root_of_squares(self.scores['mcse']):.1f})\n"
             f"fits that passed the gate: {self.passed:.0%}"
             + "".join(f"\n{name}: {'; '.join(gate.failures)}" for name, gate in self.gates.items() if not gate.passed)
         )
@@ -110,22 +118,29 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    fold = _fold_of(runs, leave_out, folds, seed)
+    fold = fold_of(runs, leave_out, folds, seed)
     settings: dict[str, Any] = {"law": law, "correlated": correlated, "seed": seed, "draws": draws, "progress": False}
-    left_out, gates = [], {}
+    left_out, scores, gates = [], [], {}
     for index in tqdm(range(fold.max() + 1), desc="folds", disable=None, file=sys.stderr):
         inside, outside = runs[fold != index], runs[fold == index]
-        rows, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, settings, seed, repetitions)
+        rows, score, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, settings, seed, repetitions)
         left_out.append(rows)
+        scores.append(score.assign(fold=index))
     rows = pd.concat(left_out)
     whole = fit(runs, **settings)
     gates["whole table"] = whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
-    return Evaluation(deviation, _coverage(rows, leave_out, seed), rows, gates, leave_out)
+    return Evaluation(
+        deviation, _coverage(rows, leave_out, seed), rows, pd.concat(scores, ignore_index=True), gates, leave_out
+    )
 
 
-def _fold_of(runs: pd.DataFrame, leave_out: str, folds: int, seed: int) -> NDArray[np.integer]:
-    """Number the fold of every row; -1 where it is never left out."""
+def _root_of_squares(errors: pd.Series) -> float:
+    return float(np.sqrt((errors**2).sum()))
+
+
+def fold_of(runs: pd.DataFrame, leave_out: str, folds: int, seed: int) -> NDArray[np.integer]:
+    """Number the fold of every row; -1 where it is never left out. Arguments are those of `evaluate`."""
     if leave_out not in LEAVE_OUT:
         raise BayeslawError(f"leave_out = {leave_out!r} must be one of {', '.join(LEAVE_OUT)}.")
     if leave_out == "largest":
@@ -157,8 +172,8 @@ def _is_small(runs: pd.DataFrame) -> NDArray[np.bool_]:
 
 def _predict_left_out(
     inside: pd.DataFrame, outside: pd.DataFrame, settings: Mapping[str, Any], seed: int, repetitions: int
-) -> tuple[pd.DataFrame, Diagnosis]:
-    """Fit the one, predict new runs of the other with both methods' intervals; give the gate's verdict with them."""
+) -> tuple[pd.DataFrame, pd.DataFrame, Diagnosis]:
+    """Fit the one, predict new runs of the other with both methods' intervals; give scores and verdict with them."""
     posterior = fit(inside, **settings)
     rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
     rows["extrapolation"] = extrapolation(posterior, outside)
@@ -176,7 +191,7 @@ def _predict_left_out(
         for level in LEVELS:
             tail = (1 - level / 100) / 2
             rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(values, [tail, 1 - tail], 0)
-    return rows, posterior.diagnose()
+    return rows, score_runs(posterior, outside, draws=SCORED), posterior.diagnose()
 
 
 def seed_spread(runs: pd.DataFrame) -> float:

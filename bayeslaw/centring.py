@@ -12,8 +12,8 @@ $$w = l^2 / (l^2 + h^2 (1 - l))$$
 
 with l the share of the effect's prior variance that is left when all else is known, and h a half-way mark below 1/2:
 l is found at one value of the spread, and more is left where the spread is smaller, which is where the funnel is. So
-for sideways effects, about 0; for log e of networks, about their dense law; or, where runs have their own, for the mean
-of a network's runs about that, and for their distances from their mean.
+for log e of networks, about their dense law; or, where runs have their own, for the mean of a network's runs about
+that, and for their distances from their mean. So for sideways effects, about 0.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 #: the former with correlated noise, .22 for all gave 52, 51 and 34 effective draws per 1,000 gradients (smallest of all
 #: parameters); w = l gave 43, 37 and 4, and w = l^(1/3) diverged on the first. With free sharpness and correlated
 #: noise .22 for distances diverged on parts of Fashion-MNIST, where few runs let their spread vanish; .12 did not.
-HALF_WAY = {"log_e": 0.22, "mean": 0.22, "within": 0.12, "effect_p": 0.22}
+HALF_WAY = {"log_e": 0.22, "mean": 0.22, "within": 0.12, "mean_p": 0.22, "within_p": 0.22}
+#: Names of a network's mean effect, and of the distances of its runs from it, by the name of the runs' effects.
+_PARTS = {"log_e_run": ("mean", "within"), "effect_p": ("mean_p", "within_p")}
+_WITHIN = tuple(within for _, within in _PARTS.values())
 
 
 class Centring(NamedTuple):
@@ -48,19 +51,21 @@ class Centring(NamedTuple):
         log_e: For log e of every configuration, `[configurations]`.
         mean: For the mean log e of the runs of every configuration, `[configurations]`.
         within: For their distances from it, `[configurations]`.
-        effect_p: For the sideways effect of every trajectory, `[trajectories]`.
+        mean_p: For the mean sideways effect of the runs of every configuration, `[configurations]`.
+        within_p: For their distances from it, `[configurations]`.
     """
 
     log_e: Any
     mean: Any
     within: Any
-    effect_p: Any
+    mean_p: Any
+    within_p: Any
 
 
 def centred(data: Data) -> Centring:
     """Take all effects as they are."""
     own = np.zeros(len(data.depth))
-    return Centring(own, own, own, np.zeros(len(data.configuration)))
+    return Centring(own, own, own, own, own)
 
 
 def unstandardise(
@@ -81,9 +86,9 @@ def unstandardise(
         return {}, 0.0
     centre, log_spread = _priors(data, value, effects)
     parts, log_determinant = _parts(data, effects), jnp.asarray(0.0)
-    degrees = {"within": group_total(jnp.ones(len(data.configuration)), data) - 1}
+    others = group_total(jnp.ones(len(data.configuration)), data) - 1
     for name, spread in log_spread.items():
-        log_determinant += jnp.sum(getattr(centring, name) * spread * degrees.get(name, 1.0))
+        log_determinant += jnp.sum(getattr(centring, name) * spread * (others if name in _WITHIN else 1.0))
     for name, (log_scale, origin, shift) in _maps(centring, data, centre, log_spread).items():
         parts[name] = origin + jnp.exp(log_scale) * (parts[name] - shift)
     return _joined(data, parts), log_determinant
@@ -121,14 +126,16 @@ def choose_centring(
     _, log_spread = _priors(data, value, effects)
     variance, configuration = axes.own_variances(dimensions), np.asarray(data.configuration)
     size = np.bincount(configuration, minlength=len(data.depth))
-    found = {name: variance[where[name]] for name in ("log_e", "effect_p") if name in effects}
-    if "log_e_run" in effects:
+    found = {"log_e": variance[where["log_e"]]} if "log_e" in effects else {}
+    for name, (mean, within) in _PARTS.items():
+        if name not in effects:
+            continue
         weight = np.zeros(dimensions)
-        weight[where["log_e_run"]] = 1 / size[configuration]
-        of_these = np.isin(axes.own, where["log_e_run"]).any(1)
-        found["mean"] = axes.own_variances_of(weight)[of_these]
-        total = np.bincount(configuration, variance[where["log_e_run"]], len(size))
-        found["within"] = (total - size * found["mean"]) / np.maximum(size - 1, 1)
+        weight[where[name]] = 1 / size[configuration]
+        of_these = np.isin(axes.own, where[name]).any(1)
+        found[mean] = axes.own_variances_of(weight)[of_these]
+        total = np.bincount(configuration, variance[where[name]], len(size))
+        found[within] = (total - size * found[mean]) / np.maximum(size - 1, 1)
     left = {name: np.clip(v * np.exp(-2 * np.asarray(log_spread[name])), 0.0, 1.0) for name, v in found.items()}
     return centred(data)._replace(**{k: v**2 / (v**2 + HALF_WAY[k] ** 2 * (1 - v)) for k, v in left.items()})
 
@@ -141,12 +148,12 @@ def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) ->
     found = {}
     if "log_e" in effects:
         found["log_e"] = jnp.log(spread["sigma_np"])
-    if "log_e_run" in effects:
-        size = group_total(jnp.ones(len(data.configuration)), data)
-        found["mean"] = 0.5 * jnp.log(spread["sigma_np"] ** 2 + spread["tau_np"] ** 2 / size)
-        found["within"] = jnp.log(spread["tau_np"])
-    if "effect_p" in effects:
-        found["effect_p"] = jnp.log(spread["tau_p"])[..., data.configuration]
+    size = group_total(jnp.ones(len(data.configuration)), data)
+    for name, where in (("log_e_run", "np"), ("effect_p", "p")):
+        if name in effects:
+            mean, within = _PARTS[name]
+            found[mean] = 0.5 * jnp.log(spread[f"sigma_{where}"] ** 2 + spread[f"tau_{where}"] ** 2 / size)
+            found[within] = jnp.log(spread[f"tau_{where}"])
     return centre, found
 
 
@@ -155,25 +162,26 @@ def _maps(
 ) -> dict[str, tuple[Any, Any, Any]]:
     """Give log scale, origin and shift of the lines x = origin + scale (z - shift) from what is sampled to effects."""
     log_scale = {name: getattr(centring, name) * spread for name, spread in log_spread.items()}
-    if "within" in log_scale:
-        log_scale["within"] = log_scale["within"][..., data.configuration]
+    log_scale |= {name: log_scale[name][..., data.configuration] for name in _WITHIN if name in log_scale}
     about_law = {name: (centre, (1 - getattr(centring, name)) * centre) for name in ("log_e", "mean")}
     return {name: (scale, *about_law.get(name, (0.0, 0.0))) for name, scale in log_scale.items()}
 
 
 def _parts(data: Data, effects: Mapping[str, Any]) -> dict[str, Any]:
-    """Take log e of runs apart into a network's mean and distances from it, named as in `Centring`."""
+    """Take effects of runs apart into a network's mean and distances from it, named as in `Centring`."""
     parts = dict(effects)
-    if "log_e_run" in parts:
-        of_runs = parts.pop("log_e_run")
-        parts["mean"] = group_mean(of_runs, data)
-        parts["within"] = of_runs - parts["mean"][..., data.configuration]
+    for name, (mean, within) in _PARTS.items():
+        if name in parts:
+            of_runs = parts.pop(name)
+            parts[mean] = group_mean(of_runs, data)
+            parts[within] = of_runs - parts[mean][..., data.configuration]
     return parts
 
 
 def _joined(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Put log e of runs together again."""
-    effects = {name: part for name, part in parts.items() if name not in ("mean", "within")}
-    if "mean" in parts:
-        effects["log_e_run"] = parts["mean"][..., data.configuration] + parts["within"]
+    """Put effects of runs together again."""
+    effects = {"log_e": parts["log_e"]} if "log_e" in parts else {}
+    for name, (mean, within) in _PARTS.items():
+        if mean in parts:
+            effects[name] = parts[mean][..., data.configuration] + parts[within]
     return effects

@@ -264,7 +264,7 @@ def _quantities(model: Model, simulated: Simulated, posterior: Fit) -> xr.Datase
     dims = ("chain", "draw")
     draws = {name: (dims, found[name].to_numpy()) for name in model.priors}
     if model.effects:
-        names = ("log_e", "log_e_run", "effect_p")
+        names = ("log_e", "log_e_run", "shift_p", "effect_p")
         draws |= {f"{name}[0]": (dims, found[name].to_numpy()[..., 0]) for name in names}
     count = len(model.design.configuration)
     log_e = found["log_e_run"] if "log_e_run" in found else found["log_e"]
@@ -287,15 +287,17 @@ def _truth(model: Model, simulated: Simulated, rng: np.random.Generator) -> dict
     value, design = simulated.value, model.design
     truth = dict(value)
     if model.effects:
-        truth |= {f"{name}[0]": getattr(simulated, name)[0] for name in ("log_e", "log_e_run", "effect_p")}
+        truth |= {f"{name}[0]": getattr(simulated, name)[0] for name in ("log_e", "log_e_run", "shift_p", "effect_p")}
     effects = simulated.log_e_run, simulated.effect_p
     truth["log_likelihood"] = float(log_likelihood(design, value, *effects, simulated.response))
     for name, (network, density) in model.predictions.items():
         if network in design.configurations:
-            log_e = simulated.log_e[design.configurations.index(network)]
+            own = design.configurations.index(network)
+            at_network = simulated.log_e[own], simulated.shift_p[own]
         else:
             covariates = design.covariates(np.array([network]))
-            spread = spreads(value, covariates)["sigma_np"]
-            log_e = float((log_dense(value, covariates) + spread * rng.standard_normal())[0])
-        truth[name] = mean_error(design, value, log_e, network, density)
+            centre, spread = log_dense(value, covariates)[0], spreads(value, covariates)
+            fresh, shift = (float(spread[name][0]) * rng.standard_normal() for name in ("sigma_np", "sigma_p"))
+            at_network = centre + fresh, shift
+        truth[name] = mean_error(design, value, at_network, network, density)
     return truth

@@ -310,13 +310,22 @@ def autopilot(
 @app.command()
 def compare(
     fits: Annotated[list[Path], typer.Argument(metavar="FIT...", help="Two fits or more of the same runs (.nc).")],
+    folds: Annotated[
+        int | None, typer.Option(help="Fit everything again without each of so many groups, instead of estimating.")
+    ] = None,
+    leave_out: Annotated[str, typer.Option(help="With --folds: configurations, trajectories, or largest.")] = (
+        "configurations"
+    ),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
+    seed: Seed = 0,
 ) -> None:
     """Rank fits by the density they give to trajectories, and to rows, that are left out."""
     from bayeslaw import compare as rank
-    from bayeslaw import load
+    from bayeslaw import cross_validate, load
 
-    result = rank({path.stem: load(path) for path in fits})
+    loaded = {path.stem: load(path) for path in fits}
+    exact = {"leave_out": leave_out, "folds": folds, "seed": seed}
+    result = rank(loaded) if folds is None else cross_validate(loaded, **exact)
     if output is not None:
         result.table.to_csv(output, index_label="fit")
     typer.echo(str(result))

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import scipy.special
 from tqdm import tqdm
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, along_trajectories, gaps
+from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.noise import response_distribution
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from bayeslaw.posterior import Fit
 
 #: Nodes per effect of a trajectory, and Newton steps to where they are centred.
-NODES, STEPS = 9, 8
+NODES, STEPS = 9, 12
 #: Share of points or trajectories with a k-hat above the limit from which an estimate is not to be believed.
 TOO_MANY = 0.01
 #: Rows whose log likelihood is computed at once.
@@ -63,7 +64,7 @@ class Comparison:
                 if not row[f"{kind}_believe"]:
                     lines.append(
                         f"Warning: {name}: {row[f'{kind}_bad_k']:.1%} of the {what} have a Pareto k-hat above the "
-                        f"limit; do not believe its {kind} estimate; refit without them (bayeslaw evaluate does)."
+                        f"limit; do not believe its {kind} estimate; refit without them (bayeslaw.cross_validate)."
                     )
         return lines
 
@@ -93,7 +94,9 @@ def compare(fits: Mapping[str, Fit], *, draws: int = 1000, progress: bool = True
         >>> import bayeslaw
         >>> bayeslaw.compare({"M1": fit, "M2": bayeslaw.fit(runs, law="sharpness")})  # doctest: +SKIP
     """
-    _check(fits)
+    if len(fits) < 2:
+        raise BayeslawError(f"compare needs two fits or more; got {len(fits)}.")
+    check_fits(fits)
     rows, pointwise = {}, {}
     for name, fit in fits.items():
         by_trajectory = leave_trajectory_out(fit, draws=draws, progress=progress)
@@ -141,9 +144,8 @@ def _columns(kind: str, own: LeftOut, best: LeftOut) -> dict[str, Any]:
     return {f"{kind}_{name}": value for name, value in entries.items()}
 
 
-def _check(fits: Mapping[str, Fit]) -> None:
-    if len(fits) < 2:
-        raise BayeslawError(f"compare needs two fits or more; got {len(fits)}.")
+def check_fits(fits: Mapping[str, Fit]) -> None:
+    """Refuse fits of different runs."""
     names = list(fits)
     keys = [*CONFIGURATION, "density", "error"]
     first = fits[names[0]].runs[keys].to_numpy(float)
@@ -165,7 +167,8 @@ def leave_row_out(fit: Fit, *, draws: int = 1000) -> LeftOut:
         One entry per row.
     """
     found = _importance(np.concatenate(list(row_log_likelihood(fit, draws=draws)), axis=1))
-    back = np.argsort(_row_order(fit))
+    rows = _fitted(fit)[2]
+    back = np.argsort(along_trajectories(rows.trajectory, rows.log_density))
     return found._replace(elpd=found.elpd[back], pareto_k=found.pareto_k[back])
 
 
@@ -229,28 +232,97 @@ def trajectory_log_likelihood(fit: Fit, *, draws: int = 1000, progress: bool = T
         Log likelihoods, `[draws, trajectories]`.
     """
     sample = _Sample.of(fit, draws)
-    location, spread, tau_p = _conditional(fit, sample, draws)
+    location, spread = _given_others(fit, sample, draws)
     log_e_run, effect = (_thinned(fit, name, draws) for name in ("log_e_run", "effect_p"))
+    assert log_e_run is not None
+    effects = np.stack([log_e_run, np.zeros_like(log_e_run) if effect is None else effect], axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        start = np.where(spread > 0, (effects - location) / spread, 0.0)
+    return _integrated(fit.law, sample, location, spread, start, progress=progress)
+
+
+@in_float64
+def new_run_log_likelihood(
+    fit: Fit, runs: pd.DataFrame, *, draws: int | None = None, progress: bool = True
+) -> NDArray[np.float64]:
+    """Integrate the likelihood of runs that were not fitted over their effects, given the posterior's draws.
+
+    Effects of a network that was trained vary about its own posterior, those of another about the dense law too.
+
+    Args:
+        fit: The posterior.
+        runs: Validated run table with `trajectory`, of the fit's family.
+        draws: Posterior draws used, spread evenly over all of a fit's; all by default.
+        progress: Show a progress bar where standard error is a terminal.
+
+    Returns:
+        Log likelihoods of whole trajectories, `[draws, trajectories]`, trajectories in the order of `make_data`.
+    """
+    draws = draws or fit.posterior["plateau"].size
+    sample = _Sample.of(fit, draws, runs)
+    location, spread = _of_new(fit, sample, draws)
+    return _integrated(fit.law, sample, location, spread, np.zeros_like(location), progress=progress)
+
+
+def score_runs(fit: Fit, runs: pd.DataFrame, *, draws: int | None = None) -> pd.DataFrame:
+    """Give the log predictive density of whole trajectories that were not fitted, effects integrated.
+
+    Args:
+        fit: The posterior.
+        runs: Validated run table with `trajectory`, of the fit's family.
+        draws: Posterior draws used, spread evenly over all of a fit's; all by default.
+
+    Returns:
+        One row per trajectory: the network, `trajectory`, `log_density` of its empirical logits all together, and the
+        Monte Carlo error `mcse` of that.
+    """
+    log_density, mcse = log_mean(new_run_log_likelihood(fit, runs, draws=draws, progress=False))
+    keys = [*CONFIGURATION, "trajectory"]
+    return runs[keys].drop_duplicates().sort_values(keys, ignore_index=True).assign(log_density=log_density, mcse=mcse)
+
+
+def log_mean(log_likelihood: Any) -> tuple[Any, Any]:
+    """Average likelihoods `[draws, ...]` over draws that are nearly independent.
+
+    Returns:
+        The logarithm of the mean, and its Monte Carlo error.
+
+    Example:
+        >>> [part.round(4).tolist() for part in log_mean(np.log([[1.0], [3.0]]))]
+        [[0.6931], [0.5]]
+    """
+    count = len(log_likelihood)
+    log_density = scipy.special.logsumexp(log_likelihood, axis=0) - np.log(count)
+    share = np.exp(log_likelihood - log_density)
+    return log_density, share.std(0, ddof=1) / np.sqrt(count)
+
+
+def _integrated(
+    law: Law, sample: _Sample, location: NDArray, spread: NDArray, start: NDArray, *, progress: bool
+) -> NDArray[np.float64]:
+    """Integrate the likelihood of every trajectory over its effects.
+
+    Args:
+        law: The law.
+        sample: Draws and data.
+        location: Where log e and the sideways effect are expected, `[draws, trajectories, 2]`.
+        spread: Their sd about it, likewise.
+        start: Where the integrand's mode is searched from, in units of `spread` from `location`.
+        progress: Show a progress bar where standard error is a terminal.
+    """
     longest = int(np.bincount(sample.trajectory).max())
     columns = []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        up = np.where(spread > 0, (log_e_run - location) / spread, 0.0)
-        sideways = np.zeros_like(up) if effect is None else effect / tau_p
-    for t in tqdm(range(location.shape[1]), desc="left out", unit="run", disable=_silent(progress), file=sys.stderr):
+    silent = None if progress else True
+    for t in tqdm(range(location.shape[1]), desc="left out", unit="run", disable=silent, file=sys.stderr):
         rows = np.flatnonzero(sample.trajectory == t)
         index = np.pad(rows, (0, longest - len(rows)), mode="edge")
         columns.append(
             _integrate(
-                fit.law, sample.value, {k: v[t] for k, v in sample.covariates.items()},
-                location[:, t], spread[:, t], tau_p[:, t], np.stack([up[:, t], sideways[:, t]], axis=1),
-                np.arange(longest) < len(rows), *(values[index] for values in sample.columns),
+                law, sample.value, {k: v[t] for k, v in sample.covariates.items()}, location[:, t], spread[:, t],
+                start[:, t], np.arange(longest) < len(rows), *(values[index] for values in sample.columns),
             )
         )  # fmt: skip
     return np.stack([np.asarray(column) for column in columns], axis=1)
-
-
-def _silent(progress: bool) -> bool | None:
-    return None if progress else True
 
 
 class _Sample(NamedTuple):
@@ -262,6 +334,7 @@ class _Sample(NamedTuple):
         trajectory: Trajectory of every row.
         configuration: Configuration of every trajectory.
         order: Position of every row in the run table.
+        configurations: One row each, depth, width and dataset size.
         columns: Response, log density, n_test and gap (`frame.gaps`) of every row.
     """
 
@@ -270,34 +343,39 @@ class _Sample(NamedTuple):
     trajectory: NDArray[np.intp]
     configuration: NDArray[np.intp]
     order: NDArray[np.integer[Any]]
+    configurations: pd.DataFrame
     columns: tuple[NDArray, NDArray, NDArray, NDArray]
 
     @classmethod
-    def of(cls, fit: Fit, draws: int) -> _Sample:
-        constant = fit.tree["constant_data"].to_dataset()
-        response = fit.tree["observed_data"]["response"].to_numpy()
-        configuration = constant["configuration_of_trajectory"].to_numpy()
+    def of(cls, fit: Fit, draws: int, runs: pd.DataFrame | None = None) -> _Sample:
+        """Take the fitted runs, or others."""
+        if runs is None:
+            configuration, configurations, rows = _fitted(fit)
+        else:
+            data, labels = make_data(runs, fit.frame)
+            configuration, configurations, rows = np.asarray(data.configuration), labels.configurations, labels.rows
         index = _thinning(fit, draws)
         value = {name: values[index, None] for name, values in parameter_draws(fit).items()}
-        covariates = fit.frame.covariates(fit.configurations)
-        trajectory, log_density = (constant[name].to_numpy() for name in ("trajectory_of_row", "log_density"))
-        order = _row_order(fit)
-        trajectory, log_density = trajectory[order], log_density[order]
-        n_test, gap = constant["n_test"].to_numpy()[order], gaps(trajectory, log_density)
+        covariates = fit.frame.covariates(configurations)
+        order = along_trajectories(rows.trajectory, rows.log_density)
+        trajectory, log_density = rows.trajectory[order], rows.log_density[order]
         return cls(
             value,
             {name: values[configuration] for name, values in covariates.items()},
             trajectory,
             configuration,
             order,
-            (response[order], log_density, n_test, gap),
+            configurations,
+            (rows.response[order], log_density, rows.n_test[order], gaps(trajectory, log_density)),
         )
 
 
-def _row_order(fit: Fit) -> NDArray[np.integer[Any]]:
-    """Give the positions in the run table of rows by trajectory, from the densest to the sparsest."""
+def _fitted(fit: Fit) -> tuple[NDArray[np.intp], pd.DataFrame, Rows]:
+    """Give the configuration of every trajectory, the configurations and the rows that were fitted."""
     constant = fit.tree["constant_data"].to_dataset()
-    return along_trajectories(constant["trajectory_of_row"].to_numpy(), constant["log_density"].to_numpy())
+    columns = [constant[name].to_numpy() for name in ("log_density", "n_test", "trajectory_of_row")]
+    rows = Rows(fit.tree["observed_data"]["response"].to_numpy(), *columns)
+    return constant["configuration_of_trajectory"].to_numpy(), fit.configurations, rows
 
 
 def _thinning(fit: Fit, draws: int) -> NDArray[np.intp]:
@@ -321,33 +399,70 @@ def _importance(log_likelihood: NDArray) -> LeftOut:
     return LeftOut(np.asarray(elpd), np.asarray(pareto_k), limit)
 
 
-def _conditional(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArray, NDArray]:
+def _given_others(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArray]:
     """Say where the effects of every trajectory can lie, given the others of its configuration.
 
     Returns:
-        Mean and sd of log e, and the sd of the sideways effect, each `[draws, trajectories]`.
+        Mean and sd of log e and of the sideways effect, each `[draws, trajectories, 2]`.
     """
-    value, configuration = sample.value, sample.configuration
-    centre = np.asarray(log_dense_at(value, sample.covariates)) * np.ones((1, len(configuration)))
+    configuration, centre = sample.configuration, _centres(sample)
+    spread = spreads_at(sample.value, centre)
     zero = np.zeros_like(centre)
-    value = value | {name: np.asarray(v) + zero for name, v in spreads_at(value, centre).items()}
-    if "tau_np" not in value:
-        log_e = _thinned(fit, "log_e", draws)
-        assert log_e is not None
+    found = []
+    for (of_runs, own, where), about in zip(_EFFECTS, (centre, zero), strict=True):
+        sigma, tau = (spread.get(f"{part}_{where}", zero) + zero for part in ("sigma", "tau"))
+        effects = _thinned(fit, of_runs, draws)
+        if f"tau_{where}" in spread and effects is not None:
+            found.append(_given_other_runs(effects, about, sigma, tau, configuration))
+            continue
+        own_draws = _thinned(fit, own, draws)
         alone = np.bincount(configuration)[configuration] == 1
-        location = np.where(alone & ("sigma_np" in value), centre, log_e[:, configuration])
-        return location, np.where(alone, value.get("sigma_np", zero), zero), value.get("tau_p", zero)
-    if "sigma_np" not in value:
-        return centre, value["tau_np"], value.get("tau_p", zero)
-    log_e_run = _thinned(fit, "log_e_run", draws)
-    assert log_e_run is not None
+        known = about if own_draws is None else own_draws[:, configuration]
+        found.append((np.where(alone & (sigma > 0), about, known), np.where(alone, sigma, zero)))
+    return _stacked(found)
+
+
+def _given_other_runs(
+    effects: NDArray, about: NDArray, sigma: NDArray, tau: NDArray, configuration: NDArray
+) -> tuple[NDArray, NDArray]:
+    """Give mean and sd of a trajectory's effect given the others of its configuration, each `[draws, trajectories]`."""
     member = configuration[:, None] == np.arange(configuration.max() + 1)
     others = member.sum(0)[configuration] - 1
-    total = (log_e_run @ member)[:, configuration] - log_e_run
-    between, within = value["sigma_np"] ** -2, value["tau_np"] ** -2
-    precision = between + others * within
-    location = (centre * between + total * within) / precision
-    return location, np.sqrt(1 / precision + 1 / within), value.get("tau_p", zero)
+    total = (effects @ member)[:, configuration] - effects
+    variance = sigma**2 * tau**2 / (tau**2 + others * sigma**2)
+    location = about + variance * (total - others * about) / tau**2
+    return location, np.sqrt(variance + tau**2)
+
+
+def _of_new(fit: Fit, sample: _Sample, draws: int) -> tuple[NDArray, NDArray]:
+    """Say where the effects of runs can lie that were not fitted; shaped as in `_given_others`."""
+    centre = _centres(sample)
+    spread = spreads_at(sample.value, centre)
+    zero = np.zeros_like(centre)
+    known = {row: i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
+    place = np.array([known.get(row, -1) for row in sample.configurations.itertuples(index=False, name=None)])
+    place = place[sample.configuration]
+    found = []
+    for (_, own, where), about in zip(_EFFECTS, (centre, zero), strict=True):
+        sigma, tau = (spread.get(f"{part}_{where}", zero) + zero for part in ("sigma", "tau"))
+        own_draws = _thinned(fit, own, draws)
+        location = about if own_draws is None else np.where(place >= 0, own_draws[:, place], about)
+        found.append((location, np.where(place >= 0, tau, np.hypot(sigma, tau))))
+    return _stacked(found)
+
+
+#: Effects of runs, those of networks, and what their spreads are called, in the order of a curve's arguments.
+_EFFECTS = (("log_e_run", "log_e", "np"), ("effect_p", "shift_p", "p"))
+
+
+def _centres(sample: _Sample) -> NDArray:
+    """Give log e by the dense law, `[draws, trajectories]`."""
+    return np.asarray(log_dense_at(sample.value, sample.covariates)) * np.ones((1, len(sample.configuration)))
+
+
+def _stacked(found: list[tuple[NDArray, NDArray]]) -> tuple[NDArray, NDArray]:
+    location, spread = (np.stack([np.asarray(part) for part in parts], axis=-1) for parts in zip(*found, strict=True))
+    return location, spread
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -361,14 +476,13 @@ def _row_densities(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _integrate(
-    law: Law, value: Any, covariates: Any, location: Any, spread: Any, tau_p: Any, start: Any, used: Any, *columns: Any
+    law: Law, value: Any, covariates: Any, location: Any, spread: Any, start: Any, used: Any, *columns: Any
 ) -> jax.Array:
     """Integrate one trajectory's likelihood over its two standardised effects, draw by draw."""
 
-    def one(value: Any, location: Any, spread: Any, tau_p: Any, start: Any) -> jax.Array:
+    def one(value: Any, location: Any, spread: Any, start: Any) -> jax.Array:
         def log_joint(z: jax.Array) -> jax.Array:
-            log_e, effect = location + spread * z[0], tau_p * z[1]
-            rows = _row_densities(law, value, covariates, log_e, effect, *columns)
+            rows = _row_densities(law, value, covariates, *(location + spread * z), *columns)
             return jnp.sum(jnp.where(used, rows, 0.0)) - 0.5 * jnp.sum(z**2) - jnp.log(2 * jnp.pi)
 
         def step(z: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -388,7 +502,7 @@ def _integrate(
         values = jax.vmap(log_joint)(mode + x @ factor.T)
         return jax.nn.logsumexp(values + log_weight + 0.5 * jnp.sum(x**2, 1)) - 0.5 * jnp.log(determinant)
 
-    return jax.vmap(one)(jax.tree.map(lambda v: v[:, 0], value), location, spread, tau_p, start)
+    return jax.vmap(one)(jax.tree.map(lambda v: v[:, 0], value), location, spread, start)
 
 
 def _positive(matrix: jax.Array) -> jax.Array:

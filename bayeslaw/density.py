@@ -27,7 +27,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 #: Draws constrained at once.
 _BATCH = 64
 #: What a fit keeps beside the parameters that have priors.
-_DERIVED = ("a", "b", "c", "sigma_np", "tau_np", "log_eps_up", "log_e_run", "effect_p")
+_DERIVED = ("a", "b", "c", "sigma_np", "tau_np", "sigma_p", "tau_p", "log_eps_up", "log_e_run", "effect_p")
 
 
 class Context(NamedTuple):
@@ -120,9 +120,8 @@ def _constrainer(structure: Structure, centred: bool, shapes: Shapes) -> Callabl
         arguments = (context.data, context.priors)
         values = constrain_fn(model, arguments, {}, unravel(flat), return_deterministic=True)
         names = (*context.priors, *_DERIVED)
-        return {name: values[name] for name in names if name in values} | {
-            "log_e": draw_configurations(key, values, context.data)
-        }
+        of_configurations = draw_configurations(key, values, context.data)
+        return {name: values[name] for name in names if name in values} | of_configurations
 
     def every(context: Context, keys: jax.Array, positions: jax.Array) -> dict[str, jax.Array]:
         return jax.lax.map(lambda inputs: one(context, *inputs), (keys, positions), batch_size=_BATCH)

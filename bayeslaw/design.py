@@ -17,7 +17,9 @@ from bayeslaw.frame import CONFIGURATION, ROUND
 from bayeslaw.objectives import draws_of, fallback_of, values_of
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import (
+    Drawn,
     check_designs,
+    configuration_draws,
     generator,
     new_runs,
     observations,
@@ -235,10 +237,10 @@ def _summary(fit: Fit, candidate: pd.Series, replicate: int, seed: int) -> NDArr
     network = pd.DataFrame([candidate[CONFIGURATION].astype(float)])
     designs = network.loc[network.index.repeat(len(rounds))].assign(density=np.exp(-ROUND * rounds))
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    log_e, effect_p = (np.repeat(effect, len(rounds), axis=1) for effect in _one_run(fit, network, seed, own))
+    effects = Drawn(*(np.repeat(effect, len(rounds), axis=1) for effect in _one_run(fit, network, seed, own)))
     known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
     counts = np.full(len(rounds), known)
-    location, scale = observations(fit.law, value, fit.frame, designs, (log_e, effect_p), counts)
+    location, scale = observations(fit.law, value, fit.frame, designs, effects, counts)
     rng = generator(own, tuple(candidate[CONFIGURATION]), "candidate")
     logits = location + scale * standard_noise(rng, value, rounds)
     logits = (logits - logits.mean(0)) / np.maximum(logits.std(0), 1e-12)
@@ -247,11 +249,11 @@ def _summary(fit: Fit, candidate: pd.Series, replicate: int, seed: int) -> NDArr
     return scores / np.maximum(scores.std(0), 1e-12)
 
 
-def _one_run(fit: Fit, network: pd.DataFrame, seed: int, own: int) -> tuple[NDArray, NDArray]:
+def _one_run(fit: Fit, network: pd.DataFrame, seed: int, own: int) -> Drawn:
     """Draw the effects of a run with a seed of its own, around the configuration that the losses are of."""
-    log_e, effect_p = new_runs(fit, network, own)
-    shift = draws_of(fit, network, seed)[1] - draws_of(fit, network, own)[1]
-    return log_e + shift, effect_p
+    runs = new_runs(fit, network, own)
+    wanted, drawn = (configuration_draws(fit, network, at) for at in (seed, own))
+    return Drawn(*(run + mine - fresh for run, mine, fresh in zip(runs, wanted, drawn, strict=True)))
 
 
 def _features(shown: list[NDArray]) -> NDArray[np.float64]:

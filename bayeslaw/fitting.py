@@ -27,7 +27,16 @@ from bayeslaw.density import (
     shapes_of,
 )
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
+from bayeslaw.frame import (
+    CONFIGURATION,
+    Data,
+    Frame,
+    Labels,
+    check_one_family,
+    make_data,
+    make_frame,
+    varies,
+)
 from bayeslaw.hierarchy import groups_of, spread_variances
 from bayeslaw.laplace import Laplace, laplace_recentred
 from bayeslaw.law import saturate
@@ -309,10 +318,11 @@ def _warn_about(own: Prepared, *, pooled: bool) -> None:
     whose, driver, support = (
         (f"{own.frame.label}: ", "the other families", "them") if pooled else ("", "its prior alone", "the prior")
     )
+    by_size = ("alpha",) if pooled else ("alpha", "chi")  # families do not share chi
     fixed = [
-        f"{name} never varies, so {parameter} is driven by {driver}"
-        for name, parameter in (("depth", "phi"), ("width", "psi"), ("dataset_size", "alpha"))
-        if parameter in own.priors and not varies(own.table[name])
+        f"{name} never varies, so {' and '.join(known)} {'is' if len(known) == 1 else 'are'} driven by {driver}"
+        for name, parameters in (("depth", ("phi",)), ("width", ("psi",)), ("dataset_size", by_size))
+        if (known := [parameter for parameter in parameters if parameter in own.priors]) and not varies(own.table[name])
     ]
     if fixed:
         warnings.warn(
@@ -373,6 +383,7 @@ def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:
         latent = {} if structure.of_runs else {"discrepancy": np.zeros(len(data.depth))}
         standard = {"standard_np": "np", "standard_p": "p"}
         effects = structure.effects if structure.has_trajectories else ()
+        latent |= {"discrepancy_p": np.zeros(len(data.depth))} if "p" in effects and not structure.of_runs else {}
         latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
     centre = prior_middles({name: prior.distribution for name, prior in own.priors.items()})
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
@@ -394,7 +405,7 @@ def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], data: Da
     coords: dict[str, Any] = {"chain": np.arange(chains), "draw": np.arange(draws)}
     coords |= {name: ("configuration", labels.configurations[name].to_numpy()) for name in CONFIGURATION}
     coords |= {"trajectory": np.asarray(labels.trajectories, dtype=str)}
-    own = {"log_e": ["configuration"], "eps_np": ["configuration"]}
+    own = {name: ["configuration"] for name in ("log_e", "eps_np", "shift_p")}
     own |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
     variables = {
         name: (["chain", "draw", *own.get(name, [])], np.asarray(value))

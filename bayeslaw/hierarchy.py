@@ -15,7 +15,7 @@ from bayeslaw.frame import Data
 from bayeslaw.laws import log_dense_at
 
 #: Spreads of latent effects; every other parameter enters the likelihood directly.
-SPREADS = ("spread_np", "share_np", "tau_p")
+SPREADS = ("spread_np", "share_np", "spread_p", "share_p")
 
 #: What no estimate of a spread is below, so that its logarithm stays finite.
 LEAST_SPREAD = 0.01
@@ -29,45 +29,48 @@ def site(name: str, distribution: Any) -> jax.Array:
 
 
 def split_spread(spread: Mapping[str, Any], *, of_runs: bool = False) -> dict[str, Any]:
-    """Split the spread of eps_np into the configurations' and the trajectories' part.
+    """Split the spreads of eps_np and of p' into the configurations' and the trajectories' part.
 
     With one replicate only their total is informed; total and share are sampled because they are nearly independent.
 
     Args:
-        spread: `spread_np` and, where there are both parts, `share_np`.
+        spread: `spread_np`, `spread_p` and, where there are both parts, `share_np`, `share_p`.
         of_runs: Where there is no share, whether all of it belongs to the trajectories.
 
     Returns:
-        `sigma_np` and `tau_np`, as far as there are such effects.
+        `sigma_np`, `tau_np`, `sigma_p` and `tau_p`, as far as there are such effects.
     """
-    if "spread_np" not in spread:
-        return {}
-    if "share_np" not in spread:
-        return {"tau_np" if of_runs else "sigma_np": spread["spread_np"]}
-    return {
-        "sigma_np": spread["spread_np"] * jnp.sqrt(spread["share_np"]),
-        "tau_np": spread["spread_np"] * jnp.sqrt(1 - spread["share_np"]),
-    }
+    found = {}
+    for where in ("np", "p"):
+        if f"spread_{where}" not in spread:
+            continue
+        total = spread[f"spread_{where}"]
+        if f"share_{where}" in spread:
+            share = spread[f"share_{where}"]
+            found[f"sigma_{where}"], found[f"tau_{where}"] = total * jnp.sqrt(share), total * jnp.sqrt(1 - share)
+        else:
+            found[f"tau_{where}" if of_runs else f"sigma_{where}"] = total
+    return found
 
 
 def spreads_at(value: Mapping[str, Any], centre: Any) -> dict[str, Any]:
     """Give the spreads of networks: those of the central one, grown with the error that the dense law expects.
 
     Args:
-        value: `dense`, and as far as there are such parts `sigma_np`, `tau_np`, `tau_p`, `growth_np`, `growth_p`.
+        value: `dense`, and as far as there are such parts those of `split_spread`, `growth_np`, `growth_p`.
         centre: Log e of the networks by the dense law.
 
     Returns:
-        `sigma_np`, `tau_np` and `tau_p` as far as there are such effects, broadcast with `centre`.
+        What `split_spread` gives, as far as there are such effects, broadcast with `centre`.
     """
     above = centre - jnp.log(value["dense"])
     growth = {name: value.get(f"growth_{name}", 0.0) * above for name in ("np", "p")}
-    parts = (("sigma_np", "np"), ("tau_np", "np"), ("tau_p", "p"))
+    parts = [(f"{part}_{where}", where) for where in ("np", "p") for part in ("sigma", "tau")]
     return {name: value[name] * jnp.exp(growth[where]) for name, where in parts if name in value}
 
 
 def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-    """Sample log e of every trajectory, the configurations' own integrated out, and the sideways effects.
+    """Sample log e and the sideways effect of every trajectory, the configurations' own integrated out.
 
     Without trajectory effects on eps_np, log e of the configurations is sampled itself.
 
@@ -82,7 +85,8 @@ def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) ->
     count = len(data.configuration)
     if "tau_np" in spread:
         log_e = site("log_e_run", dist.ImproperUniform(dist.constraints.real, (), (count,)))
-        numpyro.factor("hierarchy", log_density_of_groups(log_e, data, centre, spread))
+        spreads = spread["sigma_np"], spread["tau_np"]
+        numpyro.factor("hierarchy", log_density_of_groups(log_e, data, centre, *spreads))
     else:
         own = site("log_e", dist.ImproperUniform(dist.constraints.real, (), (len(data.depth),)))
         numpyro.factor("hierarchy", dist.Normal(centre, spread["sigma_np"]).log_prob(own).sum())
@@ -90,36 +94,51 @@ def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) ->
         numpyro.deterministic("log_e_run", log_e)
     if "tau_p" not in spread:
         return log_e, jnp.zeros(count)
-    with numpyro.plate("trajectory", count):
-        return log_e, site("effect_p", dist.Normal(0.0, spread["tau_p"][data.configuration]))
+    effect_p = site("effect_p", dist.ImproperUniform(dist.constraints.real, (), (count,)))
+    spreads = spread["sigma_p"], spread["tau_p"]
+    numpyro.factor("sideways", log_density_of_groups(effect_p, data, jnp.zeros_like(centre), *spreads))
+    return log_e, effect_p
 
 
 def standardised_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
     """Sample effects in units of their spreads."""
-    own, count = jnp.asarray(centre), len(data.configuration)
-    if "sigma_np" in spread:
-        with numpyro.plate("configuration", len(data.depth)):
+    own, shift, count = jnp.asarray(centre), jnp.zeros(len(data.depth)), len(data.configuration)
+    with numpyro.plate("configuration", len(data.depth)):
+        if "sigma_np" in spread:
             own = own + spread["sigma_np"] * site("discrepancy", dist.Normal())
+        if "sigma_p" in spread:
+            shift = spread["sigma_p"] * site("discrepancy_p", dist.Normal())
     numpyro.deterministic("log_e", own)
-    log_e, effect_p = own[data.configuration], jnp.zeros(count)
+    if "tau_p" in spread:
+        numpyro.deterministic("shift_p", shift)
+    log_e, effect_p = own[data.configuration], shift[data.configuration]
     with numpyro.plate("trajectory", count):
         if "tau_np" in spread:
             log_e = log_e + spread["tau_np"][data.configuration] * site("standard_np", dist.Normal())
         if "tau_p" in spread:
-            effect_p = spread["tau_p"][data.configuration] * site("standard_p", dist.Normal())
+            effect_p = effect_p + spread["tau_p"][data.configuration] * site("standard_p", dist.Normal())
             numpyro.deterministic("effect_p", effect_p)
     numpyro.deterministic("log_e_run", log_e)
     return log_e, effect_p
 
 
-def log_density_of_groups(log_e: jax.Array, data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> jax.Array:
-    """Integrate log e_i out: trajectories of a configuration are exchangeable normals, in closed form.
+def log_density_of_groups(
+    effects: jax.Array, data: Data, centre: jax.Array, sigma: jax.Array, tau: jax.Array
+) -> jax.Array:
+    """Integrate the configurations' own effects out: their trajectories are exchangeable normals, in closed form.
 
     With R trajectories, mean m and within sum of squares S: (R - 1) log tau^2 + log(tau^2 + R sigma^2)
     + S / tau^2 + R (m - centre)^2 / (tau^2 + R sigma^2), times -1/2.
+
+    Args:
+        effects: Of the trajectories.
+        data: The data.
+        centre: What the configurations' effects are about, `[configurations]`.
+        sigma: Spread of the configurations about it, `[configurations]`.
+        tau: Spread of trajectories about their configuration, `[configurations]`.
     """
-    between, within = spread["sigma_np"] ** 2, spread["tau_np"] ** 2
-    size, mean, squares = _group_moments(log_e, data)
+    between, within = sigma**2, tau**2
+    size, mean, squares = _group_moments(effects, data)
     total = within + size * between
     density = jnp.log(total) + size * (mean - centre) ** 2 / total + (size - 1) * jnp.log(within) + squares / within
     return -0.5 * jnp.sum(density)
@@ -142,27 +161,40 @@ def _group_moments(log_e: jax.Array, data: Data) -> tuple[jax.Array, jax.Array, 
     return size, mean, group_total((log_e - mean[data.configuration]) ** 2, data)
 
 
-def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) -> jax.Array:
-    """Draw log e of every configuration given its trajectories', the exact conditional of what was integrated out.
+def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) -> dict[str, jax.Array]:
+    """Draw the effects of the configurations given their trajectories', which were sampled without them.
 
     Args:
-        key: JAX key.
-        value: One draw: constants of the dense law, spreads, their growth and `log_e_run`; or `log_e` itself, where it
-            was sampled.
+        key: Random key.
+        value: One draw: constants of the dense law, spreads, their growth, `log_e_run` and `effect_p`; or the
+            configurations' own `log_e` and `shift_p`, where they were sampled.
         data: The data.
 
     Returns:
-        `log_e`, `[configurations]`.
+        `log_e` and, where there are sideways effects, `shift_p`, `[configurations]`.
     """
-    if "log_e" in value:
-        return value["log_e"]
     centre = log_dense_at(value, data.covariates)
-    size, mean, _ = _group_moments(value["log_e_run"], data)
     spread = spreads_at(value, centre)
-    between, within = spread["sigma_np"] ** -2, spread["tau_np"] ** -2
-    precision = between + size * within
-    location = (centre * between + size * mean * within) / precision
-    return location + jax.random.normal(key, location.shape) / jnp.sqrt(precision)
+    named = (("log_e", "log_e_run", centre, "np"), ("shift_p", "effect_p", jnp.zeros_like(centre), "p"))
+    found = {}
+    for (own, of_runs, about, where), key_of_it in zip(named, jax.random.split(key), strict=True):
+        if own in value:
+            found[own] = value[own]
+        elif of_runs in value:
+            spreads = spread[f"sigma_{where}"], spread[f"tau_{where}"]
+            found[own] = _given_runs(key_of_it, value[of_runs], data, about, *spreads)
+    return found
+
+
+def _given_runs(
+    key: jax.Array, effects: jax.Array, data: Data, centre: jax.Array, sigma: jax.Array, tau: jax.Array
+) -> jax.Array:
+    """Draw the configurations' effects given those of their trajectories; arguments as in `log_density_of_groups`."""
+    size, mean, _ = _group_moments(effects, data)
+    between, within = sigma**2, tau**2 / size
+    known = between / (between + within)
+    location = centre + known * (mean - centre)
+    return location + jax.random.normal(key, location.shape) * jnp.sqrt(known * within)
 
 
 def estimate_spreads(value: Mapping[str, Any], data: Data, variances: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -178,34 +210,43 @@ def estimate_spreads(value: Mapping[str, Any], data: Data, variances: Mapping[st
         variances: Those of the effects about their mode, by the same names.
 
     Returns:
-        `spread_np`, `share_np` where there are both parts (one half where nothing is replicated), `tau_p` where there
-        are sideways effects, and the growth as far as `value` has it.
+        `spread_np`, and `spread_p` where there are sideways effects; their shares where there are both parts (one half
+        where nothing is replicated); and the growth as far as `value` has it.
     """
     centre = log_dense_at(value, data.covariates)
     above = centre - jnp.log(value["dense"])
     found = {}
     if "effect_p" in value:
-        squares = value["effect_p"] ** 2 + variances["effect_p"]
-        found["tau_p"], growth = _spread_and_growth(squares, above[data.configuration], value.get("growth_p"))
-        found |= {"growth_p": growth} if "growth_p" in value else {}
-    if "log_e" in value:
-        own, around, name = above, centre, "log_e"
-    else:
-        own, around, name = above[data.configuration], centre[data.configuration], "log_e_run"
-    squares = (value[name] - around) ** 2 + variances[name]
-    found["spread_np"], growth = _spread_and_growth(squares, own, value.get("growth_np"))
-    found |= {"growth_np": growth} if "growth_np" in value else {}
-    if "log_e" in value:
-        return found
+        found |= _of_both(value, data, variances, ("effect_p", "p"), jnp.zeros_like(centre), above)
+    if "log_e" not in value:
+        return found | _of_both(value, data, variances, ("log_e_run", "np"), centre, above)
+    squares = (value["log_e"] - centre) ** 2 + variances["log_e"]
+    found["spread_np"], growth = _spread_and_growth(squares, above, value.get("growth_np"))
+    return found | ({"growth_np": growth} if "growth_np" in value else {})
+
+
+def _of_both(
+    value: Mapping[str, Any],
+    data: Data,
+    variances: Mapping[str, Any],
+    names: tuple[str, str],
+    centre: jax.Array,
+    above: jax.Array,
+) -> dict[str, jax.Array]:
+    """Estimate spread, growth and share from effects of trajectories, those of their configurations included."""
+    name, where = names
+    squares = (value[name] - centre[data.configuration]) ** 2 + variances[name]
+    growth = _spread_and_growth(squares, above[data.configuration], value.get(f"growth_{where}"))[1]
+    found = {f"growth_{where}": growth} if f"growth_{where}" in value else {}
     unit = jnp.exp(growth * above)
-    size, mean, squares = _group_moments(value["log_e_run"], data)
-    unknown = group_mean(variances["log_e_run"], data)
+    size, mean, squares = _group_moments(value[name], data)
+    unknown = group_mean(variances[name], data)
     repeated = jnp.sum(size - 1)
     within = jnp.sum((squares + (size - 1) * unknown) / unit**2) / jnp.maximum(repeated, 1)
     apart = jnp.mean(((mean - centre) ** 2 + unknown / size) / unit**2)
     between = jnp.maximum(apart - within * jnp.mean(1 / size), 0.1 * apart)
-    between, within = (jnp.where(repeated > 0, v, apart / 2) + 1e-4 for v in (between, within))
-    return found | {"spread_np": jnp.sqrt(between + within), "share_np": between / (between + within)}
+    between, within = (jnp.where(repeated > 0, v, apart / 2) + LEAST_SPREAD**2 for v in (between, within))
+    return found | {f"spread_{where}": jnp.sqrt(between + within), f"share_{where}": between / (between + within)}
 
 
 def _spread_and_growth(squares: Any, above: Any, growth: Any) -> tuple[jax.Array, Any]:
@@ -229,10 +270,10 @@ def spread_variances(data: Data, names: Container[str]) -> dict[str, float]:
     That of the logarithm of a spread of n known values is 1 / (2n); as much again for values that are not known.
     """
     groups, count = len(data.depth), len(data.configuration)
-    share = 4 / groups + 4 / (count - groups) if count > groups else 2.0
-    spreads = {"spread_np": 1 / groups, "share_np": min(share, 2.0), "tau_p": 1 / count}
-    spreads |= {"growth_np": 1 / groups, "growth_p": 1 / count}
-    return {name: variance for name, variance in spreads.items() if name in names}
+    share = min(4 / groups + 4 / (count - groups), 2.0) if count > groups else 2.0
+    of = {"spread": 1 / groups, "share": share, "growth": 1 / groups}
+    variances = {f"{name}_{where}": variance for name, variance in of.items() for where in ("np", "p")}
+    return {name: variance for name, variance in variances.items() if name in names}
 
 
 def groups_of(data: Data) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class Law:
 
     def log_invariant(self, value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
         """Compute log m* at density 1, relative to the central network."""
-        return log_m_star(covariates["depth"], covariates["width"], 0.0, value["phi"], value["psi"])
+        by_data = _by_data(value, covariates)
+        return log_m_star(covariates["depth"], covariates["width"], by_data, value["phi"], value["psi"])
 
     def curve(self, value: Mapping[str, Any], covariates: Mapping[str, Any], log_e: Any, sideways: Any) -> Any:
         """Fix the error curves of runs, in units of density.
@@ -93,12 +94,17 @@ class Law:
         return log_m_at(curve, log_target)
 
 
+def _by_data(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
+    """Give how far more data move the whole curve to the sparser side."""
+    return value.get("chi", 0.0) * covariates["dataset_size"]
+
+
 class ParameterCountLaw(Law):
     """M0: the invariant is the number of parameters kept, so that phi and psi are not free."""
 
     def log_invariant(self, value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
         """Take the parameter count."""
-        return covariates["parameters"]
+        return covariates["parameters"] + _by_data(value, covariates)
 
 
 class SingleLaw(Law):
@@ -306,13 +312,13 @@ _LAWS = (
         "sparse scaling law",
         "Frantar et al., arXiv 2309.08520",
         own=("sparse_share", "sparse_exponent"),
-        without=("gamma", "phi", "psi", "knee"),
+        without=("gamma", "phi", "psi", "chi", "knee"),
     ),
     SingleLaw(
         "single",
         "one network",
         "Rosenfeld et al., ICML 2021, equation (1)",
-        without=("phi", "psi", "share_c", "share_n", "alpha", "beta", "share_np"),
+        without=("phi", "psi", "share_c", "share_n", "alpha", "beta", "share_np", "share_p", "chi"),
     ),
 )
 LAWS = {law.name: law for law in _LAWS}

@@ -62,14 +62,15 @@ class Structure:
         effects = self.effects if self.has_trajectories else ()
         absent = set(law_named(self.law).without) | (set() if "np" in effects else {"share_np"})
         absent |= {"spread_np"} if self.of_runs and "np" not in effects else set()
-        absent |= set() if "p" in effects else {"tau_p"}
+        absent |= set() if "p" in effects else {"spread_p"}
+        absent |= set() if "p" in effects else {"share_p"}
         absent |= set() if self.knows_n_test else {"floor"}
         absent |= set() if self.noise == "student_t" else {"nu"}
         absent |= set() if self.steep else {"kappa"}
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
         absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
-        return absent | (set() if grows and "tau_p" not in absent else {"growth_p"})
+        return absent | (set() if grows and "spread_p" not in absent else {"growth_p"})
 
     @property
     def of_runs(self) -> bool:
@@ -131,7 +132,8 @@ def make_model(structure: Structure, *, centred: bool = True):
         log e~_i  = log(a n^-alpha + b m^-beta + c)                            the dense law
         log e_i   ~ Normal(log e~_i, sigma_np g_np)                            discrepancy of the configuration
         log e_it  = log e_i + effect_np,   effect_np ~ Normal(0, tau_np g_np)  the trajectory, up and down
-        log p'_it = log p' + effect_p,     effect_p  ~ Normal(0, tau_p g_p)    the trajectory, sideways
+        shift_i   ~ Normal(0, sigma_p g_p)                                     the configuration, sideways
+        log p'_it = log p' + effect_p,     effect_p  ~ Normal(shift_i, tau_p g_p)  the trajectory, sideways
         g         = (e~_i / e~ of the central network)^growth                  worse networks spread more
         eps_np    = eps_up e_it / sqrt(e_it^2 + 1)
         mean      = law(eps_np, eps_up, gamma, p', m*_r)
@@ -190,4 +192,4 @@ def starting_values(data: Data, structure: Structure) -> dict[str, NDArray]:
     share = np.clip(1 / (1 + np.exp(-logit)) / math.exp(data.log_chance), 1e-4, 0.98)
     own, absent = np.log(share / np.sqrt(1 - share**2)), structure.without()
     values = {"log_e": own} if "share_np" in absent else {"log_e_run": own[data.configuration]}
-    return values | ({} if "tau_p" in absent else {"effect_p": np.zeros(len(data.configuration))})
+    return values | ({} if "spread_p" in absent else {"effect_p": np.zeros(len(data.configuration))})

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import configuration_draws, parameter_draws, rounds_at
+from bayeslaw.predict import Drawn, configuration_draws, parameter_draws, rounds_at
 from bayeslaw.starts import Costs, rounds_of
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Question:
 
 @in_float64
 def values_of(
-    fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, drawn: tuple[dict[str, NDArray], NDArray]
+    fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, drawn: tuple[dict[str, NDArray], Drawn]
 ) -> NDArray[np.float64]:
     """Compute what every start is worth in every draw, by the curve of a typical run, which has no effects.
 
@@ -122,19 +122,19 @@ def values_of(
     Source:
         Rosenfeld et al., ICML 2021, section 6; the inversion is `bayeslaw.law.log_m_at`.
     """
-    value, log_e = drawn
+    value, curves = drawn
     covariates, sparsest = fit.frame.covariates(starts), sparsest_density(question, costs)
     if question.objective == "error":
         assert question.max_size is not None
         density = np.minimum((question.max_size - costs.unprunable) / costs.prunable, 1.0)
         within = (density >= sparsest) & (density > 0)
         log_density = np.log(np.where(within, density, 1.0))
-        return np.where(within, np.exp(_log_error_at(fit.law, value, covariates, log_e, log_density)), np.inf)
+        return np.where(within, np.exp(_log_error_at(fit.law, value, covariates, curves, log_density)), np.inf)
     assert question.target_error is not None
     inference = question.objective == "inference"
     counts = (1.0, 0.0) if inference else (costs.prunable, costs.unprunable)
     target = np.log(question.target_error)
-    found = np.asarray(_sizes_at(fit.law, value, covariates, log_e, target, sparsest, *counts))
+    found = np.asarray(_sizes_at(fit.law, value, covariates, curves, target, sparsest, *counts))
     return np.where(np.isfinite(found), worth(fit, question, found, costs), np.inf) if inference else found
 
 
@@ -195,10 +195,10 @@ def sparsest_density(question: Question, costs: Costs) -> NDArray[np.float64]:
 
 
 @in_float64
-def draws_of(fit: Fit, starts: pd.DataFrame, seed: int) -> tuple[dict[str, NDArray], NDArray]:
-    """Give draws of the parameters, each `[draws, 1]`, and of log e of the starts, `[draws, starts]`.
+def draws_of(fit: Fit, starts: pd.DataFrame, seed: int) -> tuple[dict[str, NDArray], Drawn]:
+    """Give draws of the parameters, each `[draws, 1]`, and of where the curves of the starts lie, `[draws, starts]`.
 
-    Starts that were trained have their own posterior, all others a fresh discrepancy from `seed`.
+    Starts that were trained have their own posterior, all others fresh discrepancies from `seed`.
     """
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     return value, configuration_draws(fit, starts, seed)
@@ -206,26 +206,26 @@ def draws_of(fit: Fit, starts: pd.DataFrame, seed: int) -> tuple[dict[str, NDArr
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sizes_at(
-    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_target: Any, sparsest: Any,
+    law: Law, value: dict[str, Any], covariates: dict[str, Any], curves: Drawn, log_target: Any, sparsest: Any,
     prunable: Any, unprunable: Any,
 ) -> jax.Array:  # fmt: skip
     """Give the parameters left where the curve of each start reaches a target, `[draws, starts]`."""
-    log_density = law.log_density_at(law.curve(value, covariates, log_e, 0.0), log_target)
+    log_density = law.log_density_at(law.curve(value, covariates, *curves), log_target)
     return density_within(log_density, sparsest) * prunable + unprunable
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_error_at(
-    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_density: Any
+    law: Law, value: dict[str, Any], covariates: dict[str, Any], curves: Drawn, log_density: Any
 ) -> jax.Array:
-    return law.log_error(law.curve(value, covariates, log_e, 0.0), jnp.asarray(log_density))
+    return law.log_error(law.curve(value, covariates, *curves), jnp.asarray(log_density))
 
 
 @in_float64
 def unpruned_errors(fit: Fit, starts: pd.DataFrame, seed: int) -> NDArray[np.float64]:
     """Compute the error of a typical unpruned run of every start, `[draws, starts]`."""
-    value, log_e = draws_of(fit, starts, seed)
-    return np.exp(np.asarray(_log_error_at(fit.law, value, fit.frame.covariates(starts), log_e, 0.0)))
+    value, curves = draws_of(fit, starts, seed)
+    return np.exp(np.asarray(_log_error_at(fit.law, value, fit.frame.covariates(starts), curves, 0.0)))
 
 
 def _macs_share(fit: Fit) -> Any:

@@ -204,17 +204,19 @@ class _Truth:
         self._value, self._design, self._rng = simulated.value, model.design, rng
         self._covariates = model.design.covariates(networks)
         self._spread = spreads(simulated.value, self._covariates)
-        fresh = self._spread["sigma_np"] * rng.standard_normal(len(networks))
-        self._log_e = log_dense(simulated.value, self._covariates) + fresh
+        fresh, shift = (self._spread[name] * rng.standard_normal(len(networks)) for name in ("sigma_np", "sigma_p"))
+        self._log_e, self._shift = log_dense(simulated.value, self._covariates) + fresh, shift
         for i, network in enumerate(networks.astype(int).tolist()):
             if tuple(network) in model.design.configurations:
-                self._log_e[i] = simulated.log_e[model.design.configurations.index(tuple(network))]
+                own = model.design.configurations.index(tuple(network))
+                self._log_e[i], self._shift[i] = simulated.log_e[own], simulated.shift_p[own]
 
     def sizes(self, prunable: NDArray, unprunable: NDArray) -> NDArray[np.float64]:
         """Search the smallest size that reaches the target on 20,001 densities, infinite where there is none."""
         density = np.geomspace(1e-6, 1.0, 20_001)
         at = {name: column[:, None] for name, column in self._covariates.items()}
-        error, _ = curve(self._value, self._log_e[:, None], 0.0, at, self._design.chance_error, density)
+        effects = self._log_e[:, None], self._shift[:, None]
+        error, _ = curve(self._value, *effects, at, self._design.chance_error, density)
         reached = error <= TARGET_ERROR
         return np.where(reached.any(1), density[reached.argmax(1)] * prunable + unprunable, np.inf)
 
@@ -222,7 +224,7 @@ class _Truth:
         """Train a new run of every start and prune it to a density; give its population error."""
         value, rng, count = self._value, self._rng, len(density)
         log_e = self._log_e + self._spread["tau_np"] * rng.standard_normal(count)
-        effect = self._spread["tau_p"] * rng.standard_normal(count)
+        effect = self._shift + self._spread["tau_p"] * rng.standard_normal(count)
         error, slope = curve(value, log_e, effect, self._covariates, self._design.chance_error, density)
         scale = np.sqrt(value["sigma"] ** 2 + (value["kappa"] * slope / (1 - error)) ** 2)
         logit = np.log(error / (1 - error)) + scale * rng.standard_t(value["nu"], count)

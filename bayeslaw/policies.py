@@ -12,7 +12,7 @@ import scipy.special
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.objectives import Question, sparsest_density
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import generator, new_runs, observations, parameter_draws, standard_noise
+from bayeslaw.predict import Drawn, generator, new_runs, observations, parameter_draws, standard_noise
 from bayeslaw.starts import Costs, rounds_of
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def _runs_of_block(
     if not len(index):
         return [Runs(rounds, nothing, nothing) for rounds in kept]
     designs = starts.iloc[index][CONFIGURATION].assign(density=np.concatenate(kept) / prunable[index])
-    log_e, effect_p = new_runs(fit, starts, seed)
-    effects = log_e[:, index], effect_p[:, index]
+    effects = Drawn(*(effect[:, index] for effect in new_runs(fit, starts, seed)))
     location, scale = observations(fit.law, value, fit.frame, designs, effects, np.full(len(designs), np.inf))
     made, names = [], starts[CONFIGURATION].itertuples(index=False, name=None)
     for name, rounds, end in zip(names, kept, np.cumsum(lengths), strict=True):

@@ -173,7 +173,7 @@ class PooledFit:
         }
         values |= split_dense(values) | split_spread(values)
         values["log_eps_up"] = np.log(frame.chance_error * values["plateau"])
-        values |= {name: np.zeros((*shape, 0)) for name in ("log_e", "log_e_run", "effect_p")}
+        values |= {name: np.zeros((*shape, 0)) for name in ("log_e", "log_e_run", "shift_p", "effect_p")}
         fitted = next(iter(self.families.values())).tree["sample_stats"]
         statistics = {str(name): value.to_numpy() for name, value in fitted.data_vars.items()}
         compared = _all_driven([*own, *exponents], pooled=list(exponents))

@@ -6,7 +6,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ CURVES = 30
 NODES = 7
 #: Designs computed at once; bounds the memory at draws x NODES^2 x this many numbers.
 BLOCK = 16
+#: What a fit keeps of trained networks, in the order of `Drawn`.
+_OWN = ("log_e", "shift_p")
 
 
 @in_float64
@@ -97,11 +99,11 @@ def trained_curves(fit: Fit) -> xr.Dataset:
     chosen = np.unique(np.linspace(0, len(fit.configurations) - 1, CURVES).round().astype(int))
     networks = fit.configurations.iloc[chosen]
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    log_e = fit.posterior["log_e"].to_numpy()
-    curve = fit.law.curve(value, fit.frame.covariates(networks), log_e.reshape(-1, log_e.shape[-1])[:, chosen], 0.0)
+    drawn = Drawn(*(effect[:, chosen] for effect in configuration_draws(fit, fit.configurations, 0)))
+    curve = fit.law.curve(value, fit.frame.covariates(networks), *drawn)
     log_density = np.log(fit.runs["density"].to_numpy(float))
     ends = np.array([log_density.max(), (log_density.max() + log_density.min()) / 2, log_density.min()])
-    shape = (*log_e.shape[:2], len(chosen))
+    shape = (fit.posterior.sizes["chain"], fit.posterior.sizes["draw"], len(chosen))
     dimensions = ("chain", "draw", "network")
     curves = {f"{np.exp(at):.3g}": np.asarray(fit.law.log_error(curve, at)) for at in ends}
     return xr.Dataset({f"log_error_at_{at}": (dimensions, draws.reshape(shape)) for at, draws in curves.items()})
@@ -121,39 +123,55 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
     return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
 
 
+class Drawn(NamedTuple):
+    """Hold draws of where the curves of networks, or of runs, lie, each `[draws, networks]`.
+
+    Attributes:
+        log_e: Log dense error, discrepancy included.
+        sideways: Shift in log p'.
+    """
+
+    log_e: NDArray[np.float64]
+    sideways: NDArray[np.float64]
+
+
 def network_values(value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
     """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
     return value | _centre_and_spreads(value, covariates)[1]
 
 
-def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> NDArray:
-    """Draw log e of configurations, `[draws, configurations]`: their own posterior, else a fresh discrepancy."""
+def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> Drawn:
+    """Draw where the curves of configurations lie: their own posterior, else fresh discrepancies."""
     value = parameter_draws(fit)
-    own = fit.posterior["log_e"].to_numpy().reshape(len(value["dense"]), -1)
+    own = [fit.posterior[name].to_numpy().reshape(len(value["dense"]), -1) for name in _OWN if name in fit.posterior]
     known = {tuple(row): i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
     # A network's draws lie beside each other while they are made: one row for each.
     covariates = {name: column[:, None] for name, column in fit.frame.covariates(configurations).items()}
-    centre, scale = _centre_and_discrepancy(value, covariates)
-    shape = (len(configurations), len(own))
-    result, scale = np.array(np.broadcast_to(centre, shape)), np.broadcast_to(scale, shape)
+    centre, scales = _centre_and_discrepancies(value, covariates)
+    shape = (len(configurations), len(value["dense"]))
+    results = [np.array(np.broadcast_to(about, shape)) for about in (centre, 0.0)]
+    scales = [np.broadcast_to(scale, shape) for scale in scales]
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
         if row in known:
-            result[i] = own[:, known[row]]
+            for result, draws in zip(results, own, strict=False):
+                result[i] = draws[:, known[row]]
         elif fit.law.name == "single":
             raise BayeslawError(
                 f"depth {row[0]:g}, width {row[1]:g}, dataset_size {row[2]:g} was not fitted, and law = 'single' "
                 "speaks of the fitted network alone; fit several configurations with law = 'joint'."
             )
         else:
-            result[i] += scale[i] * generator(seed, row, "discrepancy").standard_normal(len(own))
-    return result.T
+            rng = generator(seed, row, "discrepancy")
+            for result, scale in zip(results, scales, strict=True):
+                result[i] += scale[i] * rng.standard_normal(shape[1])
+    return Drawn(*(result.T for result in results))
 
 
 @jax.jit
-def _centre_and_discrepancy(value: dict[str, Any], covariates: dict[str, Any]) -> tuple[jax.Array, Any]:
-    """Give log e by the dense law, and how far networks spread around it."""
+def _centre_and_discrepancies(value: dict[str, Any], covariates: dict[str, Any]) -> tuple[jax.Array, list[Any]]:
+    """Give log e by the dense law, and how far networks spread around it and sideways."""
     centre, spreads = _centre_and_spreads(value, covariates)
-    return centre, spreads.get("sigma_np", 0.0)
+    return centre, [spreads.get(name, 0.0) for name in ("sigma_np", "sigma_p")]
 
 
 @jax.jit
@@ -170,7 +188,7 @@ def generator(seed: int, row: tuple[Any, ...], purpose: str) -> np.random.Genera
 
 @functools.partial(jax.jit, static_argnums=0)
 def average_error(
-    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, log_density: Any
+    law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, shift_p: Any, log_density: Any
 ) -> jax.Array:
     """Average the error over the effects of a new run, by Gauss-Hermite quadrature.
 
@@ -180,6 +198,7 @@ def average_error(
             `tau_p`, where there are any), `[draws, designs]` or `[draws, 1]`.
         covariates: Of the designs, by name, each `[designs]`.
         log_e: Of the configuration, `[draws, designs]`.
+        shift_p: Its sideways shift, likewise.
         log_density: `[designs]`.
 
     Returns:
@@ -190,7 +209,7 @@ def average_error(
 
     def add(total: jax.Array, node: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         weight, up, sideways = node
-        shifted = log_e + value.get("tau_np", 0.0) * up, value.get("tau_p", 0.0) * sideways
+        shifted = log_e + value.get("tau_np", 0.0) * up, shift_p + value.get("tau_p", 0.0) * sideways
         return total + weight * jnp.exp(law.log_error(law.curve(value, covariates, *shifted), log_density)), None
 
     nothing = jnp.zeros(jnp.broadcast_shapes(jnp.shape(log_e), jnp.shape(log_density)))
@@ -242,11 +261,11 @@ def unique_configurations(designs: pd.DataFrame) -> tuple[pd.DataFrame, NDArray]
 def _mean_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     configurations, index = unique_configurations(designs)
-    log_e = configuration_draws(fit, configurations, seed)[:, index]
-    return mean_errors(fit.law, value, fit.frame, designs, log_e)
+    drawn = Drawn(*(effect[:, index] for effect in configuration_draws(fit, configurations, seed)))
+    return mean_errors(fit.law, value, fit.frame, designs, drawn)
 
 
-def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataFrame, log_e: NDArray) -> NDArray:
+def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataFrame, drawn: Drawn) -> NDArray:
     """Average the error of designs over the effects of a new run, a block of designs at a time.
 
     Args:
@@ -254,16 +273,16 @@ def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataF
         value: Draws of the parameters, and `log_eps_up`, each `[draws, 1]`.
         frame: What turns designs into covariates.
         designs: One row per network and density.
-        log_e: Of the configurations, `[draws, designs]`.
+        drawn: Where the curves of the configurations lie, `[draws, designs]`.
 
     Returns:
         Mean errors, `[draws, designs]`.
     """
 
-    def one(covariates: dict[str, Any], log_density: NDArray, log_e: NDArray) -> tuple[jax.Array]:
-        return (average_error(law, network_values(value, covariates), covariates, log_e, log_density),)
+    def one(covariates: dict[str, Any], log_density: NDArray, *drawn: NDArray) -> tuple[jax.Array]:
+        return (average_error(law, network_values(value, covariates), covariates, *drawn, log_density),)
 
-    return _by_block(one, frame, designs, log_e)[0]
+    return _by_block(one, frame, designs, *drawn)[0]
 
 
 def observations(
@@ -271,7 +290,7 @@ def observations(
     value: dict[str, Any],
     frame: Frame,
     designs: pd.DataFrame,
-    runs: tuple[NDArray, NDArray],
+    runs: Drawn,
     n_test: NDArray,
 ) -> tuple[NDArray, ...]:
     """Give location and scale of the empirical logits that runs show, a block of designs at a time.
@@ -281,7 +300,7 @@ def observations(
         value: Draws of the parameters, and `log_eps_up`, each `[draws, 1]`.
         frame: What turns designs into covariates.
         designs: One row per network and density.
-        runs: Log e and sideways effect of the runs, each `[draws, designs]`.
+        runs: Where the curves of the runs lie, `[draws, designs]`.
         n_test: Test examples, `[designs]`; infinite for the population error.
 
     Returns:
@@ -320,9 +339,8 @@ def _by_block(
 def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     configurations, index = unique_configurations(designs)
-    log_e, effect_p = new_runs(fit, configurations, seed)
     n_test = _n_test(fit, designs)
-    runs = log_e[:, index], effect_p[:, index]
+    runs = Drawn(*(effect[:, index] for effect in new_runs(fit, configurations, seed)))
     location, scale = observations(fit.law, value, fit.frame, designs, runs, n_test)
     noise, rounds = np.empty_like(location), rounds_at(designs["density"])
     for i, row in enumerate(configurations.itertuples(index=False, name=None)):
@@ -330,18 +348,17 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     return error_from_logit(location + scale * noise, n_test)
 
 
-def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> tuple[NDArray, NDArray]:
-    """Draw log e and the sideways effect of a new run of every configuration, each `[draws, configurations]`."""
+def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> Drawn:
+    """Draw where the curve of a new run of every configuration lies, `[draws, configurations]`."""
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    log_e = configuration_draws(fit, configurations, seed)
-    effect_p = np.zeros_like(log_e)
+    drawn = configuration_draws(fit, configurations, seed)
     at_networks = network_values(value, fit.frame.covariates(configurations))
-    spread = {k: np.asarray(at_networks[k]) + effect_p for k in ("tau_np", "tau_p") if k in at_networks}
+    spreads = [np.broadcast_to(at_networks.get(name, 0.0), drawn.log_e.shape) for name in ("tau_np", "tau_p")]
     for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
-        normal = generator(seed, row, "run").standard_normal((2, len(log_e)))
-        log_e[:, i] += spread["tau_np"][:, i] * normal[0] if "tau_np" in spread else 0.0
-        effect_p[:, i] = spread["tau_p"][:, i] * normal[1] if "tau_p" in spread else 0.0
-    return log_e, effect_p
+        normal = generator(seed, row, "run").standard_normal((2, len(drawn.log_e)))
+        for effect, spread, fresh in zip(drawn, spreads, normal, strict=True):
+            effect[:, i] += spread[:, i] * fresh
+    return drawn
 
 
 def error_from_logit(logit: NDArray, n_test: NDArray) -> NDArray:

@@ -21,7 +21,7 @@ from bayeslaw.frame import CONFIGURATION, Data, Frame, along_trajectories, check
 from bayeslaw.laws import law_named
 from bayeslaw.model import EFFECTS, Structure, make_model, structure_of
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import check_designs, error_from_logit, mean_errors, summarise, unique_configurations
+from bayeslaw.predict import Drawn, check_designs, error_from_logit, mean_errors, summarise, unique_configurations
 from bayeslaw.priors import resolve_priors
 from bayeslaw.runs import load_runs
 
@@ -156,7 +156,9 @@ def prior_predictive(
     parameters = {name: value for name, value in values.items() if value.ndim == 1}
     if kind == "mean":
         columns = {name: value[:, None] for name, value in parameters.items()}
-        errors = mean_errors(law_named(law), columns, frame, designs, values["log_e"][:, of_row])
+        log_e = values["log_e"]
+        drawn = Drawn(*(effect[:, of_row] for effect in (log_e, values.get("shift_p", np.zeros_like(log_e)))))
+        errors = mean_errors(law_named(law), columns, frame, designs, drawn)
     else:
         errors = error_from_logit(values["response"][:, 0, np.argsort(order)], _n_test(designs))
     return PriorPredictive(

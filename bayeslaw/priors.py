@@ -73,6 +73,7 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "gamma": Prior(dist.LogNormal(0.0, 0.75), "slope of the power-law region", paper),
         "phi": Prior(dist.Normal(1.0, 1.0), "exponent of depth in m*", f"{paper}; negative values allowed"),
         "psi": Prior(dist.Normal(1.0, 1.0), "exponent of width in m*", f"{paper}; negative values allowed"),
+        "chi": Prior(dist.Normal(0.0, 0.3), "exponent of dataset size in m*", "0 in Rosenfeld et al. 2021; weak"),
         "knee": Prior(
             dist.LogNormal(-3.5, 1.5), "density at which the central network meets the high plateau", "weak: .002 to .6"
         ),
@@ -86,7 +87,10 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "share_np": Prior(
             dist.Uniform(0.0, 1.0), "share of that variance that belongs to the configuration, not the seed", "flat"
         ),
-        "tau_p": Prior(dist.LogNormal(-1.6, 0.8), "spread of trajectories in p' (log, sideways)", small),
+        "spread_p": Prior(dist.LogNormal(-1.6, 0.8), "spread of runs in p' (log, sideways)", small),
+        "share_p": Prior(
+            dist.Uniform(0.0, 1.0), "share of that variance that belongs to the configuration, not the seed", "flat"
+        ),
         "growth_np": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spreads of eps_np", grown),
         "growth_p": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spread of p'", grown),
         "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels (logit)", small),

@@ -116,7 +116,8 @@ class Simulated:
         value: The parameters by name.
         log_e: Log dense error before it saturates, `[configurations]`.
         log_e_run: The same of the trajectories, `[trajectories]`.
-        effect_p: Their sideways effects, `[trajectories]`.
+        shift_p: Sideways shift of the configurations, `[configurations]`.
+        effect_p: Sideways effect of the trajectories, that of their configuration included, `[trajectories]`.
         response: Empirical logits of the errors, `[rows]`, every row once.
     """
 
@@ -124,6 +125,7 @@ class Simulated:
     value: dict[str, float]
     log_e: NDArray
     log_e_run: NDArray
+    shift_p: NDArray
     effect_p: NDArray
     response: NDArray
 
@@ -161,10 +163,12 @@ def simulate(
     covariates, of_run = design.covariates(), design.configuration
     centre = log_dense(value, covariates)
     none = np.zeros_like(centre)
-    spread = {"sigma_np": none, "tau_np": none, "tau_p": none} | spreads(value, covariates)
+    spread = {"sigma_np": none, "tau_np": none, "sigma_p": none, "tau_p": none} | spreads(value, covariates)
     log_e = centre + spread["sigma_np"] * rng.standard_normal(len(centre))
     log_e_run = log_e[of_run] + spread["tau_np"][of_run] * rng.standard_normal(len(of_run))
     effect_p = spread["tau_p"][of_run] * rng.standard_normal(len(of_run))
+    shift_p = spread["sigma_p"] * rng.standard_normal(len(centre)) if "spread_p" in value else none
+    effect_p = shift_p[of_run] + effect_p
     made_with = value | {"gamma": value["gamma"] * fault.gamma}
     location, scale = observation(design, made_with, log_e_run, effect_p)
     noise = rng.standard_t(value["nu"], location.shape) if "nu" in value else rng.standard_normal(location.shape)
@@ -176,7 +180,7 @@ def simulate(
     runs = design.rows().assign(error=error)
     levels = len(design.densities)
     runs = pd.concat([runs.assign(level=runs["level"] + i * levels) for i in range(fault.copies)], ignore_index=True)
-    return Simulated(runs, value, log_e, log_e_run, effect_p, logit_of_error(error, design.n_test))
+    return Simulated(runs, value, log_e, log_e_run, shift_p, effect_p, logit_of_error(error, design.n_test))
 
 
 def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
@@ -191,16 +195,15 @@ def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> An
 
 
 def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict[str, Any]:
-    """Give the spreads of networks, `sigma_np`, `tau_np` and `tau_p`, as far as there are such effects."""
+    """Give the spreads of networks (`sigma_np`, `sigma_p`) and runs (`tau_np`, `tau_p`), as far as there are such."""
     above = log_dense(value, covariates) - np.log(value["dense"])
     grown = {name: np.exp(value.get(f"growth_{name}", 0.0) * above) for name in ("np", "p")}
     found = {}
-    if "share_np" in value:
-        found["sigma_np"] = value["spread_np"] * np.sqrt(value["share_np"]) * grown["np"]
-        found["tau_np"] = value["spread_np"] * np.sqrt(1 - value["share_np"]) * grown["np"]
-    elif "spread_np" in value:
-        found["sigma_np"] = value["spread_np"] * grown["np"]
-    return found | ({"tau_p": value["tau_p"] * grown["p"]} if "tau_p" in value else {})
+    for name in ("np", "p"):
+        if f"spread_{name}" in value:
+            total, share = value[f"spread_{name}"] * grown[name], value.get(f"share_{name}", 1.0)
+            found[f"sigma_{name}"], found[f"tau_{name}"] = total * np.sqrt(share), total * np.sqrt(1 - share)
+    return found
 
 
 def curve(
@@ -220,7 +223,8 @@ def curve(
     k = value.get("sharpness", 2.0)
     eps_up = chance_error * value["plateau"]
     eps_np = eps_up * np.exp(log_e) / np.sqrt(np.exp(2 * log_e) + 1)
-    invariant = value.get("phi", 0.0) * covariates["depth"] + value.get("psi", 0.0) * covariates["width"]
+    exponents = {"depth": "phi", "width": "psi", "dataset_size": "chi"}
+    invariant = sum(value.get(exponent, 0.0) * covariates[axis] for axis, exponent in exponents.items())
     m, p = density * np.exp(invariant), value["knee"] * np.exp(effect_p)
     low, high = p * (eps_up / eps_np) ** (1 / value["gamma"]), p
     error = eps_np * ((m**k + low**k) / (m**k + high**k)) ** (value["gamma"] / k)
@@ -266,14 +270,18 @@ def log_likelihood(
 
 
 def mean_error(
-    design: Design, value: Mapping[str, float], log_e: float, network: tuple[int, int, int], density: float
+    design: Design,
+    value: Mapping[str, float],
+    effects: tuple[float, float],
+    network: tuple[int, int, int],
+    density: float,
 ) -> float:
     """Average the error of a network over the effects of a new run, by the quadrature that `predict` defines it with.
 
     Args:
         design: Its networks are the centre of the covariates.
         value: Parameters by name, one number each.
-        log_e: Log dense error of the network, discrepancy included.
+        effects: Log dense error of the network, discrepancy included, and its sideways shift.
         network: Depth, width and dataset size.
         density: Where on the curve.
 
@@ -284,7 +292,7 @@ def mean_error(
     spread = spreads(value, covariates)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     up, sideways = spread.get("tau_np", 0.0) * nodes[:, None], spread.get("tau_p", 0.0) * nodes
-    error, _ = curve(value, log_e + up, sideways, covariates, design.chance_error, density)
+    error, _ = curve(value, effects[0] + up, effects[1] + sideways, covariates, design.chance_error, density)
     return float(weights @ np.broadcast_to(error, (NODES, NODES)) @ weights / weights.sum() ** 2)
 
 

@@ -22,10 +22,10 @@ def simulated() -> Simulated:
 def fitted(simulated, tmp_path_factory) -> bayeslaw.Fit:
     """Fit the table once for all tests and all workers.
 
-    Twelve configurations with two seeds each hardly tell two shares, which therefore have informative priors. All else
-    keeps its default prior.
+    Twelve configurations with two seeds each hardly tell three shares, which therefore have informative priors. All
+    else keeps its default prior.
     """
-    priors = {"share_np": dist.Beta(4.0, 4.0), "share_c": dist.Beta(2.0, 20.0)}
+    priors = {"share_np": dist.Beta(4.0, 4.0), "share_p": dist.Beta(4.0, 4.0), "share_c": dist.Beta(2.0, 20.0)}
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     file = folder / "fitted.nc"

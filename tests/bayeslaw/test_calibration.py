@@ -8,7 +8,7 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, load_runs
-from bayeslaw.calibration import LEVELS, Evaluation, _coverage, _fold_of
+from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.frame import CONFIGURATION
 
@@ -19,13 +19,13 @@ def runs() -> pd.DataFrame:
 
 
 def test_every_configuration_is_left_out_once_and_whole(runs) -> None:
-    fold = _fold_of(runs, "configurations", 5, 0)
+    fold = fold_of(runs, "configurations", 5, 0)
     assert sorted(set(fold)) == [0, 1, 2, 3, 4]
     assert (runs.assign(fold=fold).groupby(CONFIGURATION)["fold"].nunique() == 1).all()
 
 
 def test_every_trajectory_is_left_out_once_and_whole(runs) -> None:
-    fold = _fold_of(runs, "trajectories", 6, 0)
+    fold = fold_of(runs, "trajectories", 6, 0)
     by_trajectory = runs.assign(fold=fold).groupby([*CONFIGURATION, "trajectory"])["fold"]
     assert (by_trajectory.nunique() == 1).all()
     assert by_trajectory.first().value_counts().tolist() == [4] * 6
@@ -33,13 +33,13 @@ def test_every_trajectory_is_left_out_once_and_whole(runs) -> None:
 
 def test_the_largest_are_the_larger_networks_and_the_most_data(runs) -> None:
     """Of six networks the two with most parameters, and all at the larger dataset size, are predicted."""
-    fold = _fold_of(runs, "largest", 2, 0)
+    fold = fold_of(runs, "largest", 2, 0)
     kept = runs[fold < 0]
     assert set(kept["dataset_size"]) == {250}
     sizes = runs.drop_duplicates(["depth", "width"]).set_index(["depth", "width"])["parameters"]
     assert set(map(tuple, kept[["depth", "width"]].drop_duplicates().to_numpy())) == set(sizes.nsmallest(4).index)
     one_size = runs[runs["dataset_size"] == 250]
-    assert set(one_size[_fold_of(one_size, "largest", 2, 0) < 0]["dataset_size"]) == {250}
+    assert set(one_size[fold_of(one_size, "largest", 2, 0) < 0]["dataset_size"]) == {250}
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_the_largest_are_the_larger_networks_and_the_most_data(runs) -> None:
 )
 def test_bad_questions_are_refused(runs, leave_out: str, folds: int, says: str) -> None:
     with pytest.raises(BayeslawError, match=says):
-        _fold_of(runs, leave_out, folds, 0)
+        fold_of(runs, leave_out, folds, 0)
 
 
 def test_networks_of_one_size_have_no_largest(runs) -> None:
     with pytest.raises(BayeslawError, match="several sizes"):
-        _fold_of(runs[(runs["depth"] == 8) & (runs["width"] == 4)], "largest", 2, 0)
+        fold_of(runs[(runs["depth"] == 8) & (runs["width"] == 4)], "largest", 2, 0)
 
 
 def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(runs) -> None:
@@ -81,7 +81,9 @@ def test_it_says_which_fit_failed_its_gate_and_why() -> None:
 
     gates = {"fold 1": verdict(1.004), "fold 2": verdict(1.03), "whole table": verdict(1.002)}
     rows = pd.DataFrame({"depth": [8], "width": [2], "dataset_size": [1000], "extrapolation": [0.0]})
-    evaluation = Evaluation(pd.DataFrame(), pd.DataFrame(), rows, gates, "configurations")
+    scores = pd.DataFrame({"log_density": [12.0, -2.0], "mcse": [0.3, 0.4]})
+    evaluation = Evaluation(pd.DataFrame(), pd.DataFrame(), rows, scores, gates, "configurations")
+    assert "density of 2 trajectories left out: 10.0 (Monte Carlo error 0.5)" in str(evaluation)
     assert evaluation.passed == pytest.approx(2 / 3)
     last = str(evaluation).splitlines()[-2:]
     assert last == ["fits that passed the gate: 67%", "fold 2: r_hat = 1.03 (tau_p), required <= 1.01: look"]

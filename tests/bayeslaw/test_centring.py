@@ -18,7 +18,7 @@ CONFIGURATION = np.array([0, 1, 2, 0, 0, 2])
 ABOVE = np.array([-0.5, 0.1, 0.4])
 VALUE = {
     "dense": 0.2, "share_c": 0.0, "share_n": 1.0, "alpha": 1.0, "beta": 1.0, "spread_np": 0.3, "share_np": 0.6,
-    "growth_np": 0.5, "tau_p": 0.15, "growth_p": -0.8,
+    "growth_np": 0.5, "spread_p": 0.15, "share_p": 0.3, "growth_p": -0.8,
 }  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def spreads(name: str) -> np.ndarray:
         "log_e": np.sqrt(0.6) * total,
         "mean": total * np.sqrt(0.6 + 0.4 / size),
         "within": np.sqrt(0.4) * total,
-        "effect_p": grown["p"][CONFIGURATION],
+        "mean_p": grown["p"] * np.sqrt(0.3 + 0.7 / size),
+        "within_p": np.sqrt(0.7) * grown["p"],
     }[name]
 
 
@@ -52,17 +53,20 @@ def power_of(left: Any, half_way: float = 0.22) -> Any:
 
 def test_effects_are_in_units_of_their_spreads_by_the_formula() -> None:
     rng = np.random.default_rng(0)
-    centring = Centring(*(rng.uniform(0, 1, n) for n in (3, 3, 3, 6)))
+    centring = Centring(*rng.uniform(0, 1, (5, 3)))
     effects = {"log_e_run": rng.standard_normal(6), "effect_p": rng.standard_normal(6)}
     found = {k: np.asarray(v) for k, v in standardise(centring, data(), VALUE, effects).items()}
-    assert found["effect_p"] == pytest.approx(effects["effect_p"] / spreads("effect_p") ** centring.effect_p)
     centre = np.log(0.2) + ABOVE
-    for i in range(3):
-        own = effects["log_e_run"][i == CONFIGURATION]
-        w = centring.mean[i]
-        mean = (own.mean() - centre[i]) / spreads("mean")[i] ** w + (1 - w) * centre[i]
-        apart = (own - own.mean()) / spreads("within")[i] ** centring.within[i]
-        assert found["log_e_run"][i == CONFIGURATION] == pytest.approx(mean + apart)
+    for name, about, mean_name, within_name in (
+        ("log_e_run", centre, "mean", "within"),
+        ("effect_p", np.zeros(3), "mean_p", "within_p"),
+    ):
+        for i in range(3):
+            own = effects[name][i == CONFIGURATION]
+            w = getattr(centring, mean_name)[i]
+            mean = (own.mean() - about[i]) / spreads(mean_name)[i] ** w + (1 - w) * about[i]
+            apart = (own - own.mean()) / spreads(within_name)[i] ** getattr(centring, within_name)[i]
+            assert found[name][i == CONFIGURATION] == pytest.approx(mean + apart)
     alone = {"log_e": rng.standard_normal(3)}
     w, found = centring.log_e, standardise(centring, data(), VALUE, alone)["log_e"]
     assert np.asarray(found) == pytest.approx((alone["log_e"] - centre) / spreads("log_e") ** w + (1 - w) * centre)
@@ -87,14 +91,15 @@ def test_by_how_much_is_what_is_left_of_their_prior_variance() -> None:
     effects = {"log_e_run": np.zeros(6), "effect_p": np.zeros(6)}
     found = choose_centring(data(), VALUE, effects, axes, where, 13)
     covariance = np.linalg.inv(precision[:12, :12])
-    sideways = covariance[:6, :6].diagonal() / spreads("effect_p") ** 2
-    assert found.effect_p == pytest.approx(power_of(np.minimum(sideways, 1.0)))
-    for i in range(3):
-        own = 6 + np.flatnonzero(i == CONFIGURATION)
-        block, size = covariance[np.ix_(own, own)], len(own)
-        assert found.mean[i] == pytest.approx(power_of(min(block.mean() / spreads("mean")[i] ** 2, 1.0)))
-        centre = np.eye(size) - 1 / size
-        within = np.trace(centre @ block @ centre) / max(size - 1, 1)
-        assert found.within[i] == pytest.approx(power_of(min(within / spreads("within")[i] ** 2, 1.0), 0.12))
-    assert 0.05 < found.effect_p.min() < found.effect_p.max()
+    for start, mean_name, within_name, half_way in ((6, "mean", "within", 0.12), (0, "mean_p", "within_p", 0.22)):
+        for i in range(3):
+            own = start + np.flatnonzero(i == CONFIGURATION)
+            block, size = covariance[np.ix_(own, own)], len(own)
+            left = min(block.mean() / spreads(mean_name)[i] ** 2, 1.0)
+            assert getattr(found, mean_name)[i] == pytest.approx(power_of(left))
+            centre = np.eye(size) - 1 / size
+            within = np.trace(centre @ block @ centre) / max(size - 1, 1)
+            left = min(within / spreads(within_name)[i] ** 2, 1.0)
+            assert getattr(found, within_name)[i] == pytest.approx(power_of(left, half_way))
+    assert 0.05 < found.mean_p.min() < found.mean_p.max()
     assert not found.log_e.any()

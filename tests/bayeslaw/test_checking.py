@@ -151,20 +151,22 @@ def test_noise_and_effects_have_the_spreads_of_the_model(hierarchical) -> None:
     design, value = model.design, simulated.value
     spread = {name: np.asarray(s) for name, s in spreads(value, design.covariates()).items()}
     of_run, rng = design.configuration, np.random.default_rng(6)
-    noise, own, up, sideways = [], [], [], []
+    noise, own, up, sideways, shifts = [], [], [], [], []
     for _ in range(40):
         drawn = simulate(design, value, rng)
         location, scale = observation(design, value, drawn.log_e_run, drawn.effect_p)
         noise.append((drawn.response - location) / scale)
         up.append((drawn.log_e_run - drawn.log_e[of_run]) / spread["tau_np"][of_run])
-        sideways.append(drawn.effect_p / spread["tau_p"][of_run])
+        sideways.append((drawn.effect_p - drawn.shift_p[of_run]) / spread["tau_p"][of_run])
         own.append(drawn.log_e)
+        shifts.append(drawn.shift_p / spread["sigma_p"])
     own = (np.array(own) - np.mean(own, axis=0)) / spread["sigma_np"] * np.sqrt(40 / 39)
-    for sample in (up, sideways, own):
+    for sample in (up, sideways, own, shifts):
         assert scipy.stats.kstest(np.ravel(sample), "norm").pvalue > 1e-3
     assert scipy.stats.kstest(np.ravel(noise), scipy.stats.t(value["nu"]).cdf).pvalue > 1e-3
+    central = value["spread_p"] * np.sqrt(1 - value["share_p"])
     total = value["spread_np"] ** 2 * np.exp(
-        2 * value["growth_np"] * np.log(spread["tau_p"] / value["tau_p"]) / value["growth_p"]
+        2 * value["growth_np"] * np.log(spread["tau_p"] / central) / value["growth_p"]
     )
     assert spread["sigma_np"] ** 2 + spread["tau_np"] ** 2 == pytest.approx(total)
 
@@ -192,12 +194,14 @@ def test_mean_error_is_the_average_over_fresh_runs(hierarchical) -> None:
     noiseless = {k: v for k, v in value.items() if k not in ("kappa", "nu")} | {"sigma": 1e-9}
     # The network alone would be its own centre; move the covariates' part into the knee and log e.
     covariates = {k: v[3] for k, v in design.covariates().items()}
-    invariant = value["phi"] * covariates["depth"] + value["psi"] * covariates["width"]
+    exponents = {"depth": "phi", "width": "psi", "dataset_size": "chi"}
+    invariant = sum(value[exponent] * covariates[axis] for axis, exponent in exponents.items())
     noiseless["knee"] *= np.exp(-invariant)
     log_e = simulated.log_e[3] + spread["tau_np"] * rng.standard_normal((200_000, 1))
-    logit, _ = observation(alone, noiseless, log_e, spread["tau_p"] * rng.standard_normal((200_000, 1)))
+    effect_p = simulated.shift_p[3] + spread["tau_p"] * rng.standard_normal((200_000, 1))
+    logit, _ = observation(alone, noiseless, log_e, effect_p)
     error = 1 / (1 + np.exp(-logit))
-    mean = mean_error(design, value, simulated.log_e[3], design.configurations[3], 0.02)
+    mean = mean_error(design, value, (simulated.log_e[3], simulated.shift_p[3]), design.configurations[3], 0.02)
     assert abs(mean - error.mean()) < 4 * error.std() / np.sqrt(len(error))
 
 

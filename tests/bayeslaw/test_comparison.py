@@ -22,9 +22,10 @@ def draws_of(fit: bayeslaw.Fit, count: int) -> dict[str, np.ndarray]:
     return {k: v.to_numpy().reshape(total, *v.shape[2:])[index] for k, v in fit.posterior.data_vars.items()}
 
 
-def log_density_of_rows(draw: dict[str, float], rows, e, effect) -> np.ndarray:
+def log_density_of_rows(draw: dict[str, float], rows, e, effect, log_dataset_size: float) -> np.ndarray:
     """Compute the density of one trajectory's empirical logits in the paper's units; e and effect broadcast."""
     m = rows["depth"] ** draw["phi"] * (rows["width"] / 16) ** draw["psi"] * rows["density"]
+    m *= np.exp(draw["chi"] * (np.log(rows["dataset_size"]) - log_dataset_size))
     p = draw["p_prime"] * np.exp(effect)
     curve = (saturated(e, draw["eps_up"]), draw["eps_up"], draw["gamma"], p, m.to_numpy(), draw["sharpness"])
     location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), rows["n_test"].to_numpy(float), draw)
@@ -56,15 +57,17 @@ def test_trajectories_are_integrated_over_their_effects(correlated) -> None:
             i = configuration[t]
             dense = draw["a"] * np.exp(-draw["alpha"] * covariates["dataset_size"][i])
             dense += draw["b"] * np.exp(-draw["beta"] * covariates["parameters"][i]) + draw["c"]
-            # The other trajectory of the configuration is one more observation of its log e.
+            # The other trajectory of the configuration is one more observation of its log e, and of its shift.
             (other,) = np.flatnonzero((configuration == i) & (np.arange(24) != t))
-            sigma_np, tau_np, tau_p = (spread_at(draw, name, np.log(dense)) for name in ("sigma_np", "tau_np", "tau_p"))
-            weights = np.array([sigma_np**-2, tau_np**-2])
-            mean = weights @ [np.log(dense), draws["log_e_run"][s, other]] / weights.sum()
-            sd = np.sqrt(1 / weights.sum() + tau_np**2)
+            known = []
+            for of_runs, where, about in (("log_e_run", "np", np.log(dense)), ("effect_p", "p", 0.0)):
+                sigma, tau = (spread_at(draw, f"{part}_{where}", np.log(dense)) for part in ("sigma", "tau"))
+                weights = np.array([sigma**-2, tau**-2])
+                mean = weights @ [about, draws[of_runs][s, other]] / weights.sum()
+                known.append(mean + np.sqrt(1 / weights.sum() + tau**2) * z)
             rows = correlated.runs[constant["trajectory_of_row"].to_numpy() == t]
-            e, effect = np.exp(mean + sd * z)[:, None, None], (tau_p * z)[:, None]
-            log_likelihood = log_density_of_rows(draw, rows, e, effect).sum(-1)
+            e, effect = np.exp(known[0])[:, None, None], known[1][:, None]
+            log_likelihood = log_density_of_rows(draw, rows, e, effect, correlated.frame.log_dataset_size).sum(-1)
             log_prior = -0.5 * (z[:, None] ** 2 + z**2) - np.log(2 * np.pi)
             expected = scipy.special.logsumexp(log_likelihood + log_prior) + 2 * np.log(z[1] - z[0])
             assert computed[s, t] == pytest.approx(expected, abs=0.02)
@@ -80,7 +83,9 @@ def test_rows_left_out_are_those_of_plain_importance_sampling(correlated) -> Non
         for t in range(24):
             own = trajectory == t
             e, effect = np.exp(draws["log_e_run"][s, t]), draws["effect_p"][s, t]
-            log_density[s, own] = log_density_of_rows(draw, correlated.runs[own], e, effect)
+            log_density[s, own] = log_density_of_rows(
+                draw, correlated.runs[own], e, effect, correlated.frame.log_dataset_size
+            )
     plain = np.log(500) - scipy.special.logsumexp(-log_density, axis=0)
     tame = found.pareto_k < 0.4
     assert tame.mean() > 0.8

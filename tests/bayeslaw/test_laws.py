@@ -164,7 +164,7 @@ def test_structure_says_what_each_law_lacks() -> None:
     assert Structure(**full, effects=("p",)).without() == {"share_np"}
     assert Structure(**full, growth=False).without() == {"growth_np", "growth_p"}
     plain = Structure(**full, effects=(), noise="normal", steep=False, growth=False)
-    assert plain.without() == {"share_np", "tau_p", "nu", "kappa", "growth_np", "growth_p"}
+    assert plain.without() == {"share_np", "spread_p", "share_p", "nu", "kappa", "growth_np", "growth_p"}
     assert "spread_np" not in Structure(**full, law="single").without()
     assert "spread_np" in Structure(**full, law="single", effects=()).without()
 
@@ -195,7 +195,7 @@ def test_one_run_of_one_network_has_no_effects_of_runs(one_network) -> None:
     alone = one_network[one_network["replicate"] == 0]
     structure = structure_of(alone, law="single")
     assert structure.effects == ()
-    assert {"tau_p", "spread_np", "share_np"} <= structure.without()
+    assert {"spread_p", "share_p", "spread_np", "share_np"} <= structure.without()
 
 
 def test_what_does_not_exist_is_refused(one_network, simulated) -> None:

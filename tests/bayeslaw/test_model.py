@@ -27,8 +27,8 @@ from bayeslaw.runs import load_runs
 #: How far a Monte Carlo estimate may lie from the truth, in its standard errors; fixed before any seed was drawn.
 STANDARD_ERRORS = 5.0
 #: Parameters on the whole line, and between 0 and 1; all others are positive.
-UNBOUNDED = ("phi", "psi", "growth_np", "growth_p")
-SHARES = ("plateau", "share_c", "share_n", "share_np", "rho")
+UNBOUNDED = ("phi", "psi", "chi", "growth_np", "growth_p")
+SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p", "rho")
 with jax.enable_x64(True):
     PRIORS = default_priors()
 
@@ -86,7 +86,8 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
     """Draw parameters about where small runs have them."""
     middle = {
         "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
-        "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "tau_p": 0.15, "sigma": 0.06,
+        "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.4,
+        "chi": 0.1, "sigma": 0.06,
         "kappa": 0.15, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
         "sharpness": 2.5,
     }  # fmt: skip
@@ -135,9 +136,13 @@ def unconstrained(values: dict[str, float]) -> tuple[dict[str, float], float]:
     return flat, jacobian
 
 
-def spreads_of(values: dict[str, float]) -> tuple[float, float]:
-    share = values.get("share_np", 1.0)
-    return values["spread_np"] * np.sqrt(share), values["spread_np"] * np.sqrt(1 - share)
+def spreads_of(values: dict[str, float]) -> dict[str, float]:
+    """Split the spreads into the configurations' and the trajectories' part."""
+    found = {}
+    for where in ("np", "p"):
+        total, share = values.get(f"spread_{where}", 0.0), values.get(f"share_{where}", 1.0)
+        found |= {f"sigma_{where}": total * np.sqrt(share), f"tau_{where}": total * np.sqrt(1 - share)}
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,32 +155,31 @@ def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
     configurations, trajectories = len(reference.configurations), len(reference.trajectories)
     for _ in range(10):
         values = random_values(rng, reference, structure)
-        between, within = spreads_of(values)
         flat: dict[str, Any]
         flat, expected = unconstrained(values)
         expected += sum(prior_log_density(name, value) for name, value in values.items())
         centre = reference.log_dense(values)
-        at_network = values | {"sigma_np": between, "tau_np": within}
-        sigma_np, tau_np, tau_p = (spread_at(at_network, name, centre) for name in ("sigma_np", "tau_np", "tau_p"))
-        tau_p = tau_p[reference.configuration]
-        own, up, sideways = (rng.standard_normal(n) for n in (configurations, trajectories, trajectories))
-        log_e = (centre + sigma_np * own)[reference.configuration] + tau_np[reference.configuration] * up * effects
-        effect_p = tau_p * sideways
+        spreads = {name: spread_at(values | spreads_of(values), name, centre) for name in spreads_of(values)}
+        own, shift = rng.standard_normal((2, configurations))
+        up, sideways = rng.standard_normal((2, trajectories))
+        of_run = reference.configuration
+        log_e = (centre + spreads["sigma_np"] * own)[of_run] + spreads["tau_np"][of_run] * up * effects
+        effect_p = (spreads["sigma_p"] * shift)[of_run] + spreads["tau_p"][of_run] * sideways
         if centred and effects:
             flat |= {"log_e_run": log_e, "effect_p": effect_p}
-            # The model leaves out the constant of the integrated normals.
-            constant = 0.5 * trajectories * np.log(2 * np.pi)
-            expected += reference.log_density_of_groups(log_e, centre, sigma_np, tau_np) + constant
-            expected += scipy.stats.norm.logpdf(effect_p, 0, tau_p).sum()
+            # The model leaves out the constants of the integrated normals.
+            expected += reference.log_density_of_groups(log_e, centre, spreads["sigma_np"], spreads["tau_np"])
+            expected += reference.log_density_of_groups(effect_p, 0 * centre, spreads["sigma_p"], spreads["tau_p"])
+            expected += trajectories * np.log(2 * np.pi)
         elif centred:
-            flat["log_e"] = centre + sigma_np * own
-            expected += scipy.stats.norm.logpdf(sigma_np * own, 0, sigma_np).sum()
+            flat["log_e"] = centre + spreads["sigma_np"] * own
+            expected += scipy.stats.norm.logpdf(spreads["sigma_np"] * own, 0, spreads["sigma_np"]).sum()
         else:
             flat["discrepancy"] = own
             expected += scipy.stats.norm.logpdf(own).sum()
             if effects:
-                flat |= {"standard_np": up, "standard_p": sideways}
-                expected += scipy.stats.norm.logpdf([up, sideways]).sum()
+                flat |= {"discrepancy_p": shift, "standard_np": up, "standard_p": sideways}
+                expected += scipy.stats.norm.logpdf(shift).sum() + scipy.stats.norm.logpdf([up, sideways]).sum()
         expected += reference.log_likelihood_of_rows(values, log_e, effect_p).sum()
         computed, gradient = log_density_of(structure, centred)(flat, data)
         # 36 rows and some 30 further terms of size 1 to 100, each good to some 1e-14.
@@ -223,13 +227,14 @@ def test_group_term_is_a_multivariate_normal() -> None:
             )
             for i in range(6)
         )
-        spread = {"sigma_np": sigma, "tau_np": tau}
-        computed = log_density_of_groups(jnp.asarray(log_e), data, jnp.asarray(centre), spread)
+        computed = log_density_of_groups(jnp.asarray(log_e), data, jnp.asarray(centre), sigma, tau)
         assert float(computed) - 0.5 * len(configuration) * np.log(2 * np.pi) == pytest.approx(expected, rel=1e-11)
 
 
 def test_configurations_are_drawn_from_their_exact_conditional() -> None:
-    """Condition the joint normal of (log e_i, its trajectories) by linear algebra and compare with 20,000 draws."""
+    """Condition the joint normals of (log e_i, its trajectories), and of the sideways effects, by linear algebra and
+    compare with 20,000 draws.
+    """
     rng, draws = np.random.default_rng(11), 20_000
     runs = simulate(Truth(), widths=(2, 4), dataset_sizes=(1000,), levels=(0,)).runs
     runs = runs.drop(index=runs.index[0])  # one configuration with a single trajectory
@@ -241,19 +246,28 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
         "sigma_np": 0.3,
         "tau_np": 0.2,
         "growth_np": 0.6,
+        "sigma_p": 0.15,
+        "tau_p": 0.25,
+        "growth_p": -0.4,
         "log_e_run": rng.normal(-2.0, 0.4, len(reference.trajectories)),
+        "effect_p": rng.normal(0.0, 0.3, len(reference.trajectories)),
     }
     keys = jax.random.split(jax.random.PRNGKey(0), draws)
-    drawn = np.asarray(jax.jit(jax.vmap(lambda key: draw_configurations(key, value, data)))(keys))
-    centre = reference.log_dense(dense)
-    for i in range(len(reference.configurations)):
-        own = value["log_e_run"][reference.configuration == i]
-        sigma, tau = (spread_at(value, name, centre[i]) for name in ("sigma_np", "tau_np"))
-        joint = sigma**2 * np.ones((len(own) + 1, len(own) + 1)) + np.diag([0.0] + [tau**2] * len(own))
-        weights = np.linalg.solve(joint[1:, 1:], joint[1:, 0])
-        mean, variance = centre[i] + weights @ (own - centre[i]), joint[0, 0] - weights @ joint[1:, 0]
-        assert abs(drawn[:, i].mean() - mean) < STANDARD_ERRORS * np.sqrt(variance / draws)
-        assert abs(drawn[:, i].var() - variance) < STANDARD_ERRORS * variance * np.sqrt(2 / draws)
+    drawn = jax.jit(jax.vmap(lambda key: draw_configurations(key, value, data)))(keys)
+    log_dense = reference.log_dense(dense)
+    for name, of_runs, where, centre in (
+        ("log_e", "log_e_run", "np", log_dense),
+        ("shift_p", "effect_p", "p", 0 * log_dense),
+    ):
+        for i in range(len(reference.configurations)):
+            own, found = value[of_runs][reference.configuration == i], np.asarray(drawn[name])[:, i]
+            sigma, tau = (spread_at(value, f"{part}_{where}", log_dense[i]) for part in ("sigma", "tau"))
+            joint = sigma**2 * np.ones((len(own) + 1, len(own) + 1)) + np.diag([0.0] + [tau**2] * len(own))
+            weights = np.linalg.solve(joint[1:, 1:], joint[1:, 0])
+            mean, variance = centre[i] + weights @ (own - centre[i]), joint[0, 0] - weights @ joint[1:, 0]
+            assert abs(found.mean() - mean) < STANDARD_ERRORS * np.sqrt(variance / draws)
+            assert abs(found.var() - variance) < STANDARD_ERRORS * variance * np.sqrt(2 / draws)
+    drawn = np.concatenate([drawn["log_e"], drawn["shift_p"]], axis=1)
     correlation = np.corrcoef(drawn.T) - np.eye(drawn.shape[1])
     assert np.abs(correlation).max() < STANDARD_ERRORS / np.sqrt(draws)
 
@@ -270,27 +284,36 @@ def test_estimates_find_the_spreads_and_their_growth(measured: float) -> None:
     nothing, zeros, above = np.zeros(0), np.zeros(400), rng.uniform(-1, 1, 400)
     data = Data(*[nothing] * 5, configuration, nothing, zeros, zeros, zeros, -above, 0.0)
     constants = {"dense": 0.21, "share_c": 0.0, "share_n": 1.0, "alpha": 1.0, "beta": 0.5}
-    grown = {"np": np.exp(0.6 * above), "p": np.exp(-0.5 * above)[configuration]}
+    grown = {"np": np.exp(0.6 * above), "p": np.exp(-0.5 * above)}
     effects = {
         "between": 0.3 * grown["np"] * rng.standard_normal(400),
         "within": 0.2 * grown["np"][configuration] * rng.standard_normal(1600),
-        "effect_p": 0.15 * grown["p"] * rng.standard_normal(1600),
+        "within_p": 0.15 * grown["p"][configuration] * rng.standard_normal(1600),
+        "between_p": 0.2 * grown["p"] * rng.standard_normal(400),
     }
-    spread = {"between": 0.3 * grown["np"], "within": 0.2 * grown["np"][configuration], "effect_p": 0.15 * grown["p"]}
+    spread = {
+        "between": 0.3 * grown["np"],
+        "within": 0.2 * grown["np"][configuration],
+        "within_p": 0.15 * grown["p"][configuration],
+        "between_p": 0.2 * grown["p"],
+    }
     variances = {
         name: 1 / (1 / measured**2 + spread[name] ** -2) if measured else 0.0 * v for name, v in effects.items()
     }
     for name, v in effects.items() if measured else ():
         effects[name] = (v + measured * rng.standard_normal(len(v))) / measured**2 * variances[name]
     log_e = np.log(0.21) + (above + effects["between"])[configuration] + effects["within"]
-    value = constants | {"log_e_run": log_e, "effect_p": effects["effect_p"], "growth_np": 0.0, "growth_p": 0.0}
-    unknown = {"effect_p": variances["effect_p"], "log_e_run": variances["within"]}
+    effect_p = effects["between_p"][configuration] + effects["within_p"]
+    value = constants | {"log_e_run": log_e, "effect_p": effect_p, "growth_np": 0.0, "growth_p": 0.0}
+    unknown = {"effect_p": variances["within_p"], "log_e_run": variances["within"]}
     if measured:  # what is not known of a configuration is not known of all its trajectories at once; left out here
         value["log_e_run"] = log_e + (np.sqrt(variances["between"]) * rng.standard_normal(400))[configuration]
+        value["effect_p"] = effect_p + (np.sqrt(variances["between_p"]) * rng.standard_normal(400))[configuration]
     estimated = estimate_spreads(jax.tree.map(jnp.asarray, value), data, unknown)
     assert float(estimated["spread_np"]) == pytest.approx(np.hypot(0.3, 0.2), rel=0.1)
     assert float(estimated["share_np"]) == pytest.approx(0.09 / 0.13, rel=0.1)
-    assert float(estimated["tau_p"]) == pytest.approx(0.15, rel=0.1)
+    assert float(estimated["spread_p"]) == pytest.approx(0.25, rel=0.1)
+    assert float(estimated["share_p"]) == pytest.approx(0.64, rel=0.1)
     assert float(estimated["growth_np"]) == pytest.approx(0.6, abs=0.1)
     assert float(estimated["growth_p"]) == pytest.approx(-0.5, abs=0.1)
     assert "growth_p" not in estimate_spreads({k: v for k, v in value.items() if k != "growth_p"}, data, unknown)
@@ -350,7 +373,9 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     assert structure_of(small_table("full"), growth=True, correlated=True).without() == set()
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
     assert structure_of(shallow) == Structure(False, True, False, False, growth=False, **USUAL)
-    assert structure_of(shallow).without() == {"share_np", "tau_p", "growth_np", "growth_p", "floor", "rho"}
+    assert structure_of(shallow).without() == {
+        "share_np", "spread_p", "share_p", "growth_np", "growth_p", "floor", "rho",
+    }  # fmt: skip
     assert set(SPREADS) <= set(PRIORS)
 
 

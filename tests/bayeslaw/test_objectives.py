@@ -37,6 +37,7 @@ def curve_of(fit, depth: float, width: float, density: np.ndarray) -> np.ndarray
     draws = {name: v.to_numpy().reshape(-1, *v.shape[2:]) for name, v in fit.posterior.data_vars.items()}
     own = fit.configurations.to_numpy().tolist().index([depth, width, 250])
     scale = draws["p_prime"] / (depth ** draws["phi"] * (width / 16) ** draws["psi"])
+    scale = scale * np.exp(draws["shift_p"][:, own] - draws["chi"] * (np.log(250) - fit.frame.log_dataset_size))
     low = saturated(np.exp(draws["log_e"][:, own]), draws["eps_up"])
     curve = (values[:, None] for values in (low, draws["eps_up"], draws["gamma"], scale))
     return error_of(*curve, density, draws["sharpness"][:, None])

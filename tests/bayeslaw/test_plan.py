@@ -211,6 +211,8 @@ def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) ->
         own = fitted.configurations.to_numpy().tolist().index([depth, width, 250])
         e = np.exp(draws["log_e"][:, own])
         scale = draws["p_prime"] / (depth ** draws["phi"] * (width / 16) ** draws["psi"])
+        by_data = draws["chi"] * (np.log(250) - fitted.frame.log_dataset_size)
+        scale = scale * np.exp(draws["shift_p"][:, own] - by_data)
         curve = (saturated(e, draws["eps_up"]), draws["eps_up"], draws["gamma"], scale)
         errors = error_of(*(values[:, None] for values in curve), densities, draws["sharpness"][:, None])
         first = (errors <= target).argmax(1)
@@ -248,15 +250,16 @@ def test_the_recommended_round_is_the_deepest_that_is_sure_enough(fitted, plan, 
     depth, width = int(row["depth"]), int(row["width"])
     design = pd.DataFrame({"depth": [depth], "width": [width], "dataset_size": [1000]})
     with jax.enable_x64(True):
-        log_e = configuration_draws(fitted, design, seed=8)[:, 0]
+        log_e, shift = (effect[:, 0] for effect in configuration_draws(fitted, design, seed=8))
     normal = rng.standard_normal((2, len(log_e)))
     log_dense = dense_of(fitted, draws, depth, width, 1000)
     eps_np = saturated(np.exp(log_e + spread_at(draws, "tau_np", log_dense) * normal[0]), draws["eps_up"])
-    p = draws["p_prime"] * np.exp(spread_at(draws, "tau_p", log_dense) * normal[1])
+    p = draws["p_prime"] * np.exp(shift + spread_at(draws, "tau_p", log_dense) * normal[1])
+    by_data = np.exp(draws["chi"] * (np.log(1000) - fitted.frame.log_dataset_size))
     prunable, _ = count_parameters(depth, width)
     kept, reached = kept_by_round(prunable, int(row["rounds"]) + 1), []
     for count in kept[-2:]:
-        m = depth ** draws["phi"] * (width / 16) ** draws["psi"] * count / prunable
+        m = depth ** draws["phi"] * (width / 16) ** draws["psi"] * by_data * count / prunable
         curve = (eps_np, draws["eps_up"], draws["gamma"], p, m, draws["sharpness"])
         location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), np.inf, draws)
         reached.append(np.mean(location + scale * rng.standard_t(draws["nu"]) <= np.log(target / (1 - target))))

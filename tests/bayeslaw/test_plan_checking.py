@@ -99,9 +99,10 @@ def test_truths_are_those_of_the_law() -> None:
     at = model.design.covariates(starts.to_numpy(float))
     own = model.design.configurations.index((8, 4, 50_000))
     eps_up = 0.9 * value["plateau"]
-    log_m = value["phi"] * at["depth"][0] + value["psi"] * at["width"][0]
+    log_m = value["phi"] * at["depth"][0] + value["psi"] * at["width"][0] + value["chi"] * at["dataset_size"][0]
     density = np.geomspace(1e-6, 1, 200_001)
-    curve = (saturated(np.exp(made.log_e[own]), eps_up), eps_up, value["gamma"], value["knee"])
+    curve = (saturated(np.exp(made.log_e[own]), eps_up), eps_up, value["gamma"])
+    curve = (*curve, value["knee"] * np.exp(made.shift_p[own]))
     reached = density[error_of(*curve, density * np.exp(log_m), value["sharpness"]) <= TARGET_ERROR]
     assert sizes[0] == pytest.approx(reached[0] * 1e6 + 10, rel=1e-3)
     errors = np.array([truth.new_errors(np.full(STARTS, 0.1)) for _ in range(400)])

@@ -40,8 +40,8 @@ STANDARD_ERRORS = 5.0
 #: How far a posterior mean may lie from the constant that made the runs, in posterior standard deviations. Of the six
 #: comparisons below one in 2,600 repetitions would exceed it by chance.
 POSTERIOR_SDS = 4.0
-SHARES = ("plateau", "share_c", "share_n", "share_np")
-WHOLE_LINE = ("phi", "psi", "growth_np", "growth_p")
+SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p")
+WHOLE_LINE = ("phi", "psi", "chi", "growth_np", "growth_p")
 EXPONENTS = ("gamma", "phi", "psi", "alpha", "beta")
 
 
@@ -83,8 +83,8 @@ def near(rng: np.random.Generator, name: str, middle: float) -> float:
 
 MIDDLE = {
     "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15, "share_n": 0.5,
-    "alpha": 0.6, "beta": 0.5, "spread_np": 0.2, "share_np": 0.5, "tau_p": 0.2, "growth_np": 0.2, "growth_p": -0.2,
-    "sigma": 0.05, "kappa": 0.2, "floor": 1.0, "nu": 8.0,
+    "alpha": 0.6, "beta": 0.5, "chi": 0.1, "spread_np": 0.2, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.5,
+    "growth_np": 0.2, "growth_p": -0.2, "sigma": 0.05, "kappa": 0.2, "floor": 1.0, "nu": 8.0,
 }  # fmt: skip
 
 
@@ -102,20 +102,21 @@ def family_log_density(reference: Reference, family: Any, population: dict[str, 
             total += scipy.stats.norm.logpdf(value, population[name], population[f"between_{name}"])
         else:
             total += scipy.stats.lognorm.logpdf(value, population[f"between_{name}"], scale=population[name])
-    share = values.get("share_np", 1.0)
-    at_network = values | {"sigma_np": values["spread_np"] * np.sqrt(share)}
-    at_network["tau_np"] = values["spread_np"] * np.sqrt(1 - share)
     centre, runs = reference.log_dense(values), reference.configuration
-    sigma_np, tau_np, tau_p = (spread_at(at_network, name, centre) for name in ("sigma_np", "tau_np", "tau_p"))
-    own, up, sideways = (rng.standard_normal(n) for n in (len(centre), len(runs), len(runs)))
-    log_e = (centre + sigma_np * own)[runs] + tau_np[runs] * up
-    effect_p = tau_p[runs] * sideways
+    spread: dict[str, Any] = {}
+    for where in ("np", "p"):
+        size, share = values.get(f"spread_{where}", 0.0), values.get(f"share_{where}", 1.0)
+        parts = {f"sigma_{where}": size * np.sqrt(share), f"tau_{where}": size * np.sqrt(1 - share)}
+        spread |= {name: spread_at(values | parts, name, centre) for name in parts}
+    own, shift, up, sideways = (rng.standard_normal(n) for n in (len(centre), len(centre), len(runs), len(runs)))
+    log_e = (centre + spread["sigma_np"] * own)[runs] + spread["tau_np"][runs] * up
+    effect_p = (spread["sigma_p"] * shift)[runs] + spread["tau_p"][runs] * sideways
     if centred:
         flat |= {"log_e_run": log_e, "effect_p": effect_p}
-        # The model leaves out the constant of the integrated normals.
-        constant = 0.5 * len(runs) * np.log(2 * np.pi)
-        total += reference.log_density_of_groups(log_e, centre, sigma_np, tau_np) + constant
-        total += scipy.stats.norm.logpdf(effect_p, 0, tau_p[runs]).sum()
+        # The model leaves out the constants of the integrated normals.
+        total += reference.log_density_of_groups(log_e, centre, spread["sigma_np"], spread["tau_np"])
+        total += reference.log_density_of_groups(effect_p, 0 * centre, spread["sigma_p"], spread["tau_p"])
+        total += len(runs) * np.log(2 * np.pi)
     else:
         flat |= {"discrepancy": own}
         total += scipy.stats.norm.logpdf(own).sum()
@@ -238,7 +239,7 @@ def test_a_laplace_approximation_is_carried_over_to_relative_coordinates() -> No
 # A pooled fit
 
 LEVELS = tuple(range(0, 33, 3))
-STEADY = {"kappa": 0.0, "nu": 1e6, "tau_p": 0.0}
+STEADY = {"kappa": 0.0, "nu": 1e6, "sigma_p": 0.0, "tau_p": 0.0, "chi": 0.0}
 RICH = Truth(gamma=1.2, phi=0.7, psi=1.1, sigma_np=0.15, tau_np=0.15, **STEADY)
 POOR = Truth(gamma=1.5, phi=1.5, psi=1.3, sigma_np=0.3, tau_np=0.3, p_prime=0.2, **STEADY)
 with jax.enable_x64(True):  # of the same type as the defaults, so that all fits below are compiled once

@@ -32,7 +32,7 @@ def test_mean_averages_over_runs(fitted) -> None:
     value = {name: array[:, None] for name, array in parameter_draws(fitted).items()}
     configuration = designs[["depth", "width", "dataset_size"]].iloc[[0]]
     centre = fitted.frame.covariates(configuration)
-    log_m = value["phi"] * centre["depth"] + value["psi"] * centre["width"]
+    log_m = value["phi"] * centre["depth"] + value["psi"] * centre["width"] + value["chi"] * centre["dataset_size"]
     total, repetitions = [], 40
     for seed in range(repetitions):
         log_e, effect_p = new_runs(fitted, configuration, seed + 1000)
@@ -136,7 +136,7 @@ def test_quadrature_over_run_effects_is_that_of_many_nodes(fitted) -> None:
         "tau_np": rng.uniform(0.05, 0.35, size),
         "tau_p": rng.uniform(0.05, 0.35, size),
     }
-    log_e, density = np.log(rng.uniform(0.03, 0.5, size)), [1.0, 0.1, 0.02]
+    log_e, shift, density = np.log(rng.uniform(0.03, 0.5, size)), rng.normal(0, 0.2, size), [1.0, 0.1, 0.02]
     value |= {"knee": rng.uniform(0.005, 0.1, size), "phi": np.ones(size), "psi": np.ones(size)}
     central = dict.fromkeys(("depth", "width", "parameters", "dataset_size"), np.zeros(3))
     nodes, weights = np.polynomial.hermite_e.hermegauss(50)
@@ -145,38 +145,42 @@ def test_quadrature_over_run_effects_is_that_of_many_nodes(fitted) -> None:
     eps_up = np.exp(value["log_eps_up"])
     eps_np = saturated(np.exp(log_e + value["tau_np"] * up), eps_up)
     error = error_of(
-        eps_np, eps_up, value["gamma"], value["knee"] * np.exp(value["tau_p"] * sideways), np.array(density)
+        eps_np, eps_up, value["gamma"], value["knee"] * np.exp(shift + value["tau_p"] * sideways), np.array(density)
     )
     exact = np.einsum("i,j,ijkl->kl", weights, weights, error)
     with jax.enable_x64(True):
-        computed = np.asarray(average_error(law_named("joint"), value, central, log_e, np.log(density)))
+        computed = np.asarray(average_error(law_named("joint"), value, central, log_e, shift, np.log(density)))
     assert computed == pytest.approx(exact, rel=2e-3)
 
 
 def test_a_trained_configuration_has_its_own_posterior_and_another_a_fresh_discrepancy(fitted) -> None:
-    """Fresh discrepancies are standard normals in units of sigma_np, one set for each configuration and seed; with
+    """Fresh discrepancies are standard normals in units of their spreads, a set for each configuration and seed; with
     3,000 draws five standard errors are 0.09 for their mean and for correlations, 0.065 for their standard deviation.
     """
     trained = fitted.configurations
     others = pd.DataFrame({"depth": [8, 14, 20], "width": [3, 4, 4], "dataset_size": [2000, 1000, 250]})
     both = pd.concat([trained, others], ignore_index=True)
     with jax.enable_x64(True):
-        log_e = configuration_draws(fitted, both, seed=2)
-        other_seed = configuration_draws(fitted, both, seed=3)
-    own = fitted.posterior["log_e"].to_numpy().reshape(len(log_e), -1)
-    np.testing.assert_array_equal(log_e[:, :12], own)
-    np.testing.assert_array_equal(other_seed[:, :12], own)
+        drawn, other_seed = (configuration_draws(fitted, both, seed=seed) for seed in (2, 3))
+    for name, one, other in zip(("log_e", "shift_p"), drawn, other_seed, strict=True):
+        own = fitted.posterior[name].to_numpy().reshape(len(one), -1)
+        np.testing.assert_array_equal(one[:, :12], own)
+        np.testing.assert_array_equal(other[:, :12], own)
     value, covariates = parameter_draws(fitted), fitted.frame.covariates(others)
     columns = {name: value[name][:, None] for name in ("a", "alpha", "b", "beta", "c")}
     by_size = columns["a"] * np.exp(-columns["alpha"] * covariates["dataset_size"])
     by_parameters = columns["b"] * np.exp(-columns["beta"] * covariates["parameters"])
     centre = np.log(by_size + by_parameters + columns["c"])
-    spread = spread_at({name: v[:, None] for name, v in value.items()}, "sigma_np", centre)
-    sets = [(draws[:, 12:] - centre) / spread for draws in (log_e, other_seed)]
+    spreads = [spread_at({k: v[:, None] for k, v in value.items()}, name, centre) for name in ("sigma_np", "sigma_p")]
+    sets = [
+        (effects[:, 12:] - about) / spread
+        for draws in (drawn, other_seed)
+        for effects, about, spread in zip(draws, (centre, 0.0), spreads, strict=True)
+    ]
     fresh = np.concatenate(sets, axis=1)
     assert np.abs(fresh.mean(0)).max() < 0.09
     assert np.abs(fresh.std(0) - 1).max() < 0.065
-    assert np.abs(np.corrcoef(fresh.T) - np.eye(6)).max() < 0.09
+    assert np.abs(np.corrcoef(fresh.T) - np.eye(12)).max() < 0.09
 
 
 @pytest.mark.parametrize("kind", ["mean", "run"])
@@ -256,10 +260,12 @@ def test_diagnosed_curves_are_the_law_of_the_trained_networks(fitted) -> None:
     assert list(curves) == [f"log_error_at_{at:.3g}" for at in (1.0, np.sqrt(densities.min()), densities.min())]
     value, last = parameter_draws(fitted), fitted.configurations.iloc[[-1]]
     centre = fitted.frame.covariates(last)
-    log_e = fitted.posterior["log_e"].to_numpy().reshape(len(value["phi"]), -1)[:, -1]
-    eps_up = np.exp(value["log_eps_up"])
-    m = np.exp(value["phi"] * centre["depth"] + value["psi"] * centre["width"]) * densities.min()
-    curve = (saturated(np.exp(log_e), eps_up), eps_up, value["gamma"], value["knee"], m, value["sharpness"])
+    own = (fitted.posterior[name].to_numpy().reshape(len(value["phi"]), -1)[:, -1] for name in ("log_e", "shift_p"))
+    log_e, shift = own
+    eps_up, p = np.exp(value["log_eps_up"]), value["knee"] * np.exp(shift)
+    exponents = {"depth": "phi", "width": "psi", "dataset_size": "chi"}
+    m = np.exp(sum(value[exponent] * centre[axis] for axis, exponent in exponents.items())) * densities.min()
+    curve = (saturated(np.exp(log_e), eps_up), eps_up, value["gamma"], p, m, value["sharpness"])
     expected = np.log(error_of(*curve))
     computed = curves[list(curves)[-1]].to_numpy().reshape(len(expected), -1)
     assert computed.shape[1] == len(fitted.configurations)

@@ -56,7 +56,8 @@ def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
         "dense": rng.lognormal(-2, 1, count), "share_c": rng.beta(1, 4, count), "share_n": rng.uniform(0, 1, count),
         "alpha": rng.lognormal(-0.5, 0.5, count), "beta": rng.lognormal(-0.6, 0.5, count),
         "spread_np": rng.lognormal(-1.6, 0.9, count), "share_np": rng.uniform(0, 1, count),
-        "tau_p": rng.lognormal(-1.6, 0.8, count), "growth_np": rng.normal(1.5, 0.1, count),
+        "spread_p": rng.lognormal(-1.6, 0.8, count), "share_p": rng.uniform(0, 1, count),
+        "chi": rng.normal(0, 0.3, count), "growth_np": rng.normal(1.5, 0.1, count),
         "growth_p": rng.normal(2.0, 0.1, count), "sigma": rng.lognormal(-3, 1, count),
         "kappa": rng.lognormal(-1.6, 0.8, count), "floor": rng.lognormal(0, 0.25, count),
         "nu": rng.gamma(2, 10, count), "rho": rng.beta(2, 2, count),
@@ -92,11 +93,13 @@ class ByHand:
         self.rng = np.random.default_rng(seed)
         self.reference = Reference(designs_of(NETWORKS).assign(error=0.5))
         self.value = {name: draws[:, None] for name, draws in draw_prior(self.rng, count).items()}
-        self.value["sigma_np"] = self.value["spread_np"] * np.sqrt(self.value["share_np"])
-        self.value["tau_np"] = self.value["spread_np"] * np.sqrt(1 - self.value["share_np"])
+        for where in ("np", "p"):
+            total, share = self.value[f"spread_{where}"], self.value[f"share_{where}"]
+            self.value |= {f"sigma_{where}": total * np.sqrt(share), f"tau_{where}": total * np.sqrt(1 - share)}
         centre = self.reference.log_dense(self.value)
-        self.spread = {name: spread_at(self.value, name, centre) for name in ("sigma_np", "tau_np", "tau_p")}
+        self.spread = {name: spread_at(self.value, name, centre) for name in ("sigma_np", "tau_np", "sigma_p", "tau_p")}
         self.log_e = centre + self.spread["sigma_np"] * self.normal(centre.shape)
+        self.shift_p = self.spread["sigma_p"] * self.normal(centre.shape)
         self.order = [self.reference.configurations.index(tuple(row)) for row in NETWORKS.to_numpy()]
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -106,8 +109,10 @@ class ByHand:
         """Give error and slope of the logit, `[draws, networks, densities]`, for standardised effects of a run."""
         eps_up = 0.9 * self.value["plateau"][..., None]
         log_e = (self.log_e + self.spread["tau_np"] * up)[..., None]
-        log_p = (np.log(self.reference.p_prime(self.value)) + self.spread["tau_p"] * sideways)[..., None]
+        log_p = np.log(self.reference.p_prime(self.value)) + self.shift_p + self.spread["tau_p"] * sideways
+        log_p = log_p[..., None]
         log_m = self.value["phi"] * self.reference.log_depth + self.value["psi"] * self.reference.log_width
+        log_m += self.value["chi"] * (self.reference.log_size - self.reference.log_size.mean())
         log_m = log_m[..., None] + np.log(DENSITIES["density"].to_numpy())
         gamma, sharpness = (self.value[name][..., None] for name in ("gamma", "sharpness"))
         error, slope = curve_in_logs(log_e, eps_up, gamma, log_p, log_m, sharpness)
@@ -279,7 +284,8 @@ def test_a_loaded_fit_has_its_priors(fitted) -> None:
         "share_n": scipy.stats.uniform(), "alpha": scipy.stats.lognorm(0.5, scale=np.exp(-0.5)),
         "beta": scipy.stats.lognorm(0.5, scale=np.exp(-0.6)),
         "spread_np": scipy.stats.lognorm(0.9, scale=np.exp(-1.6)), "share_np": scipy.stats.beta(4, 4),
-        "tau_p": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "sigma": scipy.stats.lognorm(1, scale=np.exp(-3)),
+        "spread_p": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "share_p": scipy.stats.beta(4, 4),
+        "chi": scipy.stats.norm(0, 0.3), "sigma": scipy.stats.lognorm(1, scale=np.exp(-3)),
         "kappa": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "floor": scipy.stats.lognorm(0.25),
         "nu": scipy.stats.gamma(2, scale=10), "rho": scipy.stats.beta(2, 2),
         "sharpness": scipy.stats.lognorm(0.4, scale=2),

@@ -31,7 +31,7 @@ from bayeslaw.straight import (
 
 NAMES = (
     "alpha", "beta", "dense", "floor", "gamma", "growth_np", "growth_p", "knee", "plateau", "share_c", "share_n",
-    "share_np", "sharpness", "sigma", "spread_np", "tau_p",
+    "share_np", "share_p", "sharpness", "sigma", "spread_np", "spread_p",
 )  # fmt: skip
 EFFECTS = ("log_e_run", "effect_p")
 
@@ -59,7 +59,7 @@ def random_values(seed: int, context: StraightContext) -> dict[str, np.ndarray]:
     values = {name: rng.standard_t(3) * 3 + np.zeros(()) for name in NAMES}
     values |= {name: np.minimum(values[name], 4.0) for name in ("alpha", "beta")}
     values |= {name: 0.5 * values[name] for name in ("gamma", "sharpness")}
-    values |= {name: 0.1 * values[name] for name in ("growth_np", "growth_p", "share_np", "spread_np", "tau_p")}
+    values |= {name: 0.1 * values[name] for name in NAMES if name.endswith(("_np", "_p"))}
     values |= {name: np.clip(values[name], -0.1, 0.1) for name in ("growth_np", "growth_p")}
     return values | {name: rng.standard_normal(len(context.plain.data.configuration)) for name in EFFECTS}
 

@@ -73,7 +73,7 @@ def observation_of(error: Any, slope: Any, n_test: Any, value: Mapping[str, Any]
 
 def spread_at(value: Mapping[str, Any], name: str, log_dense: Any) -> Any:
     """Grow a spread of the central network to that of one whose dense law says `log_dense`; 0 where there is none."""
-    growth = value.get("growth_p" if name == "tau_p" else "growth_np", 0.0)
+    growth = value.get("growth_p" if name.endswith("_p") else "growth_np", 0.0)
     return value.get(name, 0.0) * np.exp(growth * (log_dense - np.log(value["dense"])))
 
 
@@ -102,11 +102,12 @@ def log_density_along(value: Mapping[str, Any], density: Any, response: Any, loc
 
 @dataclass(frozen=True)
 class Truth:
-    """Hold what a table is made of: `p_prime` in the paper's units, the dense law about the configurations' centre."""
+    """Hold what a table is made of: `p_prime` in the paper's units; it and the dense law are of the central network."""
 
     gamma: float = 1.3
     phi: float = 0.9
     psi: float = 1.2
+    chi: float = 0.1
     p_prime: float = 0.025
     eps_up: float = 0.88
     a: float = 0.06
@@ -116,6 +117,7 @@ class Truth:
     c: float = 0.01
     sigma_np: float = 0.08
     tau_np: float = 0.1
+    sigma_p: float = 0.1
     tau_p: float = 0.12
     sigma: float = 0.05
     kappa: float = 0.1
@@ -145,7 +147,7 @@ def simulate(
     seed: int = 0,
 ) -> Simulated:
     """Draw a run table from the model, errors rounded to counts; `chosen` picks from the grid by position."""
-    rng = np.random.default_rng(seed)
+    rng, of_shifts = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     grid = list(itertools.product(depths, widths, dataset_sizes))
     grid = grid if chosen is None else [grid[i] for i in chosen]
     log_m = {(d, w, n): np.log(sum(count_parameters(d, w))) for d, w, n in grid}
@@ -154,12 +156,13 @@ def simulate(
     for d, w, n in grid:
         dense = t.a * np.exp(-t.alpha * (np.log(n) - n_0)) + t.b * np.exp(-t.beta * (log_m[d, w, n] - m_0)) + t.c
         own = dense * np.exp(t.sigma_np * rng.standard_normal())
+        shift = t.sigma_p * of_shifts.standard_normal() - t.chi * (np.log(n) - n_0)
         plateaus[d, w, n] = float(saturated(own, t.eps_up))
         prunable, other = count_parameters(d, w)
         kept = np.array(kept_by_round(prunable, max(levels)))[list(levels)]
         for replicate in range(replicates):
             eps_np = saturated(own * np.exp(t.tau_np * rng.standard_normal()), t.eps_up)
-            p = t.p_prime * np.exp(t.tau_p * rng.standard_normal())
+            p = t.p_prime * np.exp(shift + t.tau_p * rng.standard_normal())
             curve = (eps_np, t.eps_up, t.gamma, p, d**t.phi * (w / WIDTH_REFERENCE) ** t.psi * kept / prunable)
             location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), n_test, vars(t))
             share = 1 / (1 + np.exp(-(location + scale * rng.standard_t(t.nu, len(kept)))))
@@ -199,7 +202,7 @@ class Reference:
         self.response = np.log((count * error + half) / (count * (1 - error) + half))
 
     def p_prime(self, value: Mapping[str, Any]) -> Any:
-        """Turn the knee of the central network into the paper's unit."""
+        """Turn the knee of the central network into the paper's unit, at the central dataset size."""
         return value["knee"] * np.exp(value["phi"] * self.log_depth.mean() + value["psi"] * self.log_width.mean())
 
     def log_dense(self, value: Mapping[str, Any]) -> Any:
@@ -218,6 +221,7 @@ class Reference:
         eps_np = saturated(np.exp(log_e[..., self.trajectory]), eps_up)
         p = self.p_prime(value) * np.exp(effect_p[..., self.trajectory])
         m = depth ** value["phi"] * width ** value["psi"] * self.runs["density"].to_numpy(float)
+        m = m * np.exp(value.get("chi", 0.0) * (self.log_size - self.log_size.mean())[of_row])
         curve = (eps_np, eps_up, value["gamma"], p, m, value.get("sharpness", 2.0))
         location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), self.n_test, value)
         if "rho" not in value:
@@ -233,11 +237,11 @@ class Reference:
             result[..., own] = log_density_along(value, *parts)
         return result
 
-    def log_density_of_groups(self, log_e: NDArray, centre: NDArray, sigma_np: NDArray, tau_np: NDArray) -> float:
-        """Compute the log density of the trajectories' log e, jointly normal within a configuration."""
+    def log_density_of_groups(self, effects: NDArray, centre: NDArray, sigma: NDArray, tau: NDArray) -> float:
+        """Compute the log density of effects of the trajectories, jointly normal within a configuration."""
         total = 0.0
         for i in range(len(self.configurations)):
-            own = log_e[self.configuration == i]
-            covariance = sigma_np[i] ** 2 * np.ones((len(own), len(own))) + tau_np[i] ** 2 * np.eye(len(own))
+            own = effects[self.configuration == i]
+            covariance = sigma[i] ** 2 * np.ones((len(own), len(own))) + tau[i] ** 2 * np.eye(len(own))
             total += scipy.stats.multivariate_normal.logpdf(own, np.full(len(own), centre[i]), covariance)
         return float(total)

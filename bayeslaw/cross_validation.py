@@ -1,0 +1,153 @@
+"""Which model predicts best, exactly: every fit made again without what is left out, and scored on that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from bayeslaw.calibration import fold_of
+from bayeslaw.comparison import check_fits, score_runs
+from bayeslaw.errors import BayeslawError
+from bayeslaw.fitting import fit as fit_runs
+from bayeslaw.frame import CONFIGURATION
+
+if TYPE_CHECKING:
+    from bayeslaw.posterior import Fit
+
+_KEYS = ["fit", "fold", *CONFIGURATION, "trajectory"]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Hold how several models of one table predict what was left out of their fits.
+
+    Attributes:
+        pointwise: One row per model and trajectory left out: `fit`, `fold`, the network, `trajectory`, `log_density`
+            (log predictive density of its empirical logits, all together), its Monte Carlo error `mcse`, and whether
+            the fit without it `passed` its gate.
+        leave_out: What was left out.
+    """
+
+    pointwise: pd.DataFrame
+    leave_out: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per model, best first.
+
+        `elpd` is the sum of the log densities, higher is better; `se` its standard error over what was left out as one
+        (networks, or trajectories), whose densities may go together; `difference` from the first row, with its own
+        standard error; `mcse` of the sum by the finite number of draws; `passed`, the share of fits past their gate.
+        """
+        by = [*CONFIGURATION, "trajectory"] if self.leave_out == "trajectories" else CONFIGURATION
+        rows = self.pointwise
+        scores = rows.pivot_table(index=by, columns="fit", values="log_density", aggfunc="sum")
+        order = scores.sum().sort_values(ascending=False).index
+        apart = scores.sub(scores[order[0]], axis=0)
+        count = np.sqrt(len(scores))
+        table = pd.DataFrame(
+            {
+                "elpd": scores.sum(),
+                "se": count * scores.std(ddof=1),
+                "difference": apart.sum(),
+                "difference_se": count * apart.std(ddof=1),
+                "mcse": np.sqrt(rows.groupby("fit")["mcse"].agg(lambda errors: (errors**2).sum())),
+                "passed": rows.groupby(["fit", "fold"])["passed"].first().groupby("fit").mean(),
+            }
+        )
+        return table.loc[order].rename_axis("fit")
+
+    def __str__(self) -> str:
+        return self.table.to_string(float_format=lambda v: f"{v:.2f}")
+
+
+def cross_validate(
+    fits: Mapping[str, Fit],
+    *,
+    leave_out: str = "configurations",
+    folds: int = 5,
+    draws: int = 500,
+    seed: int = 0,
+    path: str | Path | None = None,
+    progress: bool = True,
+) -> CrossValidation:
+    """Rank models by the density that they give to runs left out of their fits; exact, at the cost of the fits.
+
+    `bayeslaw.compare` estimates the same for trajectories from one fit each, and says when its estimate must not be
+    believed. Here every model is fitted again to every fold's remainder, with the same parts and priors. The density of
+    a trajectory is that of all its rows together, its effects integrated; where its network was left out too, the
+    network's own effects likewise.
+
+    Args:
+        fits: Fits of the same runs, with trajectories, by name.
+        leave_out: `"configurations"`, dealt into folds at random; `"trajectories"`, likewise, other runs of the same
+            network mostly staying; `"largest"`, the largest third of the networks and the largest dataset size.
+        folds: Number of folds; `"largest"` is one.
+        draws: Posterior draws that a density is averaged over, spread evenly over all of a fit's.
+        seed: Seed of folds and sampler.
+        path: Table (.csv) that is kept up to date, and gone on with where it exists.
+        progress: Show a progress bar where standard error is a terminal.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        BayeslawError: The fits are of different runs, or without trajectories; or as `bayeslaw.evaluate` does.
+
+    Source:
+        Vehtari, Gelman, Gabry 2017, section 4 (K-fold); Merkle, Furr, Rabe-Hesketh 2019 (integrating effects).
+
+    Example:
+        >>> import bayeslaw
+        >>> print(bayeslaw.cross_validate({"M1": fit, "M2": other}, folds=3))  # doctest: +SKIP
+    """
+    if not fits:
+        raise BayeslawError("cross_validate needs a fit or more; got none.")
+    check_fits(fits)
+    runs = next(iter(fits.values())).runs
+    if "trajectory" not in runs:
+        raise BayeslawError(
+            "cross_validate scores whole trajectories; the runs have none. Map the column and fit again."
+        )
+    fold = fold_of(runs, leave_out, folds, seed)
+    kept = pd.read_csv(path) if path is not None and Path(path).exists() else pd.DataFrame(columns=pd.Index(_KEYS))
+    tables = [] if kept.empty else [kept]
+    done = set(kept[["fit", "fold"]].itertuples(index=False, name=None))
+    jobs = [(name, index) for name in fits for index in range(fold.max() + 1) if (name, index) not in done]
+    for name, index in tqdm(jobs, desc="fits", disable=None if progress else True, file=sys.stderr):
+        scores = _score(fits[name], runs[fold != index], runs[fold == index], draws=draws, seed=seed)
+        tables.append(scores.assign(fit=name, fold=index)[[*_KEYS, "log_density", "mcse", "passed"]])
+        if path is not None:
+            pd.concat(tables).to_csv(path, index=False)
+    return CrossValidation(pd.concat(tables, ignore_index=True), leave_out)
+
+
+def refit(fit: Fit, runs: pd.DataFrame, *, seed: int) -> Fit:
+    """Fit other runs with the parts, the priors and the numbers of draws of a fit."""
+    structure, settings = fit.structure, fit.settings
+    return fit_runs(
+        runs,
+        law=structure.law,
+        effects=structure.effects,
+        noise=structure.noise,
+        steep=structure.steep,
+        growth=structure.growth,
+        correlated=structure.correlated,
+        priors={name: prior.distribution for name, prior in fit.priors().items()},
+        seed=seed,
+        progress=False,
+        **{name: settings[name] for name in ("chains", "warmup", "draws")},
+    )
+
+
+def _score(fit: Fit, inside: pd.DataFrame, outside: pd.DataFrame, *, draws: int, seed: int) -> pd.DataFrame:
+    """Fit the one and give the log density of every trajectory of the other."""
+    posterior = refit(fit, inside, seed=seed)
+    return score_runs(posterior, outside, draws=draws).assign(passed=posterior.diagnose().passed)
