@@ -57,12 +57,16 @@ class Suggestion:
             A network can appear more than once: its replicates.
         regret: Expected regret of the present decision, in units of the objective.
         notes: What the reader must know.
+        family: Name of the fitted networks' family.
+        dataset: Label of their dataset.
     """
 
     ranked: pd.DataFrame
     chosen: pd.DataFrame
     regret: float
     notes: tuple[str, ...]
+    family: str
+    dataset: str
 
     def __str__(self) -> str:
         formats = dict.fromkeys(CONFIGURATION, "{:g}".format) | {"density": "{:.4f}".format}
@@ -92,10 +96,12 @@ class Suggestion:
             The path.
 
         Raises:
-            BayeslawError: The template is no sweep, nothing is suggested, or a network is none that can be trained.
+            BayeslawError: The template is no sweep, or one of another family or dataset than was fitted; nothing is
+                suggested, or a network is none that can be trained.
         """
-        from bayeslaw.sweep_file import write_sweep
+        from bayeslaw.sweep_file import check_origin, write_sweep
 
+        check_origin(template, self.family, self.dataset)
         return write_sweep(path, self.chosen, template=template, runs=runs)
 
 
@@ -199,7 +205,8 @@ def suggest(
         known.append(shown[place])
         shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)
     batch_table = pd.DataFrame(chosen).reset_index(drop=True)
-    return Suggestion(ranked, batch_table, regret, _notes(batch_table, batch))
+    notes = _notes(batch_table, batch)
+    return Suggestion(ranked, batch_table, regret, notes, fit.frame.family.name, fit.frame.dataset)
 
 
 def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> pd.DataFrame:

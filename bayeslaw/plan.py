@@ -12,7 +12,7 @@ import pandas as pd
 from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, varies
-from bayeslaw.objectives import Question, draws_of, fallback_of, unpruned_errors, values_of, worth
+from bayeslaw.objectives import Question, check_target, draws_of, fallback_of, unpruned_errors, values_of, worth
 from bayeslaw.policies import adaptive, fixed, new_runs_of
 from bayeslaw.predict import extrapolation, predict
 from bayeslaw.starts import Costs, Counter, costs_of, make_starts
@@ -208,7 +208,7 @@ def plan(
     question = Question(objective, target_error, max_size, max_training_flops, policy, validation, confidence)
     question.check()
     starts = _held_out(make_starts(depths, widths, dataset_size), validation)
-    _check_target(fit, question)
+    check_target(fit, question)
     notes = _gate(fit, allow_failed)
     costs = costs_of(fit, starts, family, parameters)
     judged, p_none = judge_starts(fit, question, starts, costs, seed)
@@ -304,15 +304,6 @@ def _held_out(starts: pd.DataFrame, validation: int | None) -> pd.DataFrame:
             f"validation = {validation} leaves nothing of dataset_size = {starts['dataset_size'].min():g} to train on."
         )
     return starts.assign(dataset_size=left)
-
-
-def _check_target(fit: Fit, question: Question) -> None:
-    highest = float(fit.posterior["eps_up"].quantile(0.05))
-    if question.target_error is not None and question.target_error >= highest:
-        raise BayeslawError(
-            f"target_error = {question.target_error:g} is at or above the high plateau (eps_up, {highest:.3g} or "
-            "more): every network reaches it at any density. Ask for less error."
-        )
 
 
 def _gate(fit: Fit, allow_failed: bool) -> list[str]:

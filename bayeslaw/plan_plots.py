@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, varies
-from bayeslaw.frontiers import frontier
+from bayeslaw.frontiers import frontier, pareto
 from bayeslaw.objectives import OBJECTIVES
 from bayeslaw.plan import Plan
 from bayeslaw.plots import BAND, LINE, POINT, curve_densities, lowest_density, new_axes
@@ -124,6 +125,59 @@ def _wanted(plan: Plan) -> str:
     if plan.target_error is None:
         return f"at most {plan.question.max_size:,.0f} parameters"
     return f"target {plan.target_error:g}"
+
+
+def plot_pareto(fit: Fit, plan: Plan, *, interval: float = 0.9, seed: int = 0, ax: Axes | None = None) -> Axes:
+    """Draw the fewest non-zero parameters at the plan's target against what all trainings cost.
+
+    Args:
+        fit: The posterior.
+        plan: A plan with a target error, whose starts are drawn from.
+        interval: Probability of the band.
+        seed: Seed of fresh effects.
+        ax: Where to draw; a new figure if not given.
+
+    Returns:
+        The axes: `bayeslaw.pareto` where a start is as likely as not to reach the target, each stretch named by the
+        start that is most often the smallest; the plan's recommendation as a star.
+
+    Raises:
+        BayeslawError: The plan has no target error, or multiply-adds are not known.
+    """
+    if plan.target_error is None:
+        raise BayeslawError("a front of size against cost needs a plan with a target error, not objective = 'error'.")
+    starts = plan.starts
+    front = pareto(
+        fit,
+        plan.target_error,
+        depths=starts["depth"],
+        widths=starts["width"],
+        dataset_size=starts["dataset_size"],
+        parameters=starts[["depth", "width", "prunable", "unprunable", "macs"]],
+        interval=interval,
+        seed=seed,
+    )
+    front = front[front["p_feasible"] >= 0.5]
+    ax = new_axes(ax, (6.8, 4.4))
+    ax.fill_between(front["training_flops"], front["lower"], front["upper"], color=BAND, lw=0, label=f"{interval:.0%}")
+    ax.plot(front["training_flops"], front["median"], color=LINE, label="median")
+    several, before = varies(starts["dataset_size"]), None
+    for _, row in front.iterrows():
+        name = f"depth {row['depth']:g}, width {row['width']:.3g}" + f", n = {row['dataset_size']:g}" * several
+        if name != before:
+            at = (row["training_flops"], row["median"])
+            ax.plot(*at, "o", color=LINE, ms=4)
+            ax.annotate(name, at, (4, 4), textcoords="offset points", fontsize=7, rotation=30)
+        before = name
+    if plan.recommended is not None:
+        label = f"recommended (reached with p = {plan.recommended['p_reach']:.2f})"
+        ax.plot(plan.recommended["training_flops"], plan.recommended["size"], "*", color=POINT, ms=14, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="all trainings, floating-point operations")
+    ax.set_ylabel("non-zero parameters")
+    ax.set_title(f"fewest parameters at {_wanted(plan)} for what training may cost, and the start they come from")
+    ax.title.set_fontsize(10)
+    ax.legend(frameon=False)
+    return ax
 
 
 def plot_regret(plan: Plan, *, ax: Axes | None = None) -> Axes:

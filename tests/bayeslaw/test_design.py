@@ -1,5 +1,6 @@
 """Which run next: values that a plain simulation confirms, batches, budgets, and sweeps that the runner takes."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -136,4 +137,19 @@ def test_a_suggestion_becomes_a_sweep_of_new_replicates(fitted, found, tmp_path)
         read_sweep(tmp_path / "nothing.toml")
     half = found.chosen.assign(width=2.5)
     with pytest.raises(BayeslawError, match=r"width 2\.5.* is no network that can be trained"):
-        type(found)(found.ranked, half, 0.0, ()).to_sweep(tmp_path / "x.toml", template=template)
+        dataclasses.replace(found, chosen=half).to_sweep(tmp_path / "x.toml", template=template)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ('dataset = "digits"', 'dataset = "fashion_mnist"', "cifar_resnet on fashion_mnist, but the fit is of"),
+        ('family = "cifar_resnet"', 'family = "mlp"', "sweeps mlp on digits, .* of cifar_resnet on digits"),
+    ],
+)
+def test_a_template_of_other_networks_or_data_is_refused(found, tmp_path, ours, theirs, words) -> None:
+    template = tmp_path / "template.toml"
+    template.write_text(TEMPLATE.replace(ours, theirs))
+    with pytest.raises(BayeslawError, match=words):
+        found.to_sweep(tmp_path / "next.toml", template=template)
+    assert not (tmp_path / "next.toml").exists()
