@@ -345,6 +345,35 @@ def evaluate(
 
 
 @app.command()
+def evaluate_plans(
+    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table with replicates.")],
+    law: LawOption = "sharpness",
+    correlated: CorrelatedOption = True,
+    factors: Annotated[
+        str, typer.Option(help="Target errors, as multiples of the least unpruned one.")
+    ] = "1.25,1.5,2,3",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for questions.csv, starts.csv and sizes.png.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Hide the networks around measured optima, plan from the rest, and look up what was measured."""
+    from bayeslaw.plan_evaluation import evaluate_plans as run
+
+    asked = _floats(factors, "--factors")
+    result = run(_table(runs), factors=asked, law=law, correlated=correlated, seed=seed)
+    if output is not None:
+        from bayeslaw.plots import save_figure
+        from bayeslaw.promise_plots import plot_looked_up
+
+        output.mkdir(parents=True, exist_ok=True)
+        result.questions.to_csv(output / "questions.csv", index=False, float_format="%.6g")
+        result.starts.to_csv(output / "starts.csv", index=False, float_format="%.6g")
+        save_figure(plot_looked_up(result), output / "sizes.png")
+    typer.echo(str(result))
+
+
+@app.command()
 def check(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a run that was stopped is continued.")],
     model: Annotated[str, typer.Option(help="single, few, hierarchical, all of these, or plan.")] = "all",
@@ -380,7 +409,7 @@ def check(
 
 def _check_plans(folder: Path, worlds: int, seed: int, processes: int) -> None:
     from bayeslaw.plan_checking import check_plans
-    from bayeslaw.plan_plots import plot_reliability
+    from bayeslaw.promise_plots import plot_reliability
 
     result = check_plans(worlds=worlds, seed=seed, output=folder, processes=processes)
     plot_reliability(result.reliability).savefig(folder / "reliability.png", dpi=110)

@@ -11,6 +11,8 @@ import xarray as xr
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
+from bayeslaw.frame import CONFIGURATION
+from bayeslaw.measured import Recorded, middle
 from bayeslaw.objectives import Question, check_target, draws_of, sparsest_densities, values_of
 from bayeslaw.starts import MAX_ROUNDS, Costs, Counter, costs_of, make_starts
 
@@ -52,7 +54,9 @@ def frontier(
 
     Returns:
         One row per target: `target_error`, `median`, `lower`, `upper` size and `p_feasible`, the probability that any
-        start reaches it. Quantiles are over the draws in which the target is feasible.
+        start reaches it. Quantiles are over the draws in which the target is feasible. Beside it `measured`, the fewest
+        parameters at which a fitted network of these starts reached it (the middle one of its runs,
+        `bayeslaw.measured`); NaN where none did.
 
     Source:
         Rosenfeld et al., ICML 2021, figure 8.
@@ -60,12 +64,31 @@ def frontier(
     starts = make_starts(depths, widths, dataset_size)
     targets = np.asarray(targets, float)
     tail, rows = (1 - interval) / 2, []
-    sizes = _smallest_sizes(fit, targets, starts, costs_of(fit, starts, family, parameters), seed)
+    costs = costs_of(fit, starts, family, parameters)
+    sizes = _smallest_sizes(fit, targets, starts, costs, seed)
     for target, own in zip(targets, sizes, strict=True):
         smallest = own[np.isfinite(own)]
         quantiles = np.quantile(smallest, [0.5, tail, 1 - tail]) if len(smallest) else np.full(3, np.nan)
         rows.append([target, *quantiles, len(smallest) / len(own)])
-    return pd.DataFrame(rows, columns=["target_error", "median", "lower", "upper", "p_feasible"])
+    table = pd.DataFrame(rows, columns=["target_error", "median", "lower", "upper", "p_feasible"])
+    return table.assign(measured=_measured(fit, targets, starts, costs))
+
+
+def _measured(fit: Fit, targets: NDArray, starts: pd.DataFrame, costs: Costs) -> NDArray[np.float64]:
+    """Give the fewest parameters at which fitted runs of starts reach each target, NaN where none do."""
+    offered = pd.MultiIndex.from_frame(starts[CONFIGURATION].astype(float))
+    own = fit.runs[pd.MultiIndex.from_frame(fit.runs[CONFIGURATION].astype(float)).isin(offered)]
+    if own.empty or "trajectory" not in own:
+        return np.full(len(targets), np.nan)
+    recorded, found = Recorded(own), []
+    for target in targets:
+        density = (
+            recorded.densities(float(target)).groupby(CONFIGURATION)["density"].agg(lambda v: middle(v.to_numpy()))
+        )
+        place = offered.get_indexer(density.index)
+        size = density.to_numpy(float) * costs.prunable[place] + costs.unprunable[place]
+        found.append(size.min() if np.isfinite(size).any() else np.nan)
+    return np.array(found)
 
 
 def pareto(

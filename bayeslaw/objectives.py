@@ -102,6 +102,21 @@ class Question:
             raise BayeslawError("; ".join(told) + ".")
 
 
+def check_gate(fit: Fit, *, allow_failed: bool) -> list[str]:
+    """Refuse a fit that failed its gate, or warn of it where that is allowed.
+
+    Raises:
+        BayeslawError: It failed, and that is not allowed.
+    """
+    diagnosis = fit.diagnose()
+    if diagnosis.passed:
+        return []
+    message = "The fit failed its gate: " + "; ".join(diagnosis.failures) + "."
+    if not allow_failed:
+        raise BayeslawError(f"{message} Mend it, or pass allow_failed=True to plan with it all the same.")
+    return [f"Warning: {message}"]
+
+
 def check_target(fit: Fit, question: Question) -> None:
     """Refuse a target that every network reaches.
 

@@ -12,7 +12,16 @@ import pandas as pd
 from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, varies
-from bayeslaw.objectives import Question, check_target, draws_of, fallback_of, unpruned_errors, values_of, worth
+from bayeslaw.objectives import (
+    Question,
+    check_gate,
+    check_target,
+    draws_of,
+    fallback_of,
+    unpruned_errors,
+    values_of,
+    worth,
+)
 from bayeslaw.policies import adaptive, fixed, new_runs_of
 from bayeslaw.predict import extrapolation, predict
 from bayeslaw.starts import Costs, Counter, costs_of, make_starts
@@ -209,7 +218,7 @@ def plan(
     question.check()
     starts = _held_out(make_starts(depths, widths, dataset_size), validation)
     check_target(fit, question)
-    notes = _gate(fit, allow_failed)
+    notes = check_gate(fit, allow_failed=allow_failed)
     costs = costs_of(fit, starts, family, parameters)
     judged, p_none = judge_starts(fit, question, starts, costs, seed)
     if 1 - p_none < OUT_OF_REACH:
@@ -304,16 +313,6 @@ def _held_out(starts: pd.DataFrame, validation: int | None) -> pd.DataFrame:
             f"validation = {validation} leaves nothing of dataset_size = {starts['dataset_size'].min():g} to train on."
         )
     return starts.assign(dataset_size=left)
-
-
-def _gate(fit: Fit, allow_failed: bool) -> list[str]:
-    diagnosis = fit.diagnose()
-    if diagnosis.passed:
-        return []
-    message = "The fit failed its gate: " + "; ".join(diagnosis.failures) + "."
-    if not allow_failed:
-        raise BayeslawError(f"{message} Mend it, or pass allow_failed=True to plan with it all the same.")
-    return [f"Warning: {message}"]
 
 
 def _out_of_reach(fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, seed: int) -> str:

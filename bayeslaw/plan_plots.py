@@ -16,7 +16,6 @@ from bayeslaw.plots import BAND, LINE, POINT, curve_densities, lowest_density, n
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from bayeslaw.posterior import Fit
 
@@ -42,7 +41,8 @@ def plot_frontier(
         ax: Where to draw; a new figure if not given.
 
     Returns:
-        The axes: the paper's figure 8 with credible bands.
+        The axes: the paper's figure 8 with credible bands, and crosses for the fewest parameters at which fitted runs
+        were measured to reach an error.
 
     Source:
         Rosenfeld et al., ICML 2021, figure 8.
@@ -69,6 +69,9 @@ def plot_frontier(
     front = _frontier_of(fit, plan, starts, targets, interval, seed)
     ax.fill_betweenx(front["target_error"], front["lower"], front["upper"], color="0.6", alpha=0.5, lw=0)
     ax.plot(front["median"], front["target_error"], color="black", lw=2)
+    is_measured = bool(front["measured"].notna().any())
+    if is_measured:
+        ax.plot(front["measured"], front["target_error"], "x", color=POINT, ms=5, mew=1.2)
     if plan.target_error is not None:
         ax.axhline(plan.target_error, color=POINT, lw=1, ls=(0, (6, 3)))
     else:
@@ -77,7 +80,7 @@ def plot_frontier(
     if row is not None:
         error = row["run_median"] if plan.target_error is None else plan.target_error
         ax.plot(row["size"], error, "*", color=POINT, ms=14, zorder=5)
-    _frontier_legend(ax, plan, widths, colors, depths, styles, interval)
+    _frontier_legend(ax, plan, widths, colors, depths, styles, interval, is_measured=is_measured)
     ax.set(xscale="log", yscale="log", xlabel="non-zero parameters", ylabel="test error (fraction)")
     ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}, n = {plan.dataset_size:g}")
     return ax
@@ -100,7 +103,9 @@ def _frontier_of(
     return front[front["p_feasible"] >= 0.5]
 
 
-def _frontier_legend(ax: Axes, plan: Plan, widths, colors, depths, styles, interval: float) -> None:
+def _frontier_legend(
+    ax: Axes, plan: Plan, widths, colors, depths, styles, interval: float, *, is_measured: bool
+) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -114,6 +119,8 @@ def _frontier_legend(ax: Axes, plan: Plan, widths, colors, depths, styles, inter
         Patch(color="0.6", alpha=0.5, label=f"{interval:.0%} interval"),
         Line2D([], [], color=POINT, ls=(0, (6, 3)), label=_wanted(plan)),
     ]
+    if is_measured:
+        handles.append(Line2D([], [], color=POINT, marker="x", ls="", label="fewest parameters, measured"))
     if plan.recommended is not None:
         sure = "" if plan.target_error is None else f" (reached with p = {plan.recommended['p_reach']:.2f})"
         label = f"recommended{sure}"
@@ -276,27 +283,3 @@ def plot_campaign(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if "campaign" in history:
         ax.legend(frameon=False)
     return ax
-
-
-def plot_reliability(table: pd.DataFrame) -> Figure:
-    """Draw what came against what was promised, in bins, a panel for each kind of probability.
-
-    Args:
-        table: `PlanCheck.reliability`.
-
-    Returns:
-        The figure; points are as large as they have promises, with 90 % intervals over worlds.
-    """
-    from matplotlib.figure import Figure
-
-    kinds = table["kind"].unique()
-    figure = Figure(figsize=(3.4 * len(kinds), 3.4), layout="constrained")
-    for ax, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds), sharey=True)), kinds, strict=True):
-        own = table[table["kind"] == kind]
-        ax.plot([0, 1], [0, 1], ":", color="0.5")
-        ax.vlines(own["promised"], own["lower"], own["upper"], color=LINE)
-        ax.scatter(own["promised"], own["came"], 10 + 90 * own["count"] / own["count"].max(), color=LINE)
-        ax.set(xlabel="promised probability", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-        ax.set_title(f"P({kind})")
-    figure.axes[0].set_ylabel("share that came")
-    return figure

@@ -14,6 +14,7 @@ from simulate import count_parameters, error_of, kept_by_round, observation_of, 
 
 from bayeslaw import BayeslawError, frontier
 from bayeslaw.law import Curve, log_m_at
+from bayeslaw.measured import Recorded, middle, run_sizes
 from bayeslaw.objectives import density_within
 from bayeslaw.predict import configuration_draws
 from bayeslaw.starts import rounds_of
@@ -291,7 +292,15 @@ def test_the_frontier_is_the_plans_smallest_size(fitted, target) -> None:
     assert front.loc[0, ["median", "lower", "upper"]].tolist() == pytest.approx(expected)
     assert front["p_feasible"][0] == pytest.approx(1 - made.p_none)
     assert frontier(fitted, np.array([target]), **GRID | {"dataset_size": 250})["median"][0] < front["median"][0]
+    # Beside it stands what the runs of that network were measured to need, by own counts too.
+    own = fitted.runs.query("depth == 14 and width == 8 and dataset_size == 250")
+    assert front["measured"][0] == middle(run_sizes(own, target)["size"].to_numpy())
+    counts = pd.DataFrame({"depth": [14], "width": [8], "prunable": [2e3], "unprunable": [0.0]})
+    density = middle(Recorded(own).densities(target)["density"].to_numpy())
+    by_own_counts = frontier(fitted, np.array([target]), **one, parameters=counts)
+    assert by_own_counts["measured"][0] == pytest.approx(2e3 * density)
     nothing = frontier(fitted, np.array([1e-4]), **one)
+    assert np.isnan(nothing["measured"][0])
     assert nothing["p_feasible"][0] == 0
     assert nothing["median"].isna().all()
 

@@ -19,7 +19,7 @@ from bayeslaw.plan_checking import (
     check_plans,
     judge_plans,
 )
-from bayeslaw.plan_plots import plot_reliability
+from bayeslaw.promise_plots import plot_reliability
 from bayeslaw.simulation import simulate
 from bayeslaw.starts import make_starts
 
