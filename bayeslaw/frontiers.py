@@ -82,11 +82,10 @@ def _measured(fit: Fit, targets: NDArray, starts: pd.DataFrame, costs: Costs) ->
         return np.full(len(targets), np.nan)
     recorded, found = Recorded(own), []
     for target in targets:
-        density = (
-            recorded.densities(float(target)).groupby(CONFIGURATION)["density"].agg(lambda v: middle(v.to_numpy()))
-        )
-        place = offered.get_indexer(density.index)
-        size = density.to_numpy(float) * costs.prunable[place] + costs.unprunable[place]
+        runs = recorded.densities(float(target))
+        place = offered.get_indexer(pd.MultiIndex.from_frame(runs[CONFIGURATION].astype(float)))
+        sizes = runs.assign(size=runs["density"] * costs.prunable[place] + costs.unprunable[place])
+        size = sizes.groupby(CONFIGURATION)["size"].agg(lambda own: middle(own.to_numpy()))
         found.append(size.min() if np.isfinite(size).any() else np.nan)
     return np.array(found)
 

@@ -296,9 +296,9 @@ def test_the_frontier_is_the_plans_smallest_size(fitted, target) -> None:
     own = fitted.runs.query("depth == 14 and width == 8 and dataset_size == 250")
     assert front["measured"][0] == middle(run_sizes(own, target)["size"].to_numpy())
     counts = pd.DataFrame({"depth": [14], "width": [8], "prunable": [2e3], "unprunable": [0.0]})
-    density = middle(Recorded(own).densities(target)["density"].to_numpy())
+    sizes = 2e3 * Recorded(own).densities(target)["density"].to_numpy()
     by_own_counts = frontier(fitted, np.array([target]), **one, parameters=counts)
-    assert by_own_counts["measured"][0] == pytest.approx(2e3 * density)
+    assert by_own_counts["measured"][0] == pytest.approx(middle(sizes))
     nothing = frontier(fitted, np.array([1e-4]), **one)
     assert np.isnan(nothing["measured"][0])
     assert nothing["p_feasible"][0] == 0
