@@ -161,7 +161,7 @@ def autopilot(
     }  # fmt: skip
     output = _open(Path(output), wanted)
     candidates = make_starts(depths, widths, sizes).assign(density=density)
-    price = _price(runner, candidates)
+    price = prices(runner, candidates)
     runs, history = _resume(output)
     rng = np.random.default_rng([seed, len(history)])
     if runs.empty:
@@ -234,8 +234,8 @@ def add_runs(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFram
     return load_runs(output / "runs.parquet")
 
 
-def _price(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
-    """Price one trajectory of every candidate, by depth, width and dataset size."""
+def prices(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
+    """Give the floating-point operations of one trajectory of every candidate, by depth, width and dataset size."""
     first = runner.describe().iloc[0]
     epochs = float(first.get("epochs", 1.0))
     macs = family_of(first).macs(candidates["depth"], candidates["width"])

@@ -329,17 +329,19 @@ def _out_of_reach(fit: Fit, question: Question, starts: pd.DataFrame, costs: Cos
             f"cheapest takes {costs.training.min():.3g}. Offer more, or smaller starts."
         )
     assert question.target_error is not None
+    if question.max_training_flops is not None:
+        starts = starts[costs.training <= question.max_training_flops]
     target, unpruned = question.target_error, unpruned_errors(fit, starts, seed)
     best = int(unpruned.mean(0).argmin())
     design = starts.iloc[[best]].assign(density=1.0)[[*CONFIGURATION, "density"]]
     closest = predict(fit, design)
     assert isinstance(closest, pd.DataFrame)
-    row = closest.iloc[0]
+    row, budget = closest.iloc[0], "" if question.max_training_flops is None else ", or more max_training_flops"
     return (
         f"target_error = {target:g} is out of reach: the closest start is depth {row['depth']:g}, width "
         f"{row['width']:g}, whose unpruned mean error is {row['median']:.3g} ({row['lower']:.3g} to {row['upper']:.3g},"
         f" 90 %); it is at most the target with probability {(unpruned[:, best] <= target).mean():.3f}. "
-        "Ask for more error, or offer larger starts or more data."
+        f"Ask for more error, or offer larger starts or more data{budget}."
     )
 
 
@@ -356,8 +358,18 @@ def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
             f"Note: this start lies a factor {np.exp(distance):.2g} outside what was fitted; there the interval rests "
             "on the law."
         )
+    names = ["gamma", "phi", "psi", "knee", *_dense_exponents(fit, chosen)]
     for drivers, words in ((fit.prior_driven, "the prior"), (fit.population_driven, "the other families")):
-        driven = [name for name in ("gamma", "phi", "psi", "knee") if name in drivers]
+        driven = [name for name in names if name in drivers]
         if driven:
             notes.append(f"Note: {', '.join(driven)} driven by {words}, not by the data.")
     return notes
+
+
+def _dense_exponents(fit: Fit, chosen: pd.DataFrame) -> list[str]:
+    """Name the exponents of the dense law that the plateaus of starts rest on: none where all were trained."""
+    names = []
+    for name, columns in (("beta", ["depth", "width"]), ("alpha", ["dataset_size"])):
+        there, asked = (pd.MultiIndex.from_frame(rows[columns].astype(float)) for rows in (fit.configurations, chosen))
+        names += [name] if not asked.isin(there).all() else []
+    return names
