@@ -5,7 +5,7 @@
     uv run python tests/benchmarks/campaigns.py fashion_mnist_resnet -o tests/benchmarks/campaigns
 
 A campaign (`bayeslaw.autopilot`) begins with eight networks of the cheaper half of a grid and adds four a round, each
-network once, up to twenty; after every round it names the start of least expected loss. Both contenders begin with the
+network once, up to sixteen; after every round it names the start of least expected loss. Both contenders begin with the
 same networks. How far that start ends above the best one is looked up: in simulated worlds (drawn as `bayeslaw check`
 draws them; target 1.5 times the least true unpruned error) in the true curves, in a recorded sweep in the sizes that
 all its runs show (`bayeslaw.measured`; a campaign gets one run of every network, drawn anew in each repetition). All
@@ -42,9 +42,9 @@ CHOICES = ("suggest", "random")
 #: Regret, in per cent, below which a start is taken as found.
 FOUND = (25, 10)
 #: Networks that a campaign runs at most.
-MOST = 20
+MOST = 16
 #: Networks that a campaign runs at most.
-MOST = 20
+MOST = 16
 BATCH, DRAWS, RESAMPLES = 4, 500, 2000
 DEPTHS, WIDTHS, SIZES = (8, 14, 20), (2, 4, 8, 16, 32), (12_500, 50_000)
 #: Target errors at the largest dataset size of recorded sweeps.
