@@ -352,9 +352,7 @@ def evaluate_plans(
     factors: Annotated[
         str, typer.Option(help="Target errors, as multiples of the least unpruned one.")
     ] = "1.25,1.5,2,3",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for questions.csv, starts.csv and sizes.png.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables and the figure.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Hide the networks around measured optima, plan from the rest, and look up what was measured."""
@@ -363,13 +361,7 @@ def evaluate_plans(
     asked = _floats(factors, "--factors")
     result = run(_table(runs), factors=asked, law=law, correlated=correlated, seed=seed)
     if output is not None:
-        from bayeslaw.plots import save_figure
-        from bayeslaw.promise_plots import plot_looked_up
-
-        output.mkdir(parents=True, exist_ok=True)
-        result.questions.to_csv(output / "questions.csv", index=False, float_format="%.6g")
-        result.starts.to_csv(output / "starts.csv", index=False, float_format="%.6g")
-        save_figure(plot_looked_up(result), output / "sizes.png")
+        result.save(output)
     typer.echo(str(result))
 
 

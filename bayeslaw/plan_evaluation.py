@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,6 +86,18 @@ class PlanEvaluation:
                 *failed,
             ]
         )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `questions.csv`, `starts.csv`, `coverage.csv` and the figure `sizes.png` into a folder; give it."""
+        from bayeslaw.plots import save_figure
+        from bayeslaw.promise_plots import plot_looked_up
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("questions", "starts", "coverage"):
+            getattr(self, name).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+        save_figure(plot_looked_up(self), folder / "sizes.png")
+        return folder
 
 
 def evaluate_plans(

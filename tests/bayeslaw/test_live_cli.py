@@ -248,6 +248,8 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
         (["plan", fit_file], "'size' needs target_error"),
         (["plan", fit_file, "--target-error", "0.1", "--widths", "8-2"], "widths run from above 0"),
         (["suggest", fit_file, "--target-error", "0.15", "--template", tmp_path / "no.toml"], "not a readable sweep"),
+        (["evaluate-plans", "digits_resnet", "--factors", "x"], "--factors 'x' must be numbers"),
+        (["evaluate-plans", "digits_resnet", "--factors", "90"], "no recorded network reaches such a target below"),
         (
             [
                 "autopilot",

@@ -145,13 +145,16 @@ def test_hidden_networks_are_looked_up(evaluation, recorded) -> None:
     assert len(evaluation.gates) == len(questions[["best_depth", "best_width"]].drop_duplicates())
 
 
-def test_the_figure_shows_every_network_asked_about(evaluation, tmp_path) -> None:
+def test_tables_and_figure_are_written(evaluation, tmp_path) -> None:
     ax = plot_looked_up(evaluation)
     shown = sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() == "o")
     starts = evaluation.starts
     assert shown == (starts["asked"] & np.isfinite(starts["size"])).sum()
-    ax.figure.savefig(tmp_path / "sizes.png")
-    assert (tmp_path / "sizes.png").stat().st_size > 5000
+    folder = evaluation.save(tmp_path / "new")
+    assert (folder / "sizes.png").stat().st_size > 5000
+    for name in ("questions", "starts", "coverage"):
+        written = pd.read_csv(folder / f"{name}.csv")
+        pd.testing.assert_frame_equal(written, getattr(evaluation, name), check_dtype=False, rtol=1e-5)
 
 
 def test_draws_that_miss_are_infinite_and_counted() -> None:
