@@ -58,7 +58,7 @@ class PlanEvaluation:
             one half: coverage is taken over these.
         coverage: Of the `optimum` of all questions and of the `hidden networks` asked about: the share inside its 50 %
             and 90 % intervals, and the shares within 25 % of the plan's number and of a new recording, with 90 %
-            intervals bootstrapped over optimal networks.
+            intervals bootstrapped over networks, whose targets go together.
         gates: The verdict on every fit, by the network hidden with its neighbours.
     """
 
@@ -315,12 +315,16 @@ def _near(again: NDArray, size: float) -> float:
 
 def _coverage(questions: pd.DataFrame, starts: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
-    for name, table in (("optimum", questions), ("hidden networks", starts[starts["asked"]])):
-        group = table.groupby(["best_depth", "best_width"]).ngroup().to_numpy()
+    parts = (
+        ("optimum", questions, ["best_depth", "best_width", "dataset_size"]),
+        ("hidden networks", starts[starts["asked"]], CONFIGURATION),
+    )
+    for name, table, network in parts:
+        group = table.groupby(network).ngroup().to_numpy()
         near = (table["off"].abs() <= NEAR).to_numpy()
         row: dict[str, Any] = {"of": name, "count": len(table)}
-        parts = {"in_50": table["inside_50"].to_numpy(bool), "in_90": table["inside_90"].to_numpy(bool), "near": near}
-        for part, inside in parts.items():
+        shares = {"in_50": table["inside_50"].to_numpy(bool), "in_90": table["inside_90"].to_numpy(bool), "near": near}
+        for part, inside in shares.items():
             row[part] = inside.mean()
             row[f"{part}_lower"], row[f"{part}_upper"] = bootstrap_share(inside, group, seed)
         rows.append(row | {"near_by_seeds": table["near_by_seeds"].mean()})
