@@ -25,8 +25,11 @@ from bayeslaw.fit_file import load as load
 from bayeslaw.fit_file import load_pooled as load_pooled
 from bayeslaw.fitting import fit as fit
 from bayeslaw.frontiers import frontier as frontier
+from bayeslaw.frontiers import pareto as pareto
 from bayeslaw.frontiers import size_draws as size_draws
 from bayeslaw.plan import Plan as Plan
+from bayeslaw.plan_evaluation import PlanEvaluation as PlanEvaluation
+from bayeslaw.plan_evaluation import evaluate_plans as evaluate_plans
 from bayeslaw.pooled import PooledFit as PooledFit
 from bayeslaw.posterior import Fit as Fit
 from bayeslaw.predictive_checks import predictive_check as predictive_check

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bayeslaw.design import decision_regret, suggest
 from bayeslaw.errors import BayeslawError, OutOfReachError
-from bayeslaw.fitting import fit
+from bayeslaw.fitting import FEW_CONFIGURATIONS, fit
 from bayeslaw.frame import CONFIGURATION, family_of
 from bayeslaw.predict import rounds_at
 from bayeslaw.runs import load_runs
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from bayeslaw.plan import Plan
     from bayeslaw.posterior import Fit
 
-#: Networks that a campaign begins with.
-INITIAL = 6
+#: Networks that a campaign begins with: as many as the fast way of sampling takes.
+INITIAL = FEW_CONFIGURATIONS
 
 
 class Runner(Protocol):
@@ -36,7 +36,7 @@ class Runner(Protocol):
         ...
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-        """Keep the candidates of which one more replicate can be run, given the runs that there are."""
+        """Keep the candidates of which one more replicate can be run; `most` says how many, where that is limited."""
         ...
 
     def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -62,8 +62,8 @@ class Replay:
         return self._recorded.iloc[[0]]
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-        """Keep networks that have an unused trajectory."""
-        left = self._left(runs)[CONFIGURATION].drop_duplicates()
+        """Keep networks that have unused trajectories, and count these."""
+        left = self._left(runs).groupby(CONFIGURATION).size().rename("most").reset_index()
         return candidates.merge(left, on=CONFIGURATION)
 
     def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def autopilot(
     }  # fmt: skip
     output = _open(Path(output), wanted)
     candidates = make_starts(depths, widths, sizes).assign(density=density)
-    price = _price(runner, candidates)
+    price = prices(runner, candidates)
     runs, history = _resume(output)
     rng = np.random.default_rng([seed, len(history)])
     if runs.empty:
@@ -234,8 +234,8 @@ def add_runs(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFram
     return load_runs(output / "runs.parquet")
 
 
-def _price(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
-    """Price one trajectory of every candidate, by depth, width and dataset size."""
+def prices(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
+    """Give the floating-point operations of one trajectory of every candidate, by depth, width and dataset size."""
     first = runner.describe().iloc[0]
     epochs = float(first.get("epochs", 1.0))
     macs = family_of(first).macs(candidates["depth"], candidates["width"])

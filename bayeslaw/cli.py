@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -181,6 +182,7 @@ def plan(
     figure: Annotated[Path | None, typer.Option(help="Figure of the frontier to write (.png, .pdf).")] = None,
     regret_figure: Annotated[Path | None, typer.Option(help="Figure of the regret of every start.")] = None,
     reach_figure: Annotated[Path | None, typer.Option(help="Figure of who reaches the target.")] = None,
+    pareto_figure: Annotated[Path | None, typer.Option(help="Figure of size against training cost.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Choose the network to start from and how far to prune it."""
@@ -204,24 +206,25 @@ def plan(
     )
     if output is not None:
         decision.starts.to_csv(output, index=False)
-    _draw_plan(posterior, decision, seed, frontier=figure, regret=regret_figure, reach=reach_figure)
+    figures = {"frontier": figure, "regret": regret_figure, "reach": reach_figure, "pareto": pareto_figure}
+    _draw_plan(posterior, decision, seed, {name: path for name, path in figures.items() if path is not None})
     typer.echo(str(decision))
 
 
-def _draw_plan(
-    posterior: Fit, decision: Plan, seed: int, *, frontier: Path | None, regret: Path | None, reach: Path | None
-) -> None:
-    if frontier is None and regret is None and reach is None:
+def _draw_plan(posterior: Fit, decision: Plan, seed: int, figures: Mapping[str, Path]) -> None:
+    if not figures:
         return
-    from bayeslaw.plan_plots import plot_frontier, plot_reach, plot_regret
+    from bayeslaw.plan_plots import plot_frontier, plot_pareto, plot_reach, plot_regret
     from bayeslaw.plots import save_figure
 
-    if frontier is not None:
-        save_figure(plot_frontier(posterior, decision, seed=seed), frontier)
-    if regret is not None:
-        save_figure(plot_regret(decision), regret)
-    if reach is not None:
-        save_figure(plot_reach(decision), reach)
+    draw = {
+        "frontier": lambda: plot_frontier(posterior, decision, seed=seed),
+        "regret": lambda: plot_regret(decision),
+        "reach": lambda: plot_reach(decision),
+        "pareto": lambda: plot_pareto(posterior, decision, seed=seed),
+    }
+    for name, path in figures.items():
+        save_figure(draw[name](), path)
 
 
 @app.command()
@@ -242,10 +245,10 @@ def suggest(
     """Rank the next runs by how far they bring the decision's regret down, and write them as a sweep."""
     from bayeslaw import load
     from bayeslaw import suggest as rank
-    from bayeslaw.sweep_file import read_sweep
+    from bayeslaw.sweep_file import check_origin
 
-    read_sweep(template)
     posterior = load(fit, family=family)
+    check_origin(template, posterior.frame.family.name, posterior.frame.dataset)
     runs = posterior.runs
     decision = posterior.plan(
         target_error,
@@ -351,6 +354,27 @@ def evaluate(
 
 
 @app.command()
+def evaluate_plans(
+    runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table with replicates.")],
+    law: LawOption = "sharpness",
+    correlated: CorrelatedOption = True,
+    factors: Annotated[
+        str, typer.Option(help="Target errors, as multiples of the least unpruned one.")
+    ] = "1.25,1.5,2,3",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables and the figure.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Hide the networks around measured optima, plan from the rest, and look up what was measured."""
+    from bayeslaw.plan_evaluation import evaluate_plans as run
+
+    asked = _floats(factors, "--factors")
+    result = run(_table(runs), factors=asked, law=law, correlated=correlated, seed=seed)
+    if output is not None:
+        result.save(output)
+    typer.echo(str(result))
+
+
+@app.command()
 def check(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a run that was stopped is continued.")],
     model: Annotated[str, typer.Option(help="single, few, hierarchical, all of these, or plan.")] = "all",
@@ -386,7 +410,7 @@ def check(
 
 def _check_plans(folder: Path, worlds: int, seed: int, processes: int) -> None:
     from bayeslaw.plan_checking import check_plans
-    from bayeslaw.plan_plots import plot_reliability
+    from bayeslaw.promise_plots import plot_reliability
 
     result = check_plans(worlds=worlds, seed=seed, output=folder, processes=processes)
     plot_reliability(result.reliability).savefig(folder / "reliability.png", dpi=110)

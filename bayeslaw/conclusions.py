@@ -10,7 +10,7 @@ import pandas as pd
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
-from bayeslaw.objectives import Question, draws_of, values_of
+from bayeslaw.objectives import Question, check_gate, check_target, draws_of, values_of
 from bayeslaw.starts import Costs, costs_of, make_starts
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def conclude(
     widths: Iterable[float],
     dataset_size: float,
     family: Family | None = None,
+    allow_failed: bool = False,
     seed: int = 0,
 ) -> Conclusions:
     """Say how sure the paper's conclusions are for one target and a grid of starts.
@@ -73,13 +74,15 @@ def conclude(
         widths: Widths to choose from.
         dataset_size: Number of training examples.
         family: Counts parameters; default the fitted family.
+        allow_failed: Conclude although the fit failed its gate.
         seed: Seed of fresh discrepancies.
 
     Returns:
         The conclusions.
 
     Raises:
-        BayeslawError: The law has no phi and psi, counts are not known, or an argument is out of range.
+        BayeslawError: The fit failed its gate, its law has no phi and psi, the target is at the high plateau, counts
+            are not known, or an argument is out of range.
 
     Source:
         Rosenfeld et al., ICML 2021, section 6.
@@ -92,6 +95,8 @@ def conclude(
         raise BayeslawError(f"conclusions are about phi and psi, and the fit has no {' and no '.join(missing)}.")
     question = Question(target_error=target_error)
     question.check()
+    check_target(fit, question)
+    check_gate(fit, allow_failed=allow_failed)
     widths = sorted(set(widths))
     starts = make_starts(depths, widths, dataset_size)
     costs = costs_of(fit, starts, family)

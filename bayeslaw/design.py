@@ -15,18 +15,9 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, ROUND
 from bayeslaw.objectives import draws_of, fallback_of, values_of
+from bayeslaw.policies import measured_logits
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import (
-    Drawn,
-    check_designs,
-    configuration_draws,
-    generator,
-    new_runs,
-    observations,
-    parameter_draws,
-    rounds_at,
-    standard_noise,
-)
+from bayeslaw.predict import check_designs, rounds_at
 from bayeslaw.starts import Costs, Counter, costs_of
 
 if TYPE_CHECKING:
@@ -59,12 +50,16 @@ class Suggestion:
             A network can appear more than once: its replicates.
         regret: Expected regret of the present decision, in units of the objective.
         notes: What the reader must know.
+        family: Name of the fitted networks' family.
+        dataset: Label of their dataset.
     """
 
     ranked: pd.DataFrame
     chosen: pd.DataFrame
     regret: float
     notes: tuple[str, ...]
+    family: str
+    dataset: str
 
     def __str__(self) -> str:
         formats = dict.fromkeys(CONFIGURATION, "{:g}".format) | {"density": "{:.4f}".format}
@@ -94,10 +89,12 @@ class Suggestion:
             The path.
 
         Raises:
-            BayeslawError: The template is no sweep, nothing is suggested, or a network is none that can be trained.
+            BayeslawError: The template is no sweep, or one of another family or dataset than was fitted; nothing is
+                suggested, or a network is none that can be trained.
         """
-        from bayeslaw.sweep_file import write_sweep
+        from bayeslaw.sweep_file import check_origin, write_sweep
 
+        check_origin(template, self.family, self.dataset)
         return write_sweep(path, self.chosen, template=template, runs=runs)
 
 
@@ -127,7 +124,8 @@ def suggest(
     Args:
         fit: The posterior.
         candidates: One row per trajectory: depth, width, dataset_size and, unless it is the lowest one fitted, the
-            density to prune down to. By default every start of the plan, at every dataset size fitted.
+            density to prune down to; `most`, how many runs of it there can be, where that is limited. By default every
+            start of the plan, at every dataset size fitted.
         objective: The plan whose decision is to be made surer: its question and its starts.
         budget: Floating-point operations for the whole batch, or no limit.
         batch: Runs to choose, one after the other, each given those before it: as many as there are workers.
@@ -152,7 +150,7 @@ def suggest(
         >>> plan = fit.plan(0.1, depths=[8, 14], widths=[2, 4, 8], dataset_size=1000)  # doctest: +SKIP
         >>> bayeslaw.suggest(fit, objective=plan).to_sweep("next.toml", template="sweep.toml")  # doctest: +SKIP
     """
-    table = _candidates(fit, candidates, objective)
+    table, most = _candidates(fit, candidates, objective)
     if batch < 1:
         raise BayeslawError(f"batch = {batch} must be at least 1.")
     costs = costs_of(fit, table, family, parameters)
@@ -176,7 +174,7 @@ def suggest(
     spent, times, known, before = 0.0, np.zeros(len(table), int), [], 0.0
     chosen, ranked = [], pd.DataFrame()
     while len(chosen) < batch:
-        affordable = np.flatnonzero(flops <= (np.inf if budget is None else budget - spent))
+        affordable = np.flatnonzero((flops <= (np.inf if budget is None else budget - spent)) & (times < most))
         if not len(affordable):
             break
         together = [_value(losses, [*known, shown[i]], base, fold) for i in affordable]
@@ -201,10 +199,12 @@ def suggest(
         known.append(shown[place])
         shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)
     batch_table = pd.DataFrame(chosen).reset_index(drop=True)
-    return Suggestion(ranked, batch_table, regret, _notes(batch_table, batch))
+    notes = _notes(batch_table, batch)
+    return Suggestion(ranked, batch_table, regret, notes, fit.frame.family.name, fit.frame.dataset)
 
 
-def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> pd.DataFrame:
+def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Give one row per candidate, and how many runs of each there can be."""
     if given is None:
         starts = objective.starts[["depth", "width"]].drop_duplicates()
         sizes = {*fit.runs["dataset_size"], *objective.starts["dataset_size"]}
@@ -212,7 +212,9 @@ def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> pd.Dat
     if isinstance(given, pd.DataFrame) and "density" not in given:
         given = given.assign(density=float(fit.runs["density"].min()))
     check_designs(given, 0.9, "run")
-    return given[[*CONFIGURATION, "density"]].drop_duplicates().reset_index(drop=True)
+    table = given.drop_duplicates([*CONFIGURATION, "density"]).reset_index(drop=True)
+    most = table["most"].to_numpy(float) if "most" in table else np.full(len(table), np.inf)
+    return table[[*CONFIGURATION, "density"]], most
 
 
 def _losses(fit: Fit, objective: Plan, seed: int) -> NDArray[np.float64]:
@@ -232,28 +234,13 @@ def _costs_in(starts: pd.DataFrame) -> Costs:
 
 def _summary(fit: Fit, candidate: pd.Series, replicate: int, seed: int) -> NDArray[np.float64]:
     """Let every draw make a run of a candidate, and keep what tells most of its logits, `[draws, components]`."""
-    own, deepest = seed + 1 + replicate, int(rounds_at(candidate["density"]))
-    rounds = np.unique(np.linspace(0, deepest, LEVELS).round().astype(int))
+    rounds = np.unique(np.linspace(0, int(rounds_at(candidate["density"])), LEVELS).round().astype(int))
     network = pd.DataFrame([candidate[CONFIGURATION].astype(float)])
-    designs = network.loc[network.index.repeat(len(rounds))].assign(density=np.exp(-ROUND * rounds))
-    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    effects = Drawn(*(np.repeat(effect, len(rounds), axis=1) for effect in _one_run(fit, network, seed, own)))
-    known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
-    counts = np.full(len(rounds), known)
-    location, scale = observations(fit.law, value, fit.frame, designs, effects, counts)
-    rng = generator(own, tuple(candidate[CONFIGURATION]), "candidate")
-    logits = location + scale * standard_noise(rng, value, rounds)
+    logits = measured_logits(fit, network, np.exp(-ROUND * rounds), seed=seed, replicate=replicate)
     logits = (logits - logits.mean(0)) / np.maximum(logits.std(0), 1e-12)
     left, size, _ = np.linalg.svd(logits, full_matrices=False)
     scores = (left * size)[:, :COMPONENTS]
     return scores / np.maximum(scores.std(0), 1e-12)
-
-
-def _one_run(fit: Fit, network: pd.DataFrame, seed: int, own: int) -> Drawn:
-    """Draw the effects of a run with a seed of its own, around the configuration that the losses are of."""
-    runs = new_runs(fit, network, own)
-    wanted, drawn = (configuration_draws(fit, network, at) for at in (seed, own))
-    return Drawn(*(run + mine - fresh for run, mine, fresh in zip(runs, wanted, drawn, strict=True)))
 
 
 def _features(shown: list[NDArray]) -> NDArray[np.float64]:
@@ -294,7 +281,7 @@ def _nearness(objective: Plan, base: int, found: pd.DataFrame) -> pd.Series:
 def _notes(chosen: pd.DataFrame, batch: int) -> tuple[str, ...]:
     notes = []
     if len(chosen) < batch:
-        notes.append(f"Note: the budget pays for {len(chosen)} of {batch} runs.")
+        notes.append(f"Note: the budget pays, or there are candidates, for {len(chosen)} of {batch} runs.")
     if (chosen["value"] < 2 * chosen["mcse"]).all():
         notes.append(
             "Note: no run is surely worth anything (less than two Monte Carlo standard errors): the decision is as "

@@ -102,6 +102,35 @@ class Question:
             raise BayeslawError("; ".join(told) + ".")
 
 
+def check_gate(fit: Fit, *, allow_failed: bool) -> list[str]:
+    """Refuse a fit that failed its gate, or warn of it where that is allowed.
+
+    Raises:
+        BayeslawError: It failed, and that is not allowed.
+    """
+    diagnosis = fit.diagnose()
+    if diagnosis.passed:
+        return []
+    message = "The fit failed its gate: " + "; ".join(diagnosis.failures) + "."
+    if not allow_failed:
+        raise BayeslawError(f"{message} Mend it, or pass allow_failed=True to plan with it all the same.")
+    return [f"Warning: {message}"]
+
+
+def check_target(fit: Fit, question: Question) -> None:
+    """Refuse a target that every network reaches.
+
+    Raises:
+        BayeslawError: The target is at or above the high plateau.
+    """
+    highest = float(fit.posterior["eps_up"].quantile(0.05))
+    if question.target_error is not None and question.target_error >= highest:
+        raise BayeslawError(
+            f"target_error = {question.target_error:g} is at or above the high plateau (eps_up, {highest:.3g} or "
+            "more): every network reaches it at any density. Ask for less error."
+        )
+
+
 @in_float64
 def values_of(
     fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, drawn: tuple[dict[str, NDArray], Drawn]
@@ -181,16 +210,25 @@ def sparsest_density(question: Question, costs: Costs) -> NDArray[np.float64]:
     """Give the lowest density that a training budget lets a start be pruned to, 0 without one, above 1 for none."""
     if question.max_training_flops is None:
         return np.zeros(len(costs.prunable))
+    return sparsest_densities(np.array([question.max_training_flops]), costs)[0]
+
+
+def sparsest_densities(budgets: NDArray, costs: Costs) -> NDArray[np.float64]:
+    """Give the lowest density that each of several training budgets pays for, above 1 for none, `[budgets, starts]`.
+
+    Raises:
+        BayeslawError: What training costs is not known.
+    """
     if np.isnan(costs.training).any():
         raise BayeslawError(
-            "max_training_flops needs the multiply-adds of every start; parameters= must give them as its third value, "
+            "a training budget needs the multiply-adds of every start; parameters= must give them as its third value, "
             "or as column macs."
         )
-    trainings = np.floor(question.max_training_flops / costs.training).astype(int)
-    lowest = np.full(len(trainings), np.inf)
-    for i in np.flatnonzero(trainings > 0):
-        kept = rounds_of(costs.prunable[i])
-        lowest[i] = kept[min(trainings[i], len(kept)) - 1] / costs.prunable[i]
+    trainings = np.floor(budgets[:, None] / costs.training).astype(int)
+    lowest = np.full(trainings.shape, np.inf)
+    for i, count in enumerate(costs.prunable):
+        density, paid = rounds_of(count) / count, trainings[:, i] > 0
+        lowest[paid, i] = density[np.minimum(trainings[paid, i], len(density)) - 1]
     return lowest
 
 

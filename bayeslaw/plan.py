@@ -12,7 +12,16 @@ import pandas as pd
 from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, varies
-from bayeslaw.objectives import Question, draws_of, fallback_of, unpruned_errors, values_of, worth
+from bayeslaw.objectives import (
+    Question,
+    check_gate,
+    check_target,
+    draws_of,
+    fallback_of,
+    unpruned_errors,
+    values_of,
+    worth,
+)
 from bayeslaw.policies import adaptive, fixed, new_runs_of
 from bayeslaw.predict import extrapolation, predict
 from bayeslaw.starts import Costs, Counter, costs_of, make_starts
@@ -208,8 +217,8 @@ def plan(
     question = Question(objective, target_error, max_size, max_training_flops, policy, validation, confidence)
     question.check()
     starts = _held_out(make_starts(depths, widths, dataset_size), validation)
-    _check_target(fit, question)
-    notes = _gate(fit, allow_failed)
+    check_target(fit, question)
+    notes = check_gate(fit, allow_failed=allow_failed)
     costs = costs_of(fit, starts, family, parameters)
     judged, p_none = judge_starts(fit, question, starts, costs, seed)
     if 1 - p_none < OUT_OF_REACH:
@@ -306,25 +315,6 @@ def _held_out(starts: pd.DataFrame, validation: int | None) -> pd.DataFrame:
     return starts.assign(dataset_size=left)
 
 
-def _check_target(fit: Fit, question: Question) -> None:
-    highest = float(fit.posterior["eps_up"].quantile(0.05))
-    if question.target_error is not None and question.target_error >= highest:
-        raise BayeslawError(
-            f"target_error = {question.target_error:g} is at or above the high plateau (eps_up, {highest:.3g} or "
-            "more): every network reaches it at any density. Ask for less error."
-        )
-
-
-def _gate(fit: Fit, allow_failed: bool) -> list[str]:
-    diagnosis = fit.diagnose()
-    if diagnosis.passed:
-        return []
-    message = "The fit failed its gate: " + "; ".join(diagnosis.failures) + "."
-    if not allow_failed:
-        raise BayeslawError(f"{message} Mend it, or pass allow_failed=True to plan with it all the same.")
-    return [f"Warning: {message}"]
-
-
 def _out_of_reach(fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, seed: int) -> str:
     """Say how close one can get."""
     if question.objective == "error":
@@ -339,17 +329,19 @@ def _out_of_reach(fit: Fit, question: Question, starts: pd.DataFrame, costs: Cos
             f"cheapest takes {costs.training.min():.3g}. Offer more, or smaller starts."
         )
     assert question.target_error is not None
+    if question.max_training_flops is not None:
+        starts = starts[costs.training <= question.max_training_flops]
     target, unpruned = question.target_error, unpruned_errors(fit, starts, seed)
     best = int(unpruned.mean(0).argmin())
     design = starts.iloc[[best]].assign(density=1.0)[[*CONFIGURATION, "density"]]
     closest = predict(fit, design)
     assert isinstance(closest, pd.DataFrame)
-    row = closest.iloc[0]
+    row, budget = closest.iloc[0], "" if question.max_training_flops is None else ", or more max_training_flops"
     return (
         f"target_error = {target:g} is out of reach: the closest start is depth {row['depth']:g}, width "
         f"{row['width']:g}, whose unpruned mean error is {row['median']:.3g} ({row['lower']:.3g} to {row['upper']:.3g},"
         f" 90 %); it is at most the target with probability {(unpruned[:, best] <= target).mean():.3f}. "
-        "Ask for more error, or offer larger starts or more data."
+        f"Ask for more error, or offer larger starts or more data{budget}."
     )
 
 
@@ -366,8 +358,18 @@ def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
             f"Note: this start lies a factor {np.exp(distance):.2g} outside what was fitted; there the interval rests "
             "on the law."
         )
+    names = ["gamma", "phi", "psi", "knee", *_dense_exponents(fit, chosen)]
     for drivers, words in ((fit.prior_driven, "the prior"), (fit.population_driven, "the other families")):
-        driven = [name for name in ("gamma", "phi", "psi", "knee") if name in drivers]
+        driven = [name for name in names if name in drivers]
         if driven:
             notes.append(f"Note: {', '.join(driven)} driven by {words}, not by the data.")
     return notes
+
+
+def _dense_exponents(fit: Fit, chosen: pd.DataFrame) -> list[str]:
+    """Name the exponents of the dense law that the plateaus of starts rest on: none where all were trained."""
+    names = []
+    for name, columns in (("beta", ["depth", "width"]), ("alpha", ["dataset_size"])):
+        there, asked = (pd.MultiIndex.from_frame(rows[columns].astype(float)) for rows in (fit.configurations, chosen))
+        names += [name] if not asked.isin(there).all() else []
+    return names

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bayeslaw.check_models import Model, model_named
+from bayeslaw.check_models import model_named
 from bayeslaw.checking import KEPT, LEVEL, draw_values
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
@@ -27,7 +27,7 @@ from bayeslaw.frame import CONFIGURATION
 from bayeslaw.objectives import Question, draws_of, values_of
 from bayeslaw.plan import OUT_OF_REACH
 from bayeslaw.rank_store import RankStore
-from bayeslaw.simulation import Simulated, curve, log_dense, simulate, spreads
+from bayeslaw.simulation import Design, Simulated, curve, log_dense, simulate, spreads
 from bayeslaw.starts import costs_of, make_starts
 from bayeslaw.uniformity import holm, uniformity_p_value
 
@@ -150,7 +150,7 @@ def _world(job: tuple[int, int]) -> dict[str, float]:
     starts = make_starts(DEPTHS, WIDTHS, DATASET_SIZE)
     costs, question = costs_of(posterior, starts), Question(target_error=TARGET_ERROR)
     value = values_of(posterior, question, starts, costs, draws_of(posterior, starts, fit_seed))
-    truth = _Truth(model, simulated, starts, rng)
+    truth = Truth(model.design, simulated, starts, TARGET_ERROR, rng)
     true = truth.sizes(np.asarray(costs.prunable), np.asarray(costs.unprunable))
     row: dict[str, float] = {"repetition": repetition, "size": _rank(value.min(1), true.min(), rng)}
     row |= _regrets(value, true, costs.parameters)
@@ -196,20 +196,35 @@ def _regrets(value: NDArray, true: NDArray, parameters: NDArray) -> dict[str, fl
     }
 
 
-class _Truth:
-    """Look up the true curves of starts; networks that were not trained get a discrepancy of their own."""
+class Truth:
+    """Look up the true curves of starts; networks that were not trained get a discrepancy of their own.
 
-    def __init__(self, model: Model, simulated: Simulated, starts: pd.DataFrame, rng: np.random.Generator) -> None:
+    Args:
+        design: What was simulated.
+        simulated: What came of it.
+        starts: Rows with depth, width and dataset_size.
+        target_error: The error that the plan is for.
+        rng: Source of what the truth does not say: discrepancies of untrained networks, new runs.
+    """
+
+    def __init__(
+        self, design: Design, simulated: Simulated, starts: pd.DataFrame, target_error: float, rng: np.random.Generator
+    ) -> None:
         networks = starts[CONFIGURATION].to_numpy(float)
-        self._value, self._design, self._rng = simulated.value, model.design, rng
-        self._covariates = model.design.covariates(networks)
+        self._value, self._design, self._target, self._rng = simulated.value, design, target_error, rng
+        self._covariates = design.covariates(networks)
         self._spread = spreads(simulated.value, self._covariates)
         fresh, shift = (self._spread[name] * rng.standard_normal(len(networks)) for name in ("sigma_np", "sigma_p"))
         self._log_e, self._shift = log_dense(simulated.value, self._covariates) + fresh, shift
         for i, network in enumerate(networks.astype(int).tolist()):
-            if tuple(network) in model.design.configurations:
-                own = model.design.configurations.index(tuple(network))
+            if tuple(network) in design.configurations:
+                own = design.configurations.index(tuple(network))
                 self._log_e[i], self._shift[i] = simulated.log_e[own], simulated.shift_p[own]
+
+    def typical_errors(self, density: NDArray) -> NDArray[np.float64]:
+        """Give the error of a run without effects, of every start at a density of its own."""
+        effects = self._log_e, self._shift
+        return curve(self._value, *effects, self._covariates, self._design.chance_error, density)[0]
 
     def sizes(self, prunable: NDArray, unprunable: NDArray) -> NDArray[np.float64]:
         """Search the smallest size that reaches the target on 20,001 densities, infinite where there is none."""
@@ -217,7 +232,7 @@ class _Truth:
         at = {name: column[:, None] for name, column in self._covariates.items()}
         effects = self._log_e[:, None], self._shift[:, None]
         error, _ = curve(self._value, *effects, at, self._design.chance_error, density)
-        reached = error <= TARGET_ERROR
+        reached = error <= self._target
         return np.where(reached.any(1), density[reached.argmax(1)] * prunable + unprunable, np.inf)
 
     def new_errors(self, density: NDArray) -> NDArray[np.float64]:

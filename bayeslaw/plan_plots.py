@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, varies
-from bayeslaw.frontiers import frontier
+from bayeslaw.frontiers import frontier, pareto
 from bayeslaw.objectives import OBJECTIVES
 from bayeslaw.plan import Plan
 from bayeslaw.plots import BAND, LINE, POINT, curve_densities, lowest_density, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from bayeslaw.posterior import Fit
 
@@ -41,7 +41,8 @@ def plot_frontier(
         ax: Where to draw; a new figure if not given.
 
     Returns:
-        The axes: the paper's figure 8 with credible bands.
+        The axes: the paper's figure 8 with credible bands, and crosses for the fewest parameters at which fitted runs
+        were measured to reach an error.
 
     Source:
         Rosenfeld et al., ICML 2021, figure 8.
@@ -68,6 +69,9 @@ def plot_frontier(
     front = _frontier_of(fit, plan, starts, targets, interval, seed)
     ax.fill_betweenx(front["target_error"], front["lower"], front["upper"], color="0.6", alpha=0.5, lw=0)
     ax.plot(front["median"], front["target_error"], color="black", lw=2)
+    is_measured = bool(front["measured"].notna().any())
+    if is_measured:
+        ax.plot(front["measured"], front["target_error"], "x", color=POINT, ms=5, mew=1.2)
     if plan.target_error is not None:
         ax.axhline(plan.target_error, color=POINT, lw=1, ls=(0, (6, 3)))
     else:
@@ -76,7 +80,7 @@ def plot_frontier(
     if row is not None:
         error = row["run_median"] if plan.target_error is None else plan.target_error
         ax.plot(row["size"], error, "*", color=POINT, ms=14, zorder=5)
-    _frontier_legend(ax, plan, widths, colors, depths, styles, interval)
+    _frontier_legend(ax, plan, widths, colors, depths, styles, interval, is_measured=is_measured)
     ax.set(xscale="log", yscale="log", xlabel="non-zero parameters", ylabel="test error (fraction)")
     ax.set_title(f"{fit.frame.family.name} on {fit.frame.dataset}, n = {plan.dataset_size:g}")
     return ax
@@ -99,7 +103,9 @@ def _frontier_of(
     return front[front["p_feasible"] >= 0.5]
 
 
-def _frontier_legend(ax: Axes, plan: Plan, widths, colors, depths, styles, interval: float) -> None:
+def _frontier_legend(
+    ax: Axes, plan: Plan, widths, colors, depths, styles, interval: float, *, is_measured: bool
+) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -113,6 +119,8 @@ def _frontier_legend(ax: Axes, plan: Plan, widths, colors, depths, styles, inter
         Patch(color="0.6", alpha=0.5, label=f"{interval:.0%} interval"),
         Line2D([], [], color=POINT, ls=(0, (6, 3)), label=_wanted(plan)),
     ]
+    if is_measured:
+        handles.append(Line2D([], [], color=POINT, marker="x", ls="", label="fewest parameters, measured"))
     if plan.recommended is not None:
         sure = "" if plan.target_error is None else f" (reached with p = {plan.recommended['p_reach']:.2f})"
         label = f"recommended{sure}"
@@ -124,6 +132,59 @@ def _wanted(plan: Plan) -> str:
     if plan.target_error is None:
         return f"at most {plan.question.max_size:,.0f} parameters"
     return f"target {plan.target_error:g}"
+
+
+def plot_pareto(fit: Fit, plan: Plan, *, interval: float = 0.9, seed: int = 0, ax: Axes | None = None) -> Axes:
+    """Draw the fewest non-zero parameters at the plan's target against what all trainings cost.
+
+    Args:
+        fit: The posterior.
+        plan: A plan with a target error, whose starts are drawn from.
+        interval: Probability of the band.
+        seed: Seed of fresh effects.
+        ax: Where to draw; a new figure if not given.
+
+    Returns:
+        The axes: `bayeslaw.pareto` where a start is as likely as not to reach the target, each stretch named by the
+        start that is most often the smallest; the plan's recommendation as a star.
+
+    Raises:
+        BayeslawError: The plan has no target error, or multiply-adds are not known.
+    """
+    if plan.target_error is None:
+        raise BayeslawError("a front of size against cost needs a plan with a target error, not objective = 'error'.")
+    starts = plan.starts
+    front = pareto(
+        fit,
+        plan.target_error,
+        depths=starts["depth"],
+        widths=starts["width"],
+        dataset_size=starts["dataset_size"],
+        parameters=starts[["depth", "width", "prunable", "unprunable", "macs"]],
+        interval=interval,
+        seed=seed,
+    )
+    front = front[front["p_feasible"] >= 0.5]
+    ax = new_axes(ax, (6.8, 4.4))
+    ax.fill_between(front["training_flops"], front["lower"], front["upper"], color=BAND, lw=0, label=f"{interval:.0%}")
+    ax.plot(front["training_flops"], front["median"], color=LINE, label="median")
+    several, before = varies(starts["dataset_size"]), None
+    for _, row in front.iterrows():
+        name = f"depth {row['depth']:g}, width {row['width']:.3g}" + f", n = {row['dataset_size']:g}" * several
+        if name != before:
+            at = (row["training_flops"], row["median"])
+            ax.plot(*at, "o", color=LINE, ms=4)
+            ax.annotate(name, at, (4, 4), textcoords="offset points", fontsize=7, rotation=30)
+        before = name
+    if plan.recommended is not None:
+        label = f"recommended (reached with p = {plan.recommended['p_reach']:.2f})"
+        ax.plot(plan.recommended["training_flops"], plan.recommended["size"], "*", color=POINT, ms=14, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="all trainings, floating-point operations")
+    ax.set_ylabel("non-zero parameters")
+    ax.set_title(f"fewest parameters at {_wanted(plan)} for what training may cost, and the start they come from")
+    ax.title.set_fontsize(10)
+    ax.legend(frameon=False)
+    return ax
 
 
 def plot_regret(plan: Plan, *, ax: Axes | None = None) -> Axes:
@@ -222,27 +283,3 @@ def plot_campaign(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if "campaign" in history:
         ax.legend(frameon=False)
     return ax
-
-
-def plot_reliability(table: pd.DataFrame) -> Figure:
-    """Draw what came against what was promised, in bins, a panel for each kind of probability.
-
-    Args:
-        table: `PlanCheck.reliability`.
-
-    Returns:
-        The figure; points are as large as they have promises, with 90 % intervals over worlds.
-    """
-    from matplotlib.figure import Figure
-
-    kinds = table["kind"].unique()
-    figure = Figure(figsize=(3.4 * len(kinds), 3.4), layout="constrained")
-    for ax, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds), sharey=True)), kinds, strict=True):
-        own = table[table["kind"] == kind]
-        ax.plot([0, 1], [0, 1], ":", color="0.5")
-        ax.vlines(own["promised"], own["lower"], own["upper"], color=LINE)
-        ax.scatter(own["promised"], own["came"], 10 + 90 * own["count"] / own["count"].max(), color=LINE)
-        ax.set(xlabel="promised probability", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-        ax.set_title(f"P({kind})")
-    figure.axes[0].set_ylabel("share that came")
-    return figure

@@ -12,7 +12,16 @@ import scipy.special
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.objectives import Question, sparsest_density
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import Drawn, generator, new_runs, observations, parameter_draws, standard_noise
+from bayeslaw.predict import (
+    Drawn,
+    configuration_draws,
+    generator,
+    new_runs,
+    observations,
+    parameter_draws,
+    rounds_at,
+    standard_noise,
+)
 from bayeslaw.starts import Costs, rounds_of
 
 if TYPE_CHECKING:
@@ -100,6 +109,35 @@ def _test_noise(
     scale = value.get("floor", 1.0) * np.sqrt(1 / (count * share + 0.5) + 1 / (count * (1 - share) + 0.5))
     gaussian = {name: value[name] for name in ("sigma", "rho") if name in value}
     return scale * standard_noise(rng, gaussian, np.arange(logit.shape[1]))
+
+
+@in_float64
+def measured_logits(
+    fit: Fit, network: pd.DataFrame, density: NDArray, *, seed: int, replicate: int
+) -> NDArray[np.float64]:
+    """Draw what a new run of a network would measure, from every posterior draw.
+
+    Args:
+        fit: The posterior.
+        network: One row with depth, width and dataset_size.
+        density: After which rounds of 20 % it is measured, `[levels]`.
+        seed: Seed of the network: where it was not trained, runs of one seed share its discrepancy, as replicates do.
+        replicate: Number of the run, which names its effects and noise.
+
+    Returns:
+        Empirical logits, with as many test examples as the fitted runs have, `[draws, levels]`.
+    """
+    own = seed + 1 + replicate
+    network = network[CONFIGURATION].astype(float)
+    designs = network.loc[network.index.repeat(len(density))].assign(density=density)
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    wanted, drawn = (configuration_draws(fit, network, at) for at in (seed, own))
+    runs = zip(new_runs(fit, network, own), wanted, drawn, strict=True)
+    effects = Drawn(*(np.repeat(run + mine - fresh, len(density), axis=1) for run, mine, fresh in runs))
+    known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
+    location, scale = observations(fit.law, value, fit.frame, designs, effects, np.full(len(density), known))
+    rng = generator(own, tuple(network.iloc[0]), "candidate")
+    return location + scale * standard_noise(rng, value, rounds_at(density))
 
 
 def fixed(question: Question, starts: pd.DataFrame, runs: Iterable[Runs], costs: Costs) -> pd.DataFrame:

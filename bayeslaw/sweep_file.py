@@ -68,6 +68,27 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_origin(path: str | Path, family: str, dataset: str) -> None:
+    """Refuse a sweep of other networks or other data than a fit's: its runs would be none of that fit's law.
+
+    Args:
+        path: TOML file of the sweep.
+        family: Family of the fitted runs.
+        dataset: Their dataset.
+
+    Raises:
+        BayeslawError: A grid of the sweep says otherwise, or it is none.
+    """
+    content = read_sweep(path)
+    for grid in content["grid"] if isinstance(content["grid"], list) else [content["grid"]]:
+        there = {name: str(grid.get(name)) for name in ("family", "dataset")}
+        if there != {"family": family, "dataset": dataset}:
+            raise BayeslawError(
+                f"{path} sweeps {there['family']} on {there['dataset']}, but the fit is of {family} on {dataset}: give "
+                "the TOML file of a sweep of the same family and dataset."
+            )
+
+
 def toml_of(content: Mapping[str, Any]) -> str:
     """Write values, then tables and lists of tables, of one level each.
 

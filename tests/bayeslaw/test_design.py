@@ -1,5 +1,6 @@
 """Which run next: values that a plain simulation confirms, batches, budgets, and sweeps that the runner takes."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -108,13 +109,22 @@ def test_budgets_and_bad_questions(fitted, plan, found) -> None:
     cheapest = found.ranked["training_flops"].min()
     little = suggest(fitted, objective=plan, batch=5, budget=2.5 * cheapest, progress=False)
     assert little.chosen["training_flops"].sum() <= 2.5 * cheapest
-    assert "the budget pays for" in little.notes[0]
+    assert "the budget pays" in little.notes[0]
     with pytest.raises(BayeslawError, match="pays for none of the candidates; the cheapest takes"):
         suggest(fitted, objective=plan, budget=cheapest / 2, progress=False)
     with pytest.raises(BayeslawError, match="batch = 0 must be at least 1"):
         suggest(fitted, objective=plan, batch=0, progress=False)
     with pytest.raises(BayeslawError, match="designs lack width"):
         suggest(fitted, pd.DataFrame({"depth": [8], "dataset_size": [250]}), objective=plan, progress=False)
+
+
+def test_no_more_runs_are_chosen_than_there_can_be(fitted, plan) -> None:
+    """Four runs of three networks, of which one can be run twice."""
+    table = pd.DataFrame({"depth": [8, 8, 14], "width": [2, 4, 4], "dataset_size": 250, "most": [1, 1, 2]})
+    chosen = suggest(fitted, table, objective=plan, batch=4, progress=False).chosen
+    counts = chosen[["depth", "width"]].astype(int).value_counts().to_dict()
+    assert counts == {(8, 2): 1, (8, 4): 1, (14, 4): 2}
+    assert len(suggest(fitted, table, objective=plan, batch=9, progress=False).chosen) == 4
 
 
 def test_a_suggestion_becomes_a_sweep_of_new_replicates(fitted, found, tmp_path) -> None:
@@ -136,4 +146,19 @@ def test_a_suggestion_becomes_a_sweep_of_new_replicates(fitted, found, tmp_path)
         read_sweep(tmp_path / "nothing.toml")
     half = found.chosen.assign(width=2.5)
     with pytest.raises(BayeslawError, match=r"width 2\.5.* is no network that can be trained"):
-        type(found)(found.ranked, half, 0.0, ()).to_sweep(tmp_path / "x.toml", template=template)
+        dataclasses.replace(found, chosen=half).to_sweep(tmp_path / "x.toml", template=template)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ('dataset = "digits"', 'dataset = "fashion_mnist"', "cifar_resnet on fashion_mnist, but the fit is of"),
+        ('family = "cifar_resnet"', 'family = "mlp"', "sweeps mlp on digits, .* of cifar_resnet on digits"),
+    ],
+)
+def test_a_template_of_other_networks_or_data_is_refused(found, tmp_path, ours, theirs, words) -> None:
+    template = tmp_path / "template.toml"
+    template.write_text(TEMPLATE.replace(ours, theirs))
+    with pytest.raises(BayeslawError, match=words):
+        found.to_sweep(tmp_path / "next.toml", template=template)
+    assert not (tmp_path / "next.toml").exists()

@@ -21,7 +21,7 @@ import bayeslaw
 from bayeslaw import BayeslawError, cli, suggest, width_grid
 from bayeslaw.campaign import add_runs
 from bayeslaw.live import Live, LiveRun
-from imp_runs.config import load_sweep
+from bayeslaw.sweep_file import read_sweep
 
 SHORT = {"chains": 2, "warmup": 100, "draws": 50}
 
@@ -188,15 +188,17 @@ def test_plan_answers_other_questions(fitted, fit_file, tmp_path) -> None:
     axes = {"depths": [8, 14], "widths": width_grid(2, 8), "dataset_size": [1000, 2000]}
     assert (code, output) == (0, f"{fitted.plan(0.15, policy='adaptive', **axes)}\n")
     assert all(path.stat().st_size > 5000 for path in (tmp_path / "regret.png", tmp_path / "reach.png"))
+    pareto = tmp_path / "pareto.png"
+    code, _, _ = command("plan", fit_file, "--target-error", 0.15, *grid[:4], "--pareto-figure", pareto)
+    assert (code, pareto.stat().st_size > 5000) == (0, True)
     code, output, _ = command("plan", fit_file, "--objective", "error", "--max-size", 600, *grid)
     assert (code, output) == (0, f"{fitted.plan(objective='error', max_size=600, **axes)}\n")
 
 
 def test_suggest_writes_the_sweep_that_comes_next(fitted, fit_file, tmp_path) -> None:
     template, written = tmp_path / "sweep.toml", tmp_path / "next.toml"
-    # Fits of the simulated table are of more examples than digits have.
     sweep = SWEEP.format(epochs=1, levels=2).replace('"mlp"', '"cifar_resnet"').replace("[2, 3]", "[8]")
-    template.write_text(sweep.replace('"digits"', '"mnist"'))
+    template.write_text(sweep)
     code, output, error = command(
         "suggest", fit_file, "--target-error", 0.15, "--template", template, "--batch", 2, "-o", written
     )
@@ -204,7 +206,12 @@ def test_suggest_writes_the_sweep_that_comes_next(fitted, fit_file, tmp_path) ->
     plan = fitted.plan(0.15, depths=[8, 14], widths=[2, 4, 8], dataset_size=2000)
     found = suggest(fitted, objective=plan, batch=2, progress=False)
     assert output == f"{plan.advice}\n\n{found}\n\nwritten to {written}\n"
-    assert len(load_sweep(written).trajectories) == 2
+    # Fits of the simulated table are of more examples than digits have, so that the runner would refuse this sweep.
+    assert sum(grid["replicates"] for grid in read_sweep(written)["grid"]) == 2
+    template.write_text(sweep.replace('"digits"', '"mnist"'))
+    code, output, error = command("suggest", fit_file, "--target-error", 0.15, "--template", template)
+    assert (code, output) == (2, "")
+    assert "sweeps cifar_resnet on mnist, but the fit is of cifar_resnet on digits" in error
 
 
 def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
@@ -241,6 +248,8 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
         (["plan", fit_file], "'size' needs target_error"),
         (["plan", fit_file, "--target-error", "0.1", "--widths", "8-2"], "widths run from above 0"),
         (["suggest", fit_file, "--target-error", "0.15", "--template", tmp_path / "no.toml"], "not a readable sweep"),
+        (["evaluate-plans", "digits_resnet", "--factors", "x"], "--factors 'x' must be numbers"),
+        (["evaluate-plans", "digits_resnet", "--factors", "90"], "no recorded network reaches such a target below"),
         (
             [
                 "autopilot",

@@ -87,7 +87,7 @@ def test_a_training_budget_ends_the_pruning(with_macs, target) -> None:
     assert (made.starts["training_flops"].dropna() <= 6.5 * once).all()
     # Depth 14, width 8 costs more than three times as much: two trainings are not paid for beyond.
     assert made.starts["rounds"].iloc[-1] <= 1
-    with pytest.raises(BayeslawError, match="max_training_flops needs the multiply-adds of every start"):
+    with pytest.raises(BayeslawError, match="a training budget needs the multiply-adds of every start"):
         with_macs.plan(target, max_training_flops=1e15, parameters=lambda depth, width: (depth * width**2, 9.0), **GRID)
 
 

@@ -14,6 +14,7 @@ from simulate import count_parameters, error_of, kept_by_round, observation_of, 
 
 from bayeslaw import BayeslawError, frontier
 from bayeslaw.law import Curve, log_m_at
+from bayeslaw.measured import Recorded, middle, run_sizes
 from bayeslaw.objectives import density_within
 from bayeslaw.predict import configuration_draws
 from bayeslaw.starts import rounds_of
@@ -294,7 +295,15 @@ def test_the_frontier_is_the_plans_smallest_size(fitted, target) -> None:
     assert front.loc[0, ["median", "lower", "upper"]].tolist() == pytest.approx(expected)
     assert front["p_feasible"][0] == pytest.approx(1 - made.p_none)
     assert frontier(fitted, np.array([target]), **GRID | {"dataset_size": 250})["median"][0] < front["median"][0]
+    # Beside it stands what the runs of that network were measured to need, by own counts too.
+    own = fitted.runs.query("depth == 14 and width == 8 and dataset_size == 250")
+    assert front["measured"][0] == middle(run_sizes(own, target)["size"].to_numpy())
+    counts = pd.DataFrame({"depth": [14], "width": [8], "prunable": [2e3], "unprunable": [0.0]})
+    sizes = 2e3 * Recorded(own).densities(target)["density"].to_numpy()
+    by_own_counts = frontier(fitted, np.array([target]), **one, parameters=counts)
+    assert by_own_counts["measured"][0] == pytest.approx(middle(sizes))
     nothing = frontier(fitted, np.array([1e-4]), **one)
+    assert np.isnan(nothing["measured"][0])
     assert nothing["p_feasible"][0] == 0
     assert nothing["median"].isna().all()
 
@@ -320,3 +329,32 @@ def test_parameters_driven_by_the_prior_are_noted(fitted, target) -> None:
     made = dataclasses.replace(fitted, settings=settings_).plan(target, **GRID)
     assert made.notes == ("Note: phi driven by the prior, not by the data.",)
     assert made.notes[0] in str(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "driven"),
+    [
+        ({"widths": [8], "dataset_size": 250}, ""),
+        ({"widths": [8]}, "alpha "),
+        ({"widths": [6], "dataset_size": 250}, "beta "),
+        ({"widths": [6]}, "beta, alpha "),
+    ],
+)
+def test_plateaus_of_untrained_networks_that_the_prior_drives_are_noted(fitted, target, change, driven) -> None:
+    """What was trained has a plateau of its own, whatever drives the exponents of the dense law."""
+    of_prior = {"alpha": 0.1, "beta": 0.1}
+    told = {"contraction": fitted.settings["contraction"] | of_prior, "shift": fitted.settings["shift"] | of_prior}
+    prior = dataclasses.replace(fitted, settings=fitted.settings | told)
+    made = prior.plan(target, **(GRID | change))
+    assert [note for note in made.notes if "driven" in note] == [
+        f"Note: {driven}driven by the prior, not by the data." for _ in range(bool(driven))
+    ]
+
+
+def test_out_of_reach_within_a_budget_speaks_of_what_it_pays_for(fitted) -> None:
+    """The smallest network alone can be trained, and misses."""
+    index = fitted.configurations.to_numpy().tolist().index([8, 2, 250])
+    target = 0.6 * float(fitted.posterior["eps_np"][..., index].quantile(0.01))
+    costs = fitted.frame.family.macs(8, 2) * 6 * 250
+    with pytest.raises(BayeslawError, match=r"depth 8, width 2, .* or more data, or more max_training_flops"):
+        fitted.plan(target, max_training_flops=1.5 * float(costs), **GRID | {"dataset_size": 250})

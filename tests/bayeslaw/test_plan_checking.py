@@ -13,13 +13,13 @@ from bayeslaw.plan_checking import (
     DEPTHS,
     TARGET_ERROR,
     WIDTHS,
+    Truth,
     _rank,
     _regrets,
-    _Truth,
     check_plans,
     judge_plans,
 )
-from bayeslaw.plan_plots import plot_reliability
+from bayeslaw.promise_plots import plot_reliability
 from bayeslaw.simulation import simulate
 from bayeslaw.starts import make_starts
 
@@ -94,7 +94,7 @@ def test_truths_are_those_of_the_law() -> None:
     value = {name: float(np.asarray(prior.mean)) for name, prior in model.priors.items()}
     starts = make_starts(DEPTHS, WIDTHS, DATASET_SIZE)
     made = simulate(model.design, value, rng)
-    truth = _Truth(model, made, starts, rng)
+    truth = Truth(model.design, made, starts, TARGET_ERROR, rng)
     sizes = truth.sizes(np.full(STARTS, 1e6), np.full(STARTS, 10.0))
     at = model.design.covariates(starts.to_numpy(float))
     own = model.design.configurations.index((8, 4, 50_000))

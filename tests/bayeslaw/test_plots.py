@@ -75,10 +75,12 @@ def test_frontier_shows_every_start_the_target_and_the_recommendation(fitted, pl
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels[:4] == ["width 2", "width 8", "depth 8", "depth 14"]
     assert labels[4:7] == ["fewest parameters, median", "90% interval", "target 0.15"]
-    assert labels[7].startswith("recommended (reached with p = 0.9")
-    # Four starts, the frontier, the target and the star.
+    assert labels[7] == "fewest parameters, measured"
+    assert labels[8].startswith("recommended (reached with p = 0.9")
+    # Four starts, the frontier, what was measured, the target and the star.
     lines = ax.get_lines()
-    assert len(lines) == 7
+    assert len(lines) == 8
+    assert np.isfinite(lines[5].get_xdata()).sum() > 3
     assert lines[-1].get_xdata()[0] == plan.recommended["size"]
     # A start's curve begins at its unpruned size, and the frontier falls with size.
     assert sorted(line.get_xdata()[0] for line in lines[:4]) == pytest.approx(sorted(plan.starts["parameters"]))
