@@ -27,6 +27,9 @@ SPARSE_CHANNELS = 8
 SPARSE_DENSITY = 0.7
 SPARSE_WEIGHTS = 50_000
 
+#: Families that the sparse kernels know.
+SPARSE_FAMILIES = ("cifar_resnet", "mlp")
+
 
 class Steps(Interface):
     """Train a network, already rewound and masked, step by step, and evaluate it; the network is changed in place."""
@@ -91,14 +94,19 @@ def choose_steps(trajectory: Trajectory, network: Network, kernels: str = "auto"
             network and on its density alone, so that every machine with a CPU chooses the same.
 
     Raises:
-        ImpRunsError: The sparse kernels were asked for on a GPU.
+        ImpRunsError: The sparse kernels were asked for on a GPU, or for a family that they do not know.
     """
-    on_cpu = network.values.device.type == "cpu"
+    on_cpu, known = network.values.device.type == "cpu", trajectory.family in SPARSE_FAMILIES
     if kernels == "sparse" and not on_cpu:
         raise ImpRunsError("kernels 'sparse' are for the CPU; give --kernels auto or torch, or --device cpu.")
+    if kernels == "sparse" and not known:
+        raise ImpRunsError(
+            f"kernels 'sparse' know {' and '.join(SPARSE_FAMILIES)}, not {trajectory.family}; give --kernels auto or "
+            "torch."
+        )
     if kernels != "auto":
         return kernels
-    if not on_cpu:
+    if not (on_cpu and known):
         return "torch"
     if trajectory.family == "mlp":
         faster = network.kept <= SPARSE_WEIGHTS

@@ -37,9 +37,10 @@ def subset(dataset: Dataset, trajectory: Trajectory) -> Examples:
 
 
 def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
-    """Give the learning rate of a step: stepwise decay at the milestones."""
+    """Give the learning rate of a step: a linear rise from 0 during the warm-up, stepwise decay at the milestones."""
     passed = sum(step >= int(milestone * steps) for milestone in protocol.milestones)
-    return protocol.learning_rate * protocol.decay**passed
+    rate, warm = protocol.learning_rate * protocol.decay**passed, int(protocol.warmup * steps)
+    return rate * step / warm if step < warm else rate
 
 
 def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, *, start: int = 0) -> State:

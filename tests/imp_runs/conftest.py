@@ -58,7 +58,8 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def toy():
     """Give a maker of tiny trajectories; unknown names are settings of the protocol."""
-    shapes = {"mlp": (2, 2), "cifar_resnet": (8, 1)}
+    shapes = {"mlp": (2, 2), "cifar_resnet": (8, 1), "cifar_vgg": (11, 2), "cifar_densenet": (121, 2)}
+    shapes |= {"tinyimagenet_resnet": (18, 2), "imagenet_resnet": (18, 2)}
 
     def make(family: str = "mlp", *, replicate: int = 0, dataset_size: int = 40, **changes) -> Trajectory:
         depth, width = changes.pop("depth", shapes[family][0]), changes.pop("width", shapes[family][1])
