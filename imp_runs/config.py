@@ -18,10 +18,29 @@ from imp_runs.errors import ImpRunsError
 #: Raised by one whenever the arithmetic of a run changes, so that old records are never mixed with new ones.
 ARITHMETIC = 1
 
-FAMILIES = ("cifar_resnet", "mlp")
+FAMILIES = ("cifar_resnet", "mlp", "cifar_vgg", "cifar_densenet", "tinyimagenet_resnet", "imagenet_resnet")
+#: Depths of the families that have only a few.
+DEPTHS = {
+    "cifar_vgg": (11, 13, 16, 19),
+    "cifar_densenet": (121, 161, 169, 201),
+    "tinyimagenet_resnet": (18, 34, 50, 101, 152),
+    "imagenet_resnet": (18, 34, 50, 101, 152),
+}
 #: Number of training examples by name of the dataset.
-DATASETS = {"digits": 1000, "fashion_mnist": 60000, "mnist": 60000, "cifar10": 50000, "cifar100": 50000, "svhn": 73257}
-AUGMENTATIONS = ("none", "flip_crop")
+DATASETS = {
+    "digits": 1000,
+    "fashion_mnist": 60000,
+    "mnist": 60000,
+    "cifar10": 50000,
+    "cifar100": 50000,
+    "svhn": 73257,
+    "tinyimagenet": 100000,
+    "imagenet": 1281167,
+}
+#: Datasets read from their files batch by batch; all others are held in memory.
+STREAMED = ("imagenet",)
+#: What is done to training images; datasets in memory know the first two, streamed ones the first and the last.
+AUGMENTATIONS = ("none", "flip_crop", "resized_crop")
 
 
 @dataclass(frozen=True)
@@ -40,10 +59,12 @@ class Protocol:
         rewind: Fraction of the steps of level 0 after which the weights to rewind to are stored.
         prune_fraction: Share of the remaining weights removed per round, rounded down.
         levels: Number of pruning rounds; level 0 is the unpruned network.
-        augmentation: `"none"`, or `"flip_crop"` (horizontal flip, 4-pixel zero-padded crop).
+        augmentation: `"none"`, `"flip_crop"` (horizontal flip, 4-pixel zero-padded crop), or for streamed datasets
+            `"resized_crop"` (a random part of the image, resized, and a horizontal flip).
+        warmup: Fraction of the steps over which the learning rate rises linearly from 0.
 
     Source:
-        Rosenfeld, Frankle, Carbin, Shavit, ICML 2021, section 3 and appendix (CIFAR-10 settings).
+        Rosenfeld, Frankle, Carbin, Shavit, ICML 2021, section 3 and appendix.
     """
 
     name: str = "desktop"
@@ -58,6 +79,7 @@ class Protocol:
     prune_fraction: float = 0.2
     levels: int = 30
     augmentation: str = "none"
+    warmup: float = 0.0
 
     def steps_per_epoch(self, dataset_size: int) -> int:
         """Count the steps of one epoch over `dataset_size` examples."""
@@ -85,14 +107,26 @@ class Protocol:
             ("prune_fraction", 0 < self.prune_fraction < 1, "in (0, 1)"),
             ("levels", self.levels >= 0, ">= 0"),
             ("augmentation", self.augmentation in AUGMENTATIONS, f"one of {', '.join(AUGMENTATIONS)}"),
+            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
         ]
         return [f"protocol.{name} = {getattr(self, name)!r} must be {rule}" for name, ok, rule in rules if not ok]
 
 
-#: Protocols by name: `paper_cifar` is the source's, `desktop` the start for small CPU runs.
+#: Protocols by name: `paper_cifar` (for all small images) and `paper_imagenet` are the source's, `desktop` the start
+#: for small CPU runs. The source's rewinding epoch, 10, is stated for CIFAR, and taken for ImageNet too.
 PROTOCOLS: dict[str, Protocol] = {
     "desktop": Protocol(),
     "paper_cifar": Protocol(name="paper_cifar", epochs=160, batch_size=128, levels=40, augmentation="flip_crop"),
+    "paper_imagenet": Protocol(
+        name="paper_imagenet",
+        epochs=90,
+        batch_size=1024,
+        learning_rate=0.4,
+        milestones=(30 / 90, 60 / 90, 80 / 90),
+        rewind=10 / 90,
+        augmentation="resized_crop",
+        warmup=5 / 90,
+    ),
 }
 
 
@@ -101,10 +135,10 @@ class Trajectory:
     """Describe one seed of one network, pruned through all its levels.
 
     Attributes:
-        family: `"cifar_resnet"` or `"mlp"`.
+        family: One of `FAMILIES`.
         dataset: Name of the dataset.
-        depth: Number of weight layers (`cifar_resnet`: 6D+2; `mlp`: hidden layers + 1).
-        width: Base channels (`cifar_resnet`) or hidden units (`mlp`).
+        depth: Number of weight layers (`cifar_resnet`: 6D+2; `mlp`: hidden layers + 1; else one of `DEPTHS`).
+        width: Base channels, hidden units (`mlp`) or growth rate (`cifar_densenet`).
         dataset_size: Number of training examples.
         replicate: Seed of initialisation, order, augmentation and subset.
         pool: Side of the square over which images are mean-pooled; 1 leaves them as they are.
@@ -123,7 +157,7 @@ class Trajectory:
     @property
     def key(self) -> str:
         """Name the trajectory by the hash of everything that decides its numbers."""
-        return digest({"arithmetic": ARITHMETIC, **dataclasses.asdict(self)})
+        return digest({"arithmetic": ARITHMETIC, **dataclasses.asdict(self), "protocol": _hashed(self.protocol)})
 
     def seed(self, purpose: str, *counters: int) -> int:
         """Draw the seed of one use of randomness from its counter.
@@ -169,7 +203,15 @@ def digest(value: Any, length: int = 16) -> str:
 
 def protocol_hash(protocol: Protocol) -> str:
     """Hash a protocol together with the version of the arithmetic."""
-    return digest({"arithmetic": ARITHMETIC, **dataclasses.asdict(protocol)})
+    return digest({"arithmetic": ARITHMETIC, **_hashed(protocol)})
+
+
+def _hashed(protocol: Protocol) -> dict[str, Any]:
+    """Give the fields that name a protocol; those added later take part where they are used, so old names stay."""
+    fields = dataclasses.asdict(protocol)
+    if protocol.warmup == 0:
+        del fields["warmup"]
+    return fields
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -230,7 +272,7 @@ def sweep_from_dict(content: Mapping[str, Any], *, where: str = "sweep") -> Swee
     protocol, protocol_faults = _protocol({} if "protocol" in no_tables else given["protocol"])
     faults += protocol_faults
     if "grid" in content and "grid" not in no_tables:
-        faults += [fault for grid in grids for fault in _grid_faults(grid)]
+        faults += [fault for grid in grids for fault in [*_grid_faults(grid), *_augmentation_faults(grid, protocol)]]
     if faults:
         raise ImpRunsError(f"{where}: " + "; ".join(faults) + ".")
     trajectories = {trajectory: None for grid in grids for trajectory in _expand(grid, protocol)}
@@ -298,12 +340,23 @@ def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
         if not (isinstance(values, list) and values and all(_is_integer(v) and v >= 1 for v in values)):
             faults.append(f"grid.{key} = {values!r} must be a list of integers >= 1")
         elif key == "depth" and key in grid:
-            faults += [fault for depth in values if (fault := depth_fault(grid.get("family", ""), depth))]
+            faults += [fault for depth in values if (fault := depth_fault(str(grid.get("family", "")), depth))]
         elif key == "dataset_size" and key in grid:
             name = grid.get("dataset")
             largest = DATASETS.get(name) if isinstance(name, str) else None
             faults += [fault for size in values if largest and (fault := size_fault(str(name), size, largest))]
     return faults
+
+
+def _augmentation_faults(grid: Mapping[str, Any], protocol: Protocol) -> list[str]:
+    """Say that a dataset does not know the protocol's augmentation."""
+    dataset, asked = grid.get("dataset"), protocol.augmentation
+    if dataset not in list(DATASETS) or asked not in AUGMENTATIONS:
+        return []  # named elsewhere
+    allowed = ("none", "resized_crop") if dataset in STREAMED else ("none", "flip_crop")
+    return (
+        [] if asked in allowed else [f"protocol.augmentation = {asked!r} must be {' or '.join(allowed)} for {dataset}"]
+    )
 
 
 def depth_fault(family: str, depth: int) -> str | None:
@@ -312,6 +365,8 @@ def depth_fault(family: str, depth: int) -> str | None:
         return f"grid.depth {depth} must be 6D+2 with D >= 1 for cifar_resnet: 8, 14, 20, 26, ..."
     if family == "mlp" and depth < 2:
         return f"grid.depth {depth} must be hidden layers + 1, so at least 2, for mlp"
+    if depth not in (allowed := DEPTHS.get(family, (depth,))):
+        return f"grid.depth {depth} must be one of {', '.join(map(str, allowed))} for {family}"
     return None
 
 

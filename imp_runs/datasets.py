@@ -1,17 +1,25 @@
-"""The datasets: whole in memory, standardised, with a fixed test set."""
+"""The datasets by name, and those held whole in memory: standardised, with a fixed test set."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from imp_runs.config import DATASETS
+from imp_runs.distributed import share
 from imp_runs.errors import ImpRunsError
+from imp_runs.examples import Batch, HeldExamples
+from imp_runs.folders import list_folders, read_images
+
+if TYPE_CHECKING:
+    from imp_runs.streaming import Streamed
 
 
 @dataclass(frozen=True)
@@ -36,36 +44,59 @@ class Dataset:
         tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
         return Dataset(self.name, self.classes, *(t.to(device) for t in tensors))
 
+    def take(self, order: torch.Tensor) -> HeldExamples:
+        """Cut a training subset: the examples of these numbers, in this order."""
+        order = order.to(self.train_labels.device)
+        return HeldExamples(self.train_images[order], self.train_labels[order])
+
+    def test_batches(self, size: int) -> Iterator[Batch]:
+        """Give images and labels of the test set, or this process's share of every batch of `size`."""
+        for images, labels in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
+            yield share(images), share(labels)
+
 
 def default_data_dir() -> Path:
     """Name the folder of downloaded datasets: `$IMP_RUNS_DATA`, else `~/.cache/imp_runs`."""
     return Path(os.environ.get("IMP_RUNS_DATA") or Path.home() / ".cache" / "imp_runs")
 
 
-def load_dataset(name: str, *, pool: int = 1, data_dir: str | Path | None = None, download: bool = False) -> Dataset:
-    """Load a dataset, mean-pooled over `pool` x `pool` squares and standardised by the training pixels.
+def load_dataset(
+    name: str, *, pool: int = 1, data_dir: str | Path | None = None, download: bool = False
+) -> Dataset | Streamed:
+    """Load a dataset, mean-pooled over `pool` x `pool` squares and standardised by channel.
+
+    Those in memory are standardised by their training pixels, `imagenet` by the constants in common use.
 
     Args:
         name: `digits` (inside scikit-learn: 1,000 training and 797 test images), `fashion_mnist`, `mnist`, `cifar10`,
-            `cifar100` or `svhn` (through torchvision).
-        pool: Side of the pooling square; must divide the image side.
-        data_dir: Folder in which torchvision finds its files; default `$IMP_RUNS_DATA` or `~/.cache/imp_runs`.
-        download: Fetch missing files.
+            `cifar100` or `svhn` (through torchvision), `tinyimagenet` (5 GB in memory), or `imagenet`, which is
+            streamed from its files.
+        pool: Side of the pooling square; must divide the image side (224 for `imagenet`).
+        data_dir: Folder in which torchvision finds its files, and which holds the folders `tiny-imagenet-200` and
+            `imagenet`, each with `train` and `val`; default `$IMP_RUNS_DATA` or `~/.cache/imp_runs`.
+        download: Fetch missing files, where torchvision can.
 
     Returns:
-        The dataset on the CPU.
+        The dataset; its batches come on the CPU.
 
     Raises:
-        ImpRunsError: Files are missing, `pool` does not divide the side, or the name is unknown.
+        ImpRunsError: Files are missing or damaged, `pool` does not divide the side, or the name is unknown.
 
     Example:
         >>> load_dataset("digits").input_shape
         (1, 8, 8)
     """
+    root = Path(data_dir) if data_dir else default_data_dir()
+    if name == "imagenet":
+        from imp_runs.streaming import load_imagenet
+
+        return load_imagenet(root, pool)
     if name == "digits":
         train, test = _digits()
+    elif name == "tinyimagenet":
+        train, test = _tinyimagenet(root / "tiny-imagenet-200")
     elif name in _TORCHVISION:
-        train, test = _torchvision(name, Path(data_dir) if data_dir else default_data_dir(), download)
+        train, test = _torchvision(name, root, download)
     else:
         raise ImpRunsError(f"dataset {name!r} is unknown; allowed: {', '.join(DATASETS)}.")
     side = train[0].shape[2]
@@ -73,9 +104,8 @@ def load_dataset(name: str, *, pool: int = 1, data_dir: str | Path | None = None
         raise ImpRunsError(f"grid.pool = {pool} must divide the image side {side} of {name}; choose a divisor.")
     images = [functional.avg_pool2d(part[0], pool) if pool > 1 else part[0] for part in (train, test)]
     mean, std = images[0].mean((0, 2, 3), keepdim=True), images[0].std((0, 2, 3), keepdim=True)
-    train_images, test_images = ((part - mean) / std for part in images)
-    classes = int(train[1].max()) + 1
-    return Dataset(name, classes, train_images.contiguous(), train[1], test_images.contiguous(), test[1])
+    train_images, test_images = (part.sub_(mean).div_(std).contiguous() for part in images)
+    return Dataset(name, int(train[1].max()) + 1, train_images, train[1], test_images, test[1])
 
 
 _Part = tuple[torch.Tensor, torch.Tensor]
@@ -90,6 +120,11 @@ def _digits() -> tuple[_Part, _Part]:
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))[order]
     train = DATASETS["digits"]
     return (pixels[:train], targets[:train]), (pixels[train:], targets[train:])
+
+
+def _tinyimagenet(root: Path) -> tuple[_Part, _Part]:
+    _, train, test = list_folders("tinyimagenet", root)
+    return read_images(train, 64), read_images(test, 64)
 
 
 _TORCHVISION = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from imp_runs.config import Trajectory, protocol_hash
-from imp_runs.datasets import Dataset
+from imp_runs.examples import Source
 from imp_runs.network import Network
 from imp_runs.prune import prune
 from imp_runs.steps import Steps, choose_kernels, choose_steps, count_wrong, make_steps, name_kernels
@@ -19,7 +19,7 @@ from imp_runs.store import Checkpoint, Store
 from imp_runs.train import check_size, subset, train
 
 
-def make_network(trajectory: Trajectory, dataset: Dataset, device: torch.device) -> Network:
+def make_network(trajectory: Trajectory, dataset: Source, device: torch.device) -> Network:
     """Make the freshly initialised network of a trajectory."""
     return Network.fresh(
         trajectory.family,
@@ -34,7 +34,7 @@ def make_network(trajectory: Trajectory, dataset: Dataset, device: torch.device)
 
 def run_trajectory(
     trajectory: Trajectory,
-    dataset: Dataset,
+    dataset: Source,
     store: Store,
     *,
     device: torch.device | str = "cpu",
@@ -102,7 +102,7 @@ def run_trajectory(
             progress(1 + protocol.levels - level)
 
 
-def _result(trajectory: Trajectory, dataset: Dataset, steps: Steps, level: int, status: str) -> dict[str, Any]:
+def _result(trajectory: Trajectory, dataset: Source, steps: Steps, level: int, status: str) -> dict[str, Any]:
     network, wrong, tested = steps.network, count_wrong(steps, dataset), len(dataset.test_labels)
     kept_by_layer = network.kept_by_layer
     macs = sum(kept * use.positions for kept, use in zip(kept_by_layer, network.uses, strict=True))
@@ -123,7 +123,7 @@ def _result(trajectory: Trajectory, dataset: Dataset, steps: Steps, level: int, 
     }
 
 
-def describe(trajectory: Trajectory, dataset: Dataset, network: Network, device: torch.device) -> dict[str, Any]:
+def describe(trajectory: Trajectory, dataset: Source, network: Network, device: torch.device) -> dict[str, Any]:
     """Give the columns that all records of a trajectory share: what it is and what it was computed with."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return {

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from imp_runs import kernels
+from imp_runs.architectures import MLP, Block, CifarResNet
 from imp_runs.config import Protocol
-from imp_runs.families import MLP, Block, CifarResNet, prunable_layers
+from imp_runs.families import prunable_layers
 from imp_runs.network import Network
 
 _Arrays = tuple[np.ndarray, ...]

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional
 
 from imp_runs.config import Protocol, Trajectory
-from imp_runs.datasets import Dataset
+from imp_runs.distributed import processes, total
 from imp_runs.errors import ImpRunsError
+from imp_runs.examples import Source
 from imp_runs.network import Network
 
 EVALUATION_BATCH = 1000
@@ -26,6 +27,9 @@ NATIVE_LIMIT = 32
 SPARSE_CHANNELS = 8
 SPARSE_DENSITY = 0.7
 SPARSE_WEIGHTS = 50_000
+
+#: Families that the sparse kernels know.
+SPARSE_FAMILIES = ("cifar_resnet", "mlp")
 
 
 class Steps(Interface):
@@ -59,9 +63,13 @@ class TorchSteps:
         """Take one step of SGD on a batch."""
         self._optimizer.param_groups[0]["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=False)
-        functional.cross_entropy(self.network.model(images), labels).backward()
+        self.loss(images, labels).backward()
         self._prunable_gradients.mul_(self.network.mask)
         self._optimizer.step()
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the mean cross-entropy of a batch, `[]`."""
+        return functional.cross_entropy(self.network.model(images), labels)
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -73,11 +81,15 @@ class TorchSteps:
 
 
 def make_steps(name: str, network: Network, protocol: Protocol, input_shape: tuple[int, int, int]) -> Steps:
-    """Make the steps that `choose_steps` chose."""
+    """Make the steps that `choose_steps` chose; PyTorch's are taken by all processes that train together."""
     if name == "sparse":
         from imp_runs.sparse import SparseSteps
 
         return SparseSteps(network, protocol, input_shape)
+    if processes() > 1:
+        from imp_runs.parallel import SharedSteps
+
+        return SharedSteps(network, protocol)
     return TorchSteps(network, protocol)
 
 
@@ -91,14 +103,19 @@ def choose_steps(trajectory: Trajectory, network: Network, kernels: str = "auto"
             network and on its density alone, so that every machine with a CPU chooses the same.
 
     Raises:
-        ImpRunsError: The sparse kernels were asked for on a GPU.
+        ImpRunsError: The sparse kernels were asked for on a GPU, or for a family that they do not know.
     """
-    on_cpu = network.values.device.type == "cpu"
+    on_cpu, known = network.values.device.type == "cpu", trajectory.family in SPARSE_FAMILIES
     if kernels == "sparse" and not on_cpu:
         raise ImpRunsError("kernels 'sparse' are for the CPU; give --kernels auto or torch, or --device cpu.")
+    if kernels == "sparse" and not known:
+        raise ImpRunsError(
+            f"kernels 'sparse' know {' and '.join(SPARSE_FAMILIES)}, not {trajectory.family}; give --kernels auto or "
+            "torch."
+        )
     if kernels != "auto":
         return kernels
-    if not on_cpu:
+    if not (on_cpu and known):
         return "torch"
     if trajectory.family == "mlp":
         faster = network.kept <= SPARSE_WEIGHTS
@@ -107,26 +124,28 @@ def choose_steps(trajectory: Trajectory, network: Network, kernels: str = "auto"
     return "sparse" if faster else "torch"
 
 
-def choose_kernels(trajectory: Trajectory, dataset: Dataset) -> None:
+def choose_kernels(trajectory: Trajectory, dataset: Source) -> None:
     """Choose PyTorch's faster CPU convolutions for a network, by a rule that depends on its description alone."""
     torch.backends.mkldnn.enabled = not _prefers_native(trajectory, dataset)
 
 
-def _prefers_native(trajectory: Trajectory, dataset: Dataset) -> bool:
+def _prefers_native(trajectory: Trajectory, dataset: Source) -> bool:
     return trajectory.family == "cifar_resnet" and trajectory.width * dataset.input_shape[1] <= NATIVE_LIMIT
 
 
-def name_kernels(steps: str, trajectory: Trajectory, dataset: Dataset, device: torch.device) -> str:
+def name_kernels(steps: str, trajectory: Trajectory, dataset: Source, device: torch.device) -> str:
     """Name what computed a record."""
+    together = f" x {processes()} processes" if processes() > 1 else ""
     if device.type == "cuda":
-        return "cuda"
+        return f"cuda{together}"
     if steps == "sparse":
         return f"{os.environ.get('NUMBA_CPU_NAME', 'host')} sparse"
     library = "native" if _prefers_native(trajectory, dataset) else "onednn"
-    return f"{torch.backends.cpu.get_cpu_capability()} {library}"
+    return f"{torch.backends.cpu.get_cpu_capability()} {library}{together}"
 
 
-def count_wrong(steps: Steps, dataset: Dataset) -> int:
+def count_wrong(steps: Steps, dataset: Source) -> int:
     """Count the test images that the network gets wrong (top-1), with its running batch-norm statistics."""
-    batches = zip(dataset.test_images.split(EVALUATION_BATCH), dataset.test_labels.split(EVALUATION_BATCH), strict=True)
-    return sum(int((steps.logits(images).argmax(1) != labels).sum()) for images, labels in batches)
+    batches = dataset.test_batches(EVALUATION_BATCH)
+    wrong = sum(int((steps.logits(images).argmax(1) != labels).sum()) for images, labels in batches)
+    return total(wrong, steps.network.values.device)

@@ -12,6 +12,7 @@ from typing import Any
 from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.errors import ImpRunsError
 from imp_runs.store import Store
+from imp_runs.together import run_together, started_together
 from imp_runs.workers import (
     checked_device,
     checked_kernels,
@@ -40,7 +41,8 @@ def run_sweep(
         store: Folder of the store; made if it is not there.
         data_dir: Where the dataset lies.
         download: Fetch missing dataset files.
-        workers: Number of processes; default one per core on a CPU, one on a GPU.
+        workers: Number of processes; default one per core on a CPU, one on a GPU. Processes that `torchrun` started
+            run every trajectory together instead.
         device: `"cpu"` or `"cuda"`; default CUDA when there is one.
         kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them.
 
@@ -48,6 +50,9 @@ def run_sweep(
         ImpRunsError: The store holds another protocol, the dataset is missing, or trajectories failed (all are named;
             the others have run).
     """
+    if started_together():
+        run_together(sweep, store, data_dir=data_dir, device=device, kernels=kernels)
+        return
     opened = Store(store, sweep.protocol)
     missing = [(trajectory, opened) for trajectory in sweep.trajectories if not opened.is_done(trajectory.key)]
     if missing:

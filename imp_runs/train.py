@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch.nn import functional
 
 from imp_runs.config import Protocol, Trajectory, size_fault
-from imp_runs.datasets import Dataset
 from imp_runs.errors import ImpRunsError
+from imp_runs.examples import Examples, Source
 from imp_runs.network import State
 from imp_runs.steps import Steps
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Hold the training subset of a trajectory: images (n, channels, height, width) and labels (n)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
-def check_size(dataset: Dataset, trajectory: Trajectory) -> None:
+def check_size(dataset: Source, trajectory: Trajectory) -> None:
     """Raise an `ImpRunsError` if a trajectory wants more training examples than there are."""
     if fault := size_fault(trajectory.dataset, trajectory.dataset_size, len(dataset.train_labels)):
         raise ImpRunsError(f"{fault}; choose at most that.")
 
 
-def subset(dataset: Dataset, trajectory: Trajectory) -> Examples:
+def subset(dataset: Source, trajectory: Trajectory) -> Examples:
     """Cut the training subset of a trajectory: the first n of the replicate's order, so nested across n."""
     generator = torch.Generator().manual_seed(trajectory.seed("subset"))
     order = torch.randperm(len(dataset.train_labels), generator=generator)[: trajectory.dataset_size]
-    order = order.to(dataset.train_labels.device)
-    return Examples(dataset.train_images[order], dataset.train_labels[order])
+    return dataset.take(order)
 
 
 def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
-    """Give the learning rate of a step: stepwise decay at the milestones."""
+    """Give the learning rate of a step: a linear rise from 0 during the warm-up, stepwise decay at the milestones."""
     passed = sum(step >= int(milestone * steps) for milestone in protocol.milestones)
-    return protocol.learning_rate * protocol.decay**passed
+    rate, warm = protocol.learning_rate * protocol.decay**passed, int(protocol.warmup * steps)
+    return rate * step / warm if step < warm else rate
 
 
 def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, *, start: int = 0) -> State:
@@ -56,46 +45,18 @@ def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, 
         The state of the network after the rewinding step (at level 0), else its state at the start.
     """
     protocol, network = trajectory.protocol, steps.network
-    size, total = len(examples.labels), protocol.steps(len(examples.labels))
+    size, total = len(examples), protocol.steps(len(examples))
     rewind_step = int(protocol.rewind * total)
     rewind_state = network.state()
     step = 0
     for epoch in range(protocol.epochs):
-        if step + protocol.steps_per_epoch(size) <= start:
-            step += protocol.steps_per_epoch(size)
+        first = min(max(start - step, 0), protocol.steps_per_epoch(size))
+        step += first
+        if first == protocol.steps_per_epoch(size):
             continue
-        generator = torch.Generator().manual_seed(trajectory.seed("order", level, epoch))
-        order = torch.randperm(size, generator=generator).to(examples.labels.device)
-        augment = torch.Generator().manual_seed(trajectory.seed("augmentation", level, epoch))
-        for batch in order.split(protocol.batch_size):
-            if step >= start:
-                images = examples.images[batch]
-                if protocol.augmentation == "flip_crop":
-                    images = flip_crop(images, augment)
-                steps.step(images, examples.labels[batch], learning_rate(protocol, step, total))
+        for images, labels in examples.batches(trajectory, level, epoch, first):
+            steps.step(images, labels, learning_rate(protocol, step, total))
             step += 1
             if level == 0 and step == rewind_step:
                 rewind_state = network.state()
     return rewind_state
-
-
-def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
-    """Flip half of the images and crop each at its own offset after zero padding.
-
-    Args:
-        images: A batch (examples, channels, height, width).
-        generator: Source of flips and offsets (CPU).
-        padding: Pixels added on every side before the crop.
-
-    Returns:
-        A batch of the same shape.
-    """
-    size, _, height, width = images.shape
-    draws = torch.rand(3, size, generator=generator).to(images.device)
-    images = torch.where(draws[0].view(-1, 1, 1, 1) < 0.5, images.flip(3), images)
-    offsets = (draws[1:] * (2 * padding + 1)).long()
-    rows = offsets[0].view(-1, 1) + torch.arange(height, device=images.device)
-    columns = offsets[1].view(-1, 1) + torch.arange(width, device=images.device)
-    padded = functional.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
-    example = torch.arange(size, device=images.device).view(-1, 1, 1)
-    return padded[example, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()

@@ -17,7 +17,7 @@ from imp_runs.config import Trajectory
 from imp_runs.errors import ImpRunsError
 
 if TYPE_CHECKING:
-    from imp_runs.datasets import Dataset
+    from imp_runs.examples import Source
 
 #: What every CPU worker is started with, so that results do not depend on the processor's vector width.
 KERNELS = {
@@ -148,7 +148,7 @@ def report(levels: int) -> None:
 
 
 @functools.cache
-def dataset_of(name: str, pool: int, data_dir: str | Path | None) -> Dataset:
+def dataset_of(name: str, pool: int, data_dir: str | Path | None) -> Source:
     """Load a dataset once for every worker process."""
     from imp_runs.datasets import load_dataset
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imp_runs.config import PROTOCOLS, Protocol, Trajectory, load_sweep, protocol_hash, sweep_from_dict
+from imp_runs.config import DATASETS, PROTOCOLS, Protocol, Trajectory, load_sweep, protocol_hash, sweep_from_dict
 from imp_runs.errors import ImpRunsError
+from imp_runs.train import learning_rate
 
 GRID = {"family": "mlp", "dataset": "digits", "depth": [2], "width": [8], "dataset_size": [100], "replicates": 1}
 OTHER = {str: "mlp2", int: 7, float: 0.3125, tuple: (0.25,)}
@@ -136,6 +137,28 @@ def test_a_named_protocol_is_taken_and_overridden():
     assert sweep_from_dict({"name": "x", "grid": GRID}).protocol == Protocol()
 
 
+def test_the_source_s_protocol_for_imagenet_changes_its_rate_between_epochs():
+    protocol = PROTOCOLS["paper_imagenet"]
+    assert (protocol.epochs, protocol.batch_size, protocol.augmentation) == (90, 1024, "resized_crop")
+    for denominator in (1, 2, 4, 8, 16, 64):
+        size = DATASETS["imagenet"] // denominator
+        steps, epoch = protocol.steps(size), protocol.steps_per_epoch(size)
+        rates = [learning_rate(protocol, step, steps) for step in range(steps)]
+        expected = [0.4 * min(step / (5 * epoch), 1) for step in range(30 * epoch)]
+        for lasts, rate in ((30, 0.04), (20, 0.004), (10, 0.0004)):
+            expected += [rate] * (lasts * epoch)
+        assert rates == pytest.approx(expected, rel=1e-12)
+        assert int(protocol.rewind * steps) == 10 * epoch
+
+
+def test_streamed_datasets_take_no_augmentation_of_those_in_memory():
+    grid = {**GRID, "family": "imagenet_resnet", "dataset": "imagenet", "depth": [50]}
+    named = sweep_from_dict({"name": "x", "grid": grid, "protocol": {"name": "paper_imagenet"}})
+    assert named.protocol == PROTOCOLS["paper_imagenet"]
+    with pytest.raises(ImpRunsError, match=r"augmentation = 'flip_crop' must be none or resized_crop for imagenet"):
+        sweep_from_dict({"name": "x", "grid": grid, "protocol": {"name": "paper_cifar"}})
+
+
 def test_every_recorded_sweep_has_a_file_that_loads():
     files = [f for f in (resources.files("imp_runs") / "recorded").iterdir() if f.name.endswith(".toml")]
     assert files
@@ -150,11 +173,17 @@ def test_every_recorded_sweep_has_a_file_that_loads():
     ("grid", "message"),
     [
         ({"family": "vgg"}, "grid.family = 'vgg' must be one of cifar_resnet, mlp"),
-        ({"dataset": "imagenet"}, "grid.dataset = 'imagenet' must be one of digits, fashion_mnist"),
+        ({"dataset": "coco"}, "grid.dataset = 'coco' must be one of digits, fashion_mnist"),
         ({"dataset": ["digits"]}, "grid.dataset = ['digits'] must be one of digits"),
         ({"family": "cifar_resnet", "depth": [8, 9]}, "grid.depth 9 must be 6D+2"),
         ({"family": "cifar_resnet", "depth": [2]}, "grid.depth 2 must be 6D+2"),
         ({"depth": [1]}, "grid.depth 1 must be hidden layers + 1, so at least 2, for mlp"),
+        ({"family": "cifar_vgg", "depth": [16, 17]}, "grid.depth 17 must be one of 11, 13, 16, 19 for cifar_vgg"),
+        (
+            {"family": "imagenet_resnet", "depth": [20]},
+            "grid.depth 20 must be one of 18, 34, 50, 101, 152 for imagenet_re",
+        ),
+        ({"family": ["mlp"], "depth": [2]}, "grid.family = ['mlp'] must be one of cifar_resnet"),
         ({"width": []}, "grid.width = [] must be a list of integers >= 1"),
         ({"width": [0]}, "grid.width = [0] must be a list of integers >= 1"),
         ({"width": 8}, "grid.width = 8 must be a list of integers >= 1"),
@@ -191,9 +220,11 @@ def test_a_fault_of_the_grid_is_named(grid, message):
         ("prune_fraction", 1.0, "must be in (0, 1)"),
         ("prune_fraction", 0.0, "must be in (0, 1)"),
         ("levels", -1, "must be >= 0"),
-        ("augmentation", "mixup", "must be one of none, flip_crop"),
+        ("augmentation", "mixup", "must be one of none, flip_crop, resized_crop"),
+        ("augmentation", "resized_crop", "must be none or flip_crop for digits"),
+        ("warmup", 1.0, "must be in [0, 1)"),
         ("name", ["a"], "must be of type str"),
-        ("warmup", 5, "unknown entry protocol.warmup; allowed: name, epochs"),
+        ("cooldown", 5, "unknown entry protocol.cooldown; allowed: name, epochs"),
     ],
 )
 def test_a_fault_of_the_protocol_is_named(entry, value, message):
@@ -210,7 +241,7 @@ def test_all_faults_of_a_file_are_named_at_once(tmp_path):
         title = "no such entry"
         [grid]
         family = "cifar_resnet"
-        dataset = "imagenet"
+        dataset = "coco"
         depth = [9]
         width = [-1]
         color = "red"
@@ -229,7 +260,7 @@ def test_all_faults_of_a_file_are_named_at_once(tmp_path):
         "missing entry grid.dataset_size",
         "missing entry grid.replicates",
         "unknown entry grid.color",
-        "grid.dataset = 'imagenet'",
+        "grid.dataset = 'coco'",
         "grid.depth 9",
         "grid.width = [-1]",
         "protocol.epochs = 'many'",

@@ -171,5 +171,5 @@ def test_a_pool_that_does_not_divide_the_side_is_refused(pool):
 
 
 def test_an_unknown_dataset_is_refused():
-    with pytest.raises(ImpRunsError, match="dataset 'imagenet' is unknown; allowed: digits, fashion_mnist"):
-        load_dataset("imagenet")
+    with pytest.raises(ImpRunsError, match="dataset 'coco' is unknown; allowed: digits, fashion_mnist"):
+        load_dataset("coco")

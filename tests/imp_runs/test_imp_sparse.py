@@ -205,6 +205,14 @@ def test_sparse_kernels_are_refused_on_a_gpu(toy, digits):
     assert choose_steps(trajectory, network) == "torch"
 
 
+def test_families_that_the_kernels_do_not_know_are_left_to_pytorch(toy, digits):
+    trajectory = toy("imagenet_resnet")
+    network = make_network(trajectory, digits, CPU)
+    assert choose_steps(trajectory, network) == choose_steps(trajectory, network, "torch") == "torch"
+    with pytest.raises(ImpRunsError, match="know cifar_resnet and mlp, not imagenet_resnet; give --kernels auto"):
+        choose_steps(trajectory, network, "sparse")
+
+
 def test_a_module_that_the_kernels_do_not_know_is_refused():
     network = make("mlp", 2, 3, (1, 4, 4), 1.0)
     network.model = nn.Sequential(nn.Linear(2, 2))

@@ -11,11 +11,12 @@ from imp_oracle import run_oracle
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from imp_runs.config import Protocol
+from imp_runs.examples import flip_crop
 from imp_runs.imp import make_network, run_trajectory
 from imp_runs.prune import prune
 from imp_runs.steps import TorchSteps, choose_kernels, count_wrong
 from imp_runs.store import Store
-from imp_runs.train import flip_crop, learning_rate, subset, train
+from imp_runs.train import learning_rate, subset, train
 
 CPU = torch.device("cpu")
 
