@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,17 @@ def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
     return protocol.learning_rate * protocol.decay**passed
 
 
-def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, *, start: int = 0) -> State:
+def train(
+    steps: Steps,
+    examples: Examples,
+    trajectory: Trajectory,
+    level: int,
+    *,
+    start: int = 0,
+    taken: int | None = None,
+    rewind_state: State | None = None,
+    after_step: Callable[[int, State], None] | None = None,
+) -> State:
     """Train a network from step `start` to the end of its schedule.
 
     Args:
@@ -51,6 +62,9 @@ def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, 
         trajectory: What is run; gives protocol and randomness.
         level: Pruning round; together with the epoch it is the counter of all randomness.
         start: First step; 0 at level 0, the rewinding step afterwards.
+        taken: Steps taken before an interruption, after which network and momentum stand; default `start`.
+        rewind_state: What an interrupted training would have returned.
+        after_step: Called after every step with the number of steps taken and what would be returned.
 
     Returns:
         The state of the network after the rewinding step (at level 0), else its state at the start.
@@ -58,25 +72,36 @@ def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, 
     protocol, network = trajectory.protocol, steps.network
     size, total = len(examples.labels), protocol.steps(len(examples.labels))
     rewind_step = int(protocol.rewind * total)
-    rewind_state = network.state()
-    step = 0
+    rewind_state = rewind_state or network.state()
+    step, taken = 0, start if taken is None else taken
     for epoch in range(protocol.epochs):
-        if step + protocol.steps_per_epoch(size) <= start:
+        if step + protocol.steps_per_epoch(size) <= taken:
             step += protocol.steps_per_epoch(size)
             continue
         generator = torch.Generator().manual_seed(trajectory.seed("order", level, epoch))
         order = torch.randperm(size, generator=generator).to(examples.labels.device)
         augment = torch.Generator().manual_seed(trajectory.seed("augmentation", level, epoch))
         for batch in order.split(protocol.batch_size):
-            if step >= start:
+            if start <= step < taken and protocol.augmentation == "flip_crop":
+                draw(len(batch), augment)  # what the steps before the interruption drew
+            if step >= taken:
                 images = examples.images[batch]
                 if protocol.augmentation == "flip_crop":
                     images = flip_crop(images, augment)
                 steps.step(images, examples.labels[batch], learning_rate(protocol, step, total))
             step += 1
+            if step <= taken:
+                continue
             if level == 0 and step == rewind_step:
                 rewind_state = network.state()
+            if after_step:
+                after_step(step, rewind_state)
     return rewind_state
+
+
+def draw(examples: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw what decides flip and offsets of every example, `[3, examples]`."""
+    return torch.rand(3, examples, generator=generator)
 
 
 def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
@@ -91,7 +116,7 @@ def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4
         A batch of the same shape.
     """
     size, _, height, width = images.shape
-    draws = torch.rand(3, size, generator=generator).to(images.device)
+    draws = draw(size, generator).to(images.device)
     images = torch.where(draws[0].view(-1, 1, 1, 1) < 0.5, images.flip(3), images)
     offsets = (draws[1:] * (2 * padding + 1)).long()
     rows = offsets[0].view(-1, 1) + torch.arange(height, device=images.device)

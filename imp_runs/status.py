@@ -1,0 +1,186 @@
+"""How far the trajectories of a store have got, which failed and why, and how long the rest will take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imp_runs.config import Trajectory
+from imp_runs.errors import DamagedError
+from imp_runs.files import read_all, read_sealed
+from imp_runs.life import STALE, read_life
+from imp_runs.store import Store
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how far a store has got.
+
+    Attributes:
+        done: Trajectories that have ended.
+        running: Those that show signs of life, each with its last sign.
+        failed: Those that failed, each with the reason and the file to open.
+        waiting: Those that a sweep wants and nobody runs: not begun, or interrupted.
+        diverged: Those done ones that ended early because the loss was no longer finite.
+        records: Levels recorded.
+        levels: Levels that all trajectories together have, those that ended early counted as far as they got.
+        seconds: Time that the rest will take at the present number of running ones (at least one); none while
+            nothing is known of any run's time.
+    """
+
+    done: tuple[str, ...]
+    running: dict[Trajectory, dict[str, Any]]
+    failed: dict[Trajectory, str]
+    waiting: tuple[Trajectory, ...]
+    diverged: tuple[Trajectory, ...]
+    records: int
+    levels: int
+    seconds: float | None
+
+
+def status_of(store: Store | str | Path) -> Status:
+    """Look at a store, without disturbing who writes to it.
+
+    Args:
+        store: The store, its folder or its URL.
+
+    Returns:
+        Its status. The time left is the mean time of finished trajectories of the same network and dataset size, or
+        where there is none, of all, scaled by examples, depth and width.
+
+    Raises:
+        ImpRunsError: The folder is no store, or the description of a trajectory in it is damaged.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    contents, wanted = store.contents(), store.wanted()
+    wanted |= {key: store.trajectory(key) for key in contents.keys() - wanted.keys() if "config.json" in contents[key]}
+    ended, failed = _ended(store, contents)
+    running: dict[Trajectory, dict[str, Any]] = {}
+    waiting, now, seconds = [], time.time(), _seconds(store, contents, wanted, ended)
+    levels = records = 0
+    left: float | None = 0.0
+    for key, trajectory in wanted.items():
+        if key in ended:
+            records, levels = records + ended[key]["levels"] + 1, levels + ended[key]["levels"] + 1
+            continue
+        recorded = sum(name.startswith("level-") and name.endswith(".json") for name in contents.get(key, ()))
+        records, levels = records + recorded, levels + trajectory.protocol.levels + 1
+        share = 1 - recorded / (trajectory.protocol.levels + 1)
+        left = None if left is None or not seconds else left + share * seconds[trajectory]
+        life = read_life(store.folder(key) / "running.json") if "running.json" in contents.get(key, ()) else None
+        if life and now - float(life.get("updated", 0)) < STALE:
+            running[trajectory] = life
+        elif key not in failed:
+            waiting.append(trajectory)
+    return Status(
+        tuple(sorted(ended)),
+        running,
+        {wanted[key]: reason for key, reason in failed.items() if key in wanted and wanted[key] not in running},
+        tuple(waiting),
+        tuple(wanted[key] for key, done in ended.items() if done["status"] == "diverged" and key in wanted),
+        records,
+        levels,
+        None if left is None else left / max(len(running), 1),
+    )
+
+
+def _ended(store: Store, contents: dict[str, set[str]]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Read how trajectories ended, and why those failed that did."""
+    done = [store.folder(key) / "done.json" for key, names in contents.items() if "done.json" in names]
+    ended, failed = {}, {}
+    for path, content in read_all(done):
+        key = path.parent.name
+        try:
+            ended[key] = read_sealed(path, strict=False, content=content)
+            whole = "records.jsonl" in contents[key] or store.has_records(key, below=ended[key]["levels"] + 1)
+            if not whole:
+                del ended[key]
+        except DamagedError as damage:
+            failed[key] = str(damage)
+    for key, names in contents.items():
+        if "failed.json" in names and key not in ended:
+            path = store.folder(key) / "failed.json"
+            try:
+                failed[key] = f"{store.failure(key)} (open {path})"
+            except DamagedError as damage:
+                failed[key] = str(damage)
+    return ended, failed
+
+
+def _seconds(
+    store: Store, contents: dict[str, set[str]], wanted: dict[str, Trajectory], ended: dict[str, dict[str, Any]]
+) -> dict[Trajectory, float]:
+    """Say how long whole trajectories take, from those that have ended, or else from the levels recorded."""
+    known = [(wanted[key], done["seconds"]) for key, done in ended.items() if "seconds" in done and key in wanted]
+    if not known:
+        for key in contents.keys() & wanted.keys() - ended.keys():
+            times = [record.get("seconds", 0.0) for record in store.records(key)]
+            if times:
+                known.append((wanted[key], sum(times) / len(times) * (wanted[key].protocol.levels + 1)))
+    if not known:
+        return {}
+    same: dict[tuple[Any, ...], list[float]] = {}
+    for trajectory, taken in known:
+        same.setdefault(_network(trajectory), []).append(taken)
+    rate = sum(taken for _, taken in known) / sum(_size(trajectory) for trajectory, _ in known)
+    means = {network: sum(times) / len(times) for network, times in same.items()}
+    return {t: means.get(_network(t), rate * _size(t)) for t in wanted.values()}
+
+
+def _network(trajectory: Trajectory) -> tuple[Any, ...]:
+    return trajectory.family, trajectory.dataset, trajectory.depth, trajectory.width, trajectory.dataset_size
+
+
+def _size(trajectory: Trajectory) -> int:
+    return trajectory.dataset_size * trajectory.depth * trajectory.width
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people.
+
+    Example:
+        >>> duration(754)
+        '12 min 34 s'
+    """
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def describe(status: Status, *, longest: int = 20) -> str:
+    """Write a status for people.
+
+    Args:
+        status: What `status_of` gave.
+        longest: How many running and failed trajectories are named.
+
+    Returns:
+        Lines of text.
+    """
+    left = "unknown until a level has been recorded" if status.seconds is None else f"about {duration(status.seconds)}"
+    if status.seconds and not status.running:
+        left += " with one worker; none is running"
+    total = len(status.done) + len(status.running) + len(status.failed) + len(status.waiting)
+    lines = [
+        f"trajectories  {total}",
+        f"done          {len(status.done)}" + (f" ({len(status.diverged)} diverged)" if status.diverged else ""),
+        f"running       {len(status.running)}",
+        f"failed        {len(status.failed)}",
+        f"waiting       {len(status.waiting)}",
+        f"records       {status.records} of {status.levels}",
+        f"time left     {left}",
+    ]
+    now = time.time()
+    for trajectory, life in list(status.running.items())[:longest]:
+        place = f"on {life.get('host')}" + (f", job {life['job']}" if life.get("job") else "")
+        ago = duration(max(0.0, now - float(life["updated"])))
+        lines.append(
+            f"running: {trajectory}: level {life.get('level')} of {trajectory.protocol.levels}, {place}, {ago} ago"
+        )
+    for trajectory, reason in list(status.failed.items())[:longest]:
+        lines.append(f"failed: {trajectory}: {reason}")
+    for trajectory in status.diverged[:longest]:
+        lines.append(f"diverged: {trajectory}: the loss was not finite; it ends there, choose a smaller learning_rate")
+    hidden = sum(max(0, len(some) - longest) for some in (status.running, status.failed, status.diverged))
+    return "\n".join([*lines, *([f"... and {hidden} more"] if hidden else [])])
