@@ -110,9 +110,22 @@ def bench(
 @app.command()
 def status(store: StoreOption) -> None:
     """Print how far the trajectories of a store have got, which failed and why, and the time left."""
-    from imp_runs.status import describe, status_of
+    from imp_runs.status import status_of
 
-    typer.echo(describe(status_of(store)))
+    typer.echo(status_of(store))
+
+
+@app.command()
+def watch(
+    store: Annotated[str, typer.Argument(help="Folder of the store, or the URL of an object store.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Figure: .png, .pdf, .svg.")] = Path("curves.png"),
+    every: Annotated[float, typer.Option(help="Seconds between two drawings.", min=0)] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="Draw once.")] = False,
+) -> None:
+    """Draw the curves measured so far, again and again while something runs or waits."""
+    from imp_runs.watch import watch as run
+
+    run(store, output=output, every=every, once=once, say=typer.echo)
 
 
 @app.command()

@@ -55,17 +55,27 @@ def write_durably(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb", opener=_no_link) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk it would take the room
+        raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file that is no link, so that nothing outside the store is written through one."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 _MARK = b',\n "checksum": "'
@@ -152,7 +162,7 @@ def listing(folder: Path) -> dict[str, set[str]]:
     if on_disk(folder):
         with os.scandir(folder) as inner:
             for entry in inner:
-                with contextlib.suppress(NotADirectoryError):
+                if entry.is_dir(follow_symlinks=False):
                     found[entry.name] = set(os.listdir(entry.path))  # noqa: PTH208 - ten thousand folders
         return found
     remote: Any = folder

@@ -13,6 +13,9 @@ from imp_runs.files import read_all, read_sealed
 from imp_runs.life import STALE, read_life
 from imp_runs.store import Store
 
+#: How many running, failed and diverged trajectories are named in the text of a status.
+_NAMED = 20
+
 
 @dataclass(frozen=True)
 class Status:
@@ -38,6 +41,36 @@ class Status:
     records: int
     levels: int
     seconds: float | None
+
+    def __str__(self) -> str:
+        left = "unknown until a level has been recorded" if self.seconds is None else f"about {duration(self.seconds)}"
+        if self.seconds and not self.running:
+            left += " with one worker; none is running"
+        total = len(self.done) + len(self.running) + len(self.failed) + len(self.waiting)
+        lines = [
+            f"trajectories  {total}",
+            f"done          {len(self.done)}" + (f" ({len(self.diverged)} diverged)" if self.diverged else ""),
+            f"running       {len(self.running)}",
+            f"failed        {len(self.failed)}",
+            f"waiting       {len(self.waiting)}",
+            f"records       {self.records} of {self.levels}",
+            f"time left     {left}",
+        ]
+        now = time.time()
+        for trajectory, life in list(self.running.items())[:_NAMED]:
+            place = f"on {life.get('host')}" + (f", job {life['job']}" if life.get("job") else "")
+            ago = duration(max(0.0, now - float(life["updated"])))
+            lines.append(
+                f"running: {trajectory}: level {life.get('level')} of {trajectory.protocol.levels}, {place}, {ago} ago"
+            )
+        for trajectory, reason in list(self.failed.items())[:_NAMED]:
+            lines.append(f"failed: {trajectory}: {reason}")
+        for trajectory in self.diverged[:_NAMED]:
+            lines.append(
+                f"diverged: {trajectory}: the loss was not finite; it ends there, choose a smaller learning_rate"
+            )
+        hidden = sum(max(0, len(some) - _NAMED) for some in (self.running, self.failed, self.diverged))
+        return "\n".join([*lines, *([f"... and {hidden} more"] if hidden else [])])
 
 
 def status_of(store: Store | str | Path) -> Status:
@@ -146,41 +179,3 @@ def duration(seconds: float) -> str:
     """
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
-
-
-def describe(status: Status, *, longest: int = 20) -> str:
-    """Write a status for people.
-
-    Args:
-        status: What `status_of` gave.
-        longest: How many running and failed trajectories are named.
-
-    Returns:
-        Lines of text.
-    """
-    left = "unknown until a level has been recorded" if status.seconds is None else f"about {duration(status.seconds)}"
-    if status.seconds and not status.running:
-        left += " with one worker; none is running"
-    total = len(status.done) + len(status.running) + len(status.failed) + len(status.waiting)
-    lines = [
-        f"trajectories  {total}",
-        f"done          {len(status.done)}" + (f" ({len(status.diverged)} diverged)" if status.diverged else ""),
-        f"running       {len(status.running)}",
-        f"failed        {len(status.failed)}",
-        f"waiting       {len(status.waiting)}",
-        f"records       {status.records} of {status.levels}",
-        f"time left     {left}",
-    ]
-    now = time.time()
-    for trajectory, life in list(status.running.items())[:longest]:
-        place = f"on {life.get('host')}" + (f", job {life['job']}" if life.get("job") else "")
-        ago = duration(max(0.0, now - float(life["updated"])))
-        lines.append(
-            f"running: {trajectory}: level {life.get('level')} of {trajectory.protocol.levels}, {place}, {ago} ago"
-        )
-    for trajectory, reason in list(status.failed.items())[:longest]:
-        lines.append(f"failed: {trajectory}: {reason}")
-    for trajectory in status.diverged[:longest]:
-        lines.append(f"diverged: {trajectory}: the loss was not finite; it ends there, choose a smaller learning_rate")
-    hidden = sum(max(0, len(some) - longest) for some in (status.running, status.failed, status.diverged))
-    return "\n".join([*lines, *([f"... and {hidden} more"] if hidden else [])])

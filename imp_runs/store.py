@@ -191,7 +191,10 @@ class Store:
         """Name the folder of a trajectory; a key is 16 hexadecimal digits, so no path leaves the store."""
         if not _KEY.fullmatch(key):
             raise ImpRunsError(f"trajectory key {key!r} must be 16 hexadecimal digits.")
-        return self.path / "trajectories" / key
+        folder = self.path / "trajectories" / key
+        if folder.is_symlink():
+            raise ImpRunsError(f"{folder}: a link, which may point outside the store; put the folder itself here.")
+        return folder
 
     @contextlib.contextmanager
     def locked(self, trajectory: Trajectory) -> Iterator[None]:
@@ -393,13 +396,10 @@ class Store:
         Raises:
             DamagedError: The checkpoint does not match its checksum or its name.
         """
-        import safetensors.torch
-
         summaries = sorted(self.folder(key).glob("checkpoint-*.json"), key=lambda path: _position(path.name))
         if not summaries:
             return None
-        summary, content = self._checked(summaries[-1])
-        tensors = safetensors.torch.load(content)
+        summary, tensors = self._checked(summaries[-1])
         parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "inside": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -409,21 +409,29 @@ class Store:
             inside = Inside(summary["step"], summary["seconds"], parts["inside"], tensors["velocity"])
         return Checkpoint(summary["level"], parts["state"], tensors["mask"], inside)
 
-    def _checked(self, path: Path) -> tuple[dict[str, Any], bytes]:
+    def _checked(self, path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Read the summary and the tensors of a checkpoint, which must match."""
+        import safetensors
+        import safetensors.torch
+
         summary = self._read(path)
-        tensors = path.with_suffix(".safetensors")
-        content = tensors.read_bytes() if tensors.exists() else b""
+        file = path.with_suffix(".safetensors")
+        content = file.read_bytes() if file.exists() else b""
         (level, step), checksum = _position(path.name), hashlib.sha256(content).hexdigest()
         written = {"level": level, "bytes": len(content), "sha256": checksum} | ({"step": step} if step else {})
         differing = [f"{k} {v}, not {summary.get(k)}" for k, v in written.items() if summary.get(k) != v]
-        if differing:
+        tensors: dict[str, torch.Tensor] = {}
+        try:
+            tensors = {} if differing else safetensors.torch.load(content)
+        except safetensors.SafetensorError as error:
+            differing = [str(error)]
+        if differing or "mask" not in tensors:
             raise DamagedError(
                 path,
-                f"{tensors}: corrupt checkpoint ({'; '.join(differing)}). Run the sweep again: it is set aside, what "
+                f"{file}: corrupt checkpoint ({'; '.join(differing)}). Run the sweep again: it is set aside, what "
                 "is missing is recomputed and checked against the records that are there; no record is lost.",
             )
-        return summary, content
+        return summary, tensors
 
     def _drop_checkpoints(self, key: str, *, below: tuple[int, int] | None, above: tuple[int, int] = (-1, 0)) -> None:
         for path in self.folder(key).glob("checkpoint-*"):

@@ -72,6 +72,8 @@ def run_sweep(
     """
     if engine not in ENGINES:
         raise ImpRunsError(f"engine {engine!r} must be one of {', '.join(ENGINES)}.")
+    if str(store).startswith("memory:"):
+        raise ImpRunsError(f"{store}: memory is seen by one process only; give a folder or the URL of an object store.")
     device, kernels = "cuda" if gpus and device is None else checked_device(device), checked_kernels(kernels)
     opened = Store(store, sweep.protocol)
     missing = [(trajectory, opened) for trajectory in sweep.trajectories if not opened.is_whole(trajectory.key)]

@@ -91,8 +91,9 @@ def reason_of(error: BaseException) -> str:
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
     if isinstance(error, ImpRunsError):
         return str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({text}): run fewer workers at once, or choose a smaller batch_size"
+    out = "OutOfMemoryError", "can't allocate memory"
+    if isinstance(error, MemoryError) or type(error).__name__ == out[0] or out[1] in str(error):
+        return f"out of memory ({text.strip()}): run fewer workers at once, or choose a smaller batch_size"
     if isinstance(error, OSError):
         return f"{text}: make room or make it writable, then run the sweep again"
     return f"{type(error).__name__}: {text}"

@@ -56,8 +56,8 @@ class Killer:
 
         return wrapped
 
-    def _open(self, path: Path, mode: str):
-        file = open(path, mode)  # noqa: SIM115 - closed by the context manager that stands in for it
+    def _open(self, path: Path, mode: str, **options):
+        file = open(path, mode, **options)  # noqa: SIM115 - closed by the context manager that stands in for it
         write = file.write
 
         class HalfWritten:
