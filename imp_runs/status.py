@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from imp_runs.config import Trajectory
 from imp_runs.errors import DamagedError
-from imp_runs.files import read_all, read_sealed
+from imp_runs.files import check_seal, on_disk, read_all, read_sealed
 from imp_runs.life import STALE, read_life
 from imp_runs.store import Store
 
@@ -127,11 +128,17 @@ def _ended(store: Store, contents: dict[str, set[str]]) -> tuple[dict[str, dict[
         key = path.parent.name
         try:
             ended[key] = read_sealed(path, strict=False, content=content)
-            whole = "records.jsonl" in contents[key] or store.has_records(key, below=ended[key]["levels"] + 1)
-            if not whole:
+            if not store.has_records(key, below=ended[key]["levels"] + 1):
                 del ended[key]
         except DamagedError as damage:
             failed[key] = str(damage)
+    packed = [store.folder(key) / "records.jsonl" for key in ended if "records.jsonl" in contents[key]]
+    for path, content in read_all(packed) if on_disk(store.path) else ():  # object stores have checksums of their own
+        try:
+            check_seal(path, content)
+        except DamagedError as damage:
+            failed[path.parent.name] = str(damage)
+            del ended[path.parent.name]
     for key, names in contents.items():
         if "failed.json" in names and key not in ended:
             path = store.folder(key) / "failed.json"
@@ -139,6 +146,8 @@ def _ended(store: Store, contents: dict[str, set[str]]) -> tuple[dict[str, dict[
                 failed[key] = f"{store.failure(key)} (open {path})"
             except DamagedError as damage:
                 failed[key] = str(damage)
+            except FileNotFoundError:  # it has just been begun again
+                continue
     return ended, failed
 
 
@@ -149,7 +158,9 @@ def _seconds(
     known = [(wanted[key], done["seconds"]) for key, done in ended.items() if "seconds" in done and key in wanted]
     if not known:
         for key in contents.keys() & wanted.keys() - ended.keys():
-            times = [record.get("seconds", 0.0) for record in store.records(key)]
+            times: list[float] = []
+            with contextlib.suppress(DamagedError):
+                times = [record.get("seconds", 0.0) for record in store.records(key)]
             if times:
                 known.append((wanted[key], sum(times) / len(times) * (wanted[key].protocol.levels + 1)))
     if not known:

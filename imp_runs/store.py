@@ -87,6 +87,11 @@ class Checkpoint:
         return f"checkpoint-{self.level:03d}" + (f"-{self.inside.step:06d}" if self.inside else "")
 
 
+def _check_key(key: str) -> None:
+    if not _KEY.fullmatch(key):
+        raise ImpRunsError(f"trajectory key {key!r} must be 16 hexadecimal digits.")
+
+
 def _position(name: str) -> tuple[int, int]:
     """Read level and step (0 before the first) from the name of a checkpoint's file."""
     _, level, *step = name.split(".")[0].split("-")
@@ -182,6 +187,7 @@ class Store:
         for path in sorted(folder.glob("*.json")) if folder.exists() else []:
             for row in read_sealed(path)["trajectories"]:
                 key = row.pop("key")
+                _check_key(key)
                 found[key] = Trajectory(**row, protocol=protocol)
         return found
 
@@ -189,8 +195,7 @@ class Store:
 
     def folder(self, key: str) -> Path:
         """Name the folder of a trajectory; a key is 16 hexadecimal digits, so no path leaves the store."""
-        if not _KEY.fullmatch(key):
-            raise ImpRunsError(f"trajectory key {key!r} must be 16 hexadecimal digits.")
+        _check_key(key)
         folder = self.path / "trajectories" / key
         if folder.is_symlink():
             raise ImpRunsError(f"{folder}: a link, which may point outside the store; put the folder itself here.")
@@ -344,9 +349,12 @@ class Store:
     def records(self, key: str) -> list[dict[str, Any]]:
         """Read the records of a trajectory, by level."""
         packed = self.folder(key) / "records.jsonl"
-        if packed.exists():
-            return lines_of(packed, packed.read_bytes())
-        return [self._read(path) for path in sorted(self.folder(key).glob("level-*.json"))]
+        if not packed.exists():
+            try:
+                return [self._read(path) for path in sorted(self.folder(key).glob("level-*.json"))]
+            except FileNotFoundError:  # its writer has just put them into one file
+                pass
+        return lines_of(packed, packed.read_bytes())
 
     def all_records(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Read the records of all trajectories, one after the other."""

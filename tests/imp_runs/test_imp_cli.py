@@ -197,6 +197,10 @@ def test_a_damaged_record_ends_with_one_message(command, whole, tmp_path):
     refused(
         command("table", "--store", store, "-o", tmp_path / "runs.csv"), str(record), "damaged", "Run the sweep again"
     )
+    code, output, message = command("status", "--store", store)
+    assert (code, message) == (0, "")
+    assert "done          23\nrunning       0\nfailed        1\n" in output
+    assert f": {record}: damaged" in output
     assert not (tmp_path / "runs.csv").exists()
 
     code, output, message = command("sweep", whole.file, "--store", store, "--device", "cpu", "--workers", 1)

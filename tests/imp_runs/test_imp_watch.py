@@ -102,3 +102,20 @@ def test_status_tells_running_waiting_and_interrupted_apart_and_estimates_the_re
     expected = same.drop([gone, running], errors="ignore").mean() + other.drop([gone, running], errors="ignore").mean()
     assert status.seconds == pytest.approx(expected)
     assert f"running: {wanted[running]}: level 1 of 2, on " in str(status)
+
+
+def test_a_store_can_be_read_all_the_while_it_is_written(whole, tmp_path):
+    """Status and table are read again and again while a sweep runs; what they say only grows."""
+    from imp_runs.table import make_table
+
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "imp_runs.cli", "sweep", str(whole.file), "--store", str(store)]
+    process = subprocess.Popen([*command, "--device", "cpu", "--workers", "1"], stdout=subprocess.DEVNULL)
+    seen: list[tuple[int, int]] = []
+    while process.poll() is None:
+        if (store / "store.json").exists():
+            seen.append((len(make_table(store)), len(status_of(store).done)))
+    assert process.returncode == 0
+    assert seen == sorted(seen)
+    assert len({rows for rows, _ in seen}) > 3  # it was read in between, too
+    whole.assert_same(store)
