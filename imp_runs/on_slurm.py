@@ -59,8 +59,8 @@ def submit(
     """
     submitit = optional("submitit", "slurm")
     given = dict(options)
-    queued = _queued(store)
-    missing = [trajectory.key for trajectory in trajectories if trajectory.key not in queued]
+    queued = _queued(store)  # first: what has left the queue since then is done
+    missing = [t.key for t in trajectories if t.key not in queued and not store.is_whole(t.key)]
     if not missing:
         return (), 0
     tasks = min(len(missing), int(given.pop("tasks", TASKS)))

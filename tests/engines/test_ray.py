@@ -1,6 +1,6 @@
 """A real Ray cluster of two nodes on this machine, one of them killed in the middle.
 
-`uv run --extra ray pytest -n0 tests/engines/test_ray.py`; the daemons listen on loopback and end with the test.
+`uv run --extra ray pytest -n0 tests/engines/test_ray.py`; the daemons end with the test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 @pytest.fixture
 def cluster():
-    quiet = {"include_dashboard": False, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
+    quiet = {"include_dashboard": False, "object_store_memory": 100_000_000}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
     nodes = [made.add_node(num_cpus=1, **quiet) for _ in range(2)]
     try:
@@ -44,7 +44,7 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(cluster, whole, w
         except BaseException as error:
             failed.append(error)
 
-    ray.init(address=made.address, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init(address=made.address, log_to_driver=False)
     thread = threading.Thread(target=run)
     thread.start()
     running = lambda: list(store.glob("trajectories/*/running.json"))  # noqa: E731
@@ -66,8 +66,8 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(cluster, whole, w
 
 def test_a_fraction_of_a_gpu_is_asked_for(cluster, whole, tmp_path):
     made, _ = cluster
-    ray.init(address=made.address, log_to_driver=False, _node_ip_address="127.0.0.1")
-    made.add_node(num_cpus=2, num_gpus=1, include_dashboard=False, node_ip_address="127.0.0.1")
+    ray.init(address=made.address, log_to_driver=False)
+    made.add_node(num_cpus=2, num_gpus=1, include_dashboard=False)
     few = whole.sweep.trajectories[:4]
     sweep = dataclasses.replace(whole.sweep, trajectories=few)
     taken = []
