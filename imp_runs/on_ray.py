@@ -56,7 +56,9 @@ def run_on_ray(
     ray = optional("ray", "ray")
     mine = not ray.is_initialized()
     if mine:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        client = "://" in (address or "")  # a remote client takes no settings
+        quiet: dict[str, Any] = {} if client else {"logging_level": logging.ERROR, "log_to_driver": False}
+        ray.init(address=address, **quiet)
     pins = KERNELS if settings.device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     given = {"num_cpus": 1, "num_gpus": gpus or 0, "max_retries": RETRIES, "runtime_env": {"env_vars": pins}}
     given |= {option: _value(text) for option, text in options.items()}

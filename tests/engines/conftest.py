@@ -25,7 +25,7 @@ dataset_size = [500]
 replicates = 6
 [protocol]
 name = "engines"
-epochs = 30
+epochs = 60
 batch_size = 50
 levels = 5
 """
