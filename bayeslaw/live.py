@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def plot_over_bands(fit: Fit, runs: pd.DataFrame, title: str = "", *, panels: in
         )
     rows = runs.groupby(CONFIGURATION).size().sort_values(ascending=False, kind="stable")
     chosen = sorted(rows.index[:panels])
-    columns = min(len(chosen), 3)
+    columns = math.isqrt(len(chosen) - 1) + 1
     figure = Figure(figsize=(4.2 * columns, 3.2 * -(-len(chosen) // columns) + 0.4), layout="constrained")
     axes = figure.subplots(-(-len(chosen) // columns), columns, squeeze=False).ravel()
     for ax, (depth, width, dataset_size) in zip(axes, chosen, strict=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ def plot_measured(table: pd.DataFrame, title: str = "") -> Figure:
     from matplotlib.figure import Figure
 
     kinds = list(table.groupby(["family", "dataset", "depth", "dataset_size"]))[:PANELS]
-    columns = min(len(kinds), 3)
+    columns = math.isqrt(len(kinds) - 1) + 1
     rows = -(-len(kinds) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()

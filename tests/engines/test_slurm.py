@@ -68,7 +68,8 @@ def test_preempted_tasks_write_checkpoints_are_requeued_and_end_with_the_same_ta
     said = slurm.ask("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 200")
     began = time.monotonic()
     wait(lambda: len(inside(store)) == 2, 60, "checkpoints inside the level")
-    print(f"both checkpoints {time.monotonic() - began:.1f} s after the other job was submitted")
+    with capsys.disabled():
+        print(f"both checkpoints {time.monotonic() - began:.1f} s after the other job was submitted")
     steps = {path.parent.name: read_sealed(path)["step"] for path in inside(store)}
     assert all(0 < step < 600 for step in steps.values())
     wait(
