@@ -99,6 +99,8 @@ class _Slot(threading.Thread):
                 return outcome
             ending = "was asked to stop"
         except Exception:  # the process died: whatever goes wrong in a run itself is an outcome
+            for process in processes:
+                process.join(5.0)
             ending = next((died_of(p.exitcode) for p in processes if p.exitcode), "died")
         if self.stopped:
             return None
