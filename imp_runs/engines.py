@@ -199,7 +199,8 @@ class Bars:
                 f"  {trajectory}: level {self._levels[trajectory.key]} of {trajectory.protocol.levels}{inside}"
             )
         for bar, line in zip(self._bars, [*lines, *[""] * self._lines], strict=False):
-            bar.set_description_str(line)
+            if bar.desc != line:
+                bar.set_description_str(line)
         self._total.update(sum(self._levels.values()) - self._total.n)
 
     def count(self, outcome: Outcome) -> None:

@@ -105,11 +105,12 @@ def watch(
     opened = Store(store)
     while True:
         status, table = status_of(opened), make_table(opened)
-        say(str(status))
+        drawn = ""
         if len(table):
             left = "" if status.seconds is None else f", {len(status.running)} running, {status.records} records"
             title = f"{Path(str(store)).name}: {len(status.done)} trajectories done{left}"
-            say(f"{save_whole(draw(table, title), output)} drawn at {time.strftime('%H:%M:%S')}")
+            drawn = f"{save_whole(draw(table, title), output)} drawn at {time.strftime('%H:%M:%S')}"
+        say(f"{status}\n{drawn}".rstrip())
         if once or not (status.running or status.waiting):
             return
         time.sleep(every)

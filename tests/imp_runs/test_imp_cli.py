@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import imp_runs.cli
+from imp_runs.errors import ImpRunsError, optional
 from imp_runs.status import duration
 from imp_runs.store import Store
 from imp_runs.table import COLUMNS
@@ -209,3 +210,14 @@ def test_a_damaged_record_ends_with_one_message(command, whole, tmp_path):
         "the file is set aside and what it held is recomputed. Now it is records.jsonl.damaged.\n"
     )
     whole.assert_same(store)
+
+
+def test_an_engine_that_cannot_be_had_is_refused_before_anything_runs(command, whole, tmp_path):
+    store = tmp_path / "store"
+    run = ("sweep", whole.file, "--device", "cpu", "--store")
+    refused(command(*run, store, "--engine", "pbs"), "engine 'pbs' must be one of local, ray, slurm")
+    refused(command(*run, store, "--engine", "slurm", "--option", "partition"), "must be name=value")
+    refused(command(*run, "memory://runs"), "seen by one process only")
+    with pytest.raises(ImpRunsError, match=r"needs no_such, .*pip install 'bayeslaw\[imp,ray\]'"):
+        optional("no_such.part", "ray")
+    assert not store.exists()

@@ -201,9 +201,16 @@ def kill_reader(process, fifo: Path, killed: set[int]) -> None:
         os.close(writing)
 
 
-def test_two_sweeps_on_one_store_at_once_make_one_table(whole, tmp_path):
+def test_two_sweeps_on_one_store_at_once_make_one_table_which_can_be_read_all_the_while(whole, tmp_path):
     store = tmp_path / "store"
     first, second = start(whole.file, store, 1), start(whole.file, store, 1)
+    seen = [(0, 0)]
+    while first.poll() is None or second.poll() is None:
+        time.sleep(0.1)
+        if (store / "store.json").exists():
+            seen.append((len(make_table(store)), len(status_of(store).done)))
+    assert seen == sorted(seen)
+    assert len({rows for rows, _ in seen}) > 3  # it was read in between, too
     for code, _, error in (finish(first, 240), finish(second, 240)):
         assert code == 0 or "another process is running this trajectory" in error
     run_sweep(load_sweep(whole.file), store, workers=1, device="cpu")
