@@ -311,6 +311,22 @@ def autopilot(
 
 
 @app.command()
+def watch(
+    store: Annotated[str, typer.Argument(help="Folder of a store of imp-runs, or its URL.")],
+    fit: FitArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Figure: .png, .pdf, .svg.")] = Path("curves.png"),
+    every: Annotated[float, typer.Option(help="Seconds between two drawings.", min=0)] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="Draw once.")] = False,
+    family: FamilyOption = None,
+) -> None:
+    """Draw the curves a sweep has measured so far over the law's bands, again and again while it runs."""
+    from bayeslaw import load
+    from bayeslaw.live import watch as run
+
+    run(store, load(fit, family=family), output=output, every=every, once=once, say=typer.echo)
+
+
+@app.command()
 def compare(
     fits: Annotated[list[Path], typer.Argument(metavar="FIT...", help="Two fits or more of the same runs (.nc).")],
     folds: Annotated[

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.sweep_file import read_sweep, toml_of, write_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bayeslaw.posterior import Fit
 
 
 class LiveRun:
@@ -124,6 +131,86 @@ class Live:
         table = make_table(self._store)
         known = set(runs["trajectory"]) if len(runs) else set()
         return table[~table["trajectory"].isin(known)]
+
+
+def watch(
+    store: str | Path,
+    fit: Fit,
+    *,
+    output: str | Path,
+    every: float = 30.0,
+    once: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Draw what a store of the runner has measured over a law's bands, again and again while something runs or waits.
+
+    Args:
+        store: Folder or URL of the store.
+        fit: The posterior; its family and dataset are those of the runs.
+        output: Figure to write (.png, .pdf, .svg).
+        every: Seconds between two drawings.
+        once: Draw once.
+        say: Takes the status, each time.
+
+    Raises:
+        BayeslawError: The store cannot be read, or its runs are of another family or dataset than the fit's.
+    """
+    from imp_runs.errors import ImpRunsError
+    from imp_runs.watch import watch as run
+
+    try:
+        run(
+            store, lambda table, title: plot_over_bands(fit, table, title),
+            output=output, every=every, once=once, say=say,
+        )  # fmt: skip
+    except ImpRunsError as error:
+        raise BayeslawError(str(error)) from None
+
+
+def plot_over_bands(fit: Fit, runs: pd.DataFrame, title: str = "", *, panels: int = 12) -> Figure:
+    """Draw measured runs over the bands that a fit gives to their networks, one panel per network.
+
+    Args:
+        fit: The posterior.
+        runs: Run table of the fit's family and dataset.
+        title: What stands above.
+        panels: Networks at most, those measured furthest.
+
+    Returns:
+        The figure.
+
+    Raises:
+        BayeslawError: The runs are of another family or dataset.
+    """
+    from matplotlib.figure import Figure
+
+    from bayeslaw.frame import CONFIGURATION
+    from bayeslaw.plots import plot_curve
+
+    ours = (fit.frame.family.name, fit.frame.dataset)
+    found = runs[["family", "dataset"]].drop_duplicates().itertuples(index=False, name=None)
+    if others := sorted(f"{family} on {dataset}" for family, dataset in found if (family, dataset) != ours):
+        raise BayeslawError(
+            f"the store holds runs of {', '.join(others)}, the fit is of {ours[0]} on {ours[1]}; "
+            "give a fit of these runs."
+        )
+    rows = runs.groupby(CONFIGURATION).size().sort_values(ascending=False, kind="stable")
+    chosen = sorted(rows.index[:panels])
+    columns = math.isqrt(len(chosen) - 1) + 1
+    figure = Figure(figsize=(4.2 * columns, 3.2 * -(-len(chosen) // columns) + 0.4), layout="constrained")
+    axes = figure.subplots(-(-len(chosen) // columns), columns, squeeze=False).ravel()
+    for ax, (depth, width, dataset_size) in zip(axes, chosen, strict=False):
+        plot_curve(fit, depth=depth, width=width, dataset_size=dataset_size, runs=runs, ax=ax)
+        ax.set_title(f"depth {depth}, width {width:g}, n = {dataset_size}", fontsize=9)
+        ax.set(xlabel="", ylabel="")
+        ax.get_legend().remove()
+    for ax in axes[len(chosen) :]:
+        ax.set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.supxlabel("density (fraction of weights kept)", fontsize=9)
+    figure.supylabel("test error (fraction)", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
 def _need_torch() -> None:

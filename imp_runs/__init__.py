@@ -16,6 +16,10 @@ _WHERE = {
     "load_dataset": "datasets",
     "run_trajectory": "imp",
     "run_sweep": "sweep",
+    "Status": "status",
+    "status_of": "status",
+    "plot_measured": "watch",
+    "write_table": "table",
     "bench": "costs",
     "estimate": "costs",
     "make_table": "table",
@@ -24,6 +28,7 @@ _WHERE = {
 __all__ = [
     "ImpRunsError",
     "Protocol",
+    "Status",
     "Store",
     "Sweep",
     "Trajectory",
@@ -32,9 +37,12 @@ __all__ = [
     "load_dataset",
     "load_sweep",
     "make_table",
+    "plot_measured",
     "recorded_sweeps",
     "run_sweep",
     "run_trajectory",
+    "status_of",
+    "write_table",
 ]
 
 

@@ -7,7 +7,11 @@ from imp_runs.costs import estimate as estimate
 from imp_runs.datasets import load_dataset as load_dataset
 from imp_runs.errors import ImpRunsError as ImpRunsError
 from imp_runs.imp import run_trajectory as run_trajectory
+from imp_runs.status import Status as Status
+from imp_runs.status import status_of as status_of
 from imp_runs.store import Store as Store
 from imp_runs.sweep import run_sweep as run_sweep
 from imp_runs.table import make_table as make_table
 from imp_runs.table import recorded_sweeps as recorded_sweeps
+from imp_runs.table import write_table as write_table
+from imp_runs.watch import plot_measured as plot_measured

@@ -1,8 +1,11 @@
-"""The command `imp-runs`: sweep, settle, status, table."""
+"""The command `imp-runs`: sweep, settle, bench, status, watch, table."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     help="Iterative magnitude pruning with rewinding: run sweeps, keep their records, make run tables.",
 )
-StoreOption = Annotated[Path, typer.Option(help="Folder of the store.")]
+StoreOption = Annotated[str, typer.Option(help="Folder of the store, or the URL of an object store.")]
 DataDirOption = Annotated[Path | None, typer.Option(help="Folder with the dataset's files.")]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing dataset files.")]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)]
@@ -34,11 +37,18 @@ def sweep(
     workers: WorkersOption = None,
     device: DeviceOption = None,
     kernels: KernelsOption = "auto",
+    engine: Annotated[str, typer.Option(help="Who runs them: local, ray or slurm.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster, for instance auto or ray://head:10001.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs per trajectory (ray: a fraction will do).", min=0)] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="More for the engine, name=value, for instance partition=gpu; repeatable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print runs, steps and estimated time.")] = False,
 ) -> None:
     """Run the trajectories of a sweep that the store lacks; go on where an interrupted sweep stopped."""
     from imp_runs.config import load_sweep
     from imp_runs.costs import estimate
+    from imp_runs.status import duration
     from imp_runs.sweep import run_sweep
 
     described = load_sweep(file)
@@ -50,10 +60,18 @@ def sweep(
         typer.echo(f"sweep         {described.name}")
         typer.echo(f"trajectories  {cost.trajectories} ({cost.missing} to run)")
         typer.echo(f"steps         {cost.steps:,}")
-        typer.echo(f"time          about {_duration(cost.seconds)}")
+        typer.echo(f"time          about {duration(cost.seconds)}")
         return
-    run_sweep(described, store, **options)
-    typer.echo(f"{described.name}: {len(described.trajectories)} trajectories are in {store}")
+    named = dict(_pair(entry) for entry in option or [])
+    with _terminable():
+        done = run_sweep(described, store, engine=engine, address=address, gpus=gpus, options=named, **options)
+    for said in done.mended:
+        typer.echo(f"mended: {said}", err=True)
+    if engine == "slurm":
+        where = f"in {', '.join(done.jobs)}; follow with imp-runs status --store {store}" if done.jobs else "is missing"
+        typer.echo(f"{described.name}: {done.submitted} of {done.wanted} trajectories submitted, {where}")
+    else:
+        typer.echo(f"{described.name}: {done.wanted} trajectories are in {store}")
 
 
 @app.command()
@@ -91,16 +109,23 @@ def bench(
 
 @app.command()
 def status(store: StoreOption) -> None:
-    """Print how far the trajectories of a store have got."""
-    from imp_runs.store import Store
+    """Print how far the trajectories of a store have got, which failed and why, and the time left."""
+    from imp_runs.status import status_of
 
-    opened = Store(store)
-    keys = opened.keys()
-    done = [key for key in keys if opened.is_done(key)]
-    levels = sum(len(opened.records(key)) for key in keys)
-    typer.echo(f"begun     {len(keys)} trajectories")
-    typer.echo(f"finished  {len(done)}")
-    typer.echo(f"records   {levels}")
+    typer.echo(status_of(store))
+
+
+@app.command()
+def watch(
+    store: Annotated[str, typer.Argument(help="Folder of the store, or the URL of an object store.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Figure: .png, .pdf, .svg.")] = Path("curves.png"),
+    every: Annotated[float, typer.Option(help="Seconds between two drawings.", min=0)] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="Draw once.")] = False,
+) -> None:
+    """Draw the curves measured so far, again and again while something runs or waits."""
+    from imp_runs.watch import watch as run
+
+    run(store, output=output, every=every, once=once, say=typer.echo)
 
 
 @app.command()
@@ -121,9 +146,29 @@ def table(
     typer.echo(f"{output}: {len(rows)} rows, {rows['trajectory'].nunique()} trajectories")
 
 
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+def _pair(entry: str) -> tuple[str, str]:
+    name, equals, value = entry.partition("=")
+    if not name or not equals:
+        raise ImpRunsError(f"--option {entry!r} must be name=value, for instance partition=gpu.")
+    return name, value
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: stop the workers, which write checkpoints."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        number = interrupted.args[0] if interrupted.args else signal.SIGINT
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(128 + int(number)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

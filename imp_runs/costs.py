@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imp_runs.config import Sweep, Trajectory, check_sizes
+from imp_runs.files import place
 from imp_runs.store import Store
 from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, started
 
@@ -58,14 +59,14 @@ def estimate(
     Returns:
         The estimate; `seconds` is wall time with the workers, single-process step times divided by their number.
     """
-    opened = Store(store, sweep.protocol) if store and (Path(store) / "store.json").exists() else None
+    opened = Store(store, sweep.protocol) if store and (place(store) / "store.json").exists() else None
     missing = [t for t in sweep.trajectories if not (opened and opened.is_done(t.key))]
     device, kernels = checked_device(device), checked_kernels(kernels)
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
     check_sizes(missing)
-    with started(1, device) as (pool, _):
-        fetch(pool, missing[0], data_dir, download)
+    with started(device) as pool:
+        fetch(pool, missing, data_dir, download)
         costs = pool.submit(costs_of, missing, data_dir, device, kernels).result()
     steps, seconds = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
     return Estimate(len(sweep.trajectories), len(missing), steps, seconds / (workers or default_workers(device)))
@@ -99,8 +100,8 @@ def bench(
     device, kernels = checked_device(device), checked_kernels(kernels)
     check_sizes(chosen)
     rows = []
-    with started(1, device) as (pool, _):
-        fetch(pool, chosen[0], data_dir, download)
+    with started(device) as pool:
+        fetch(pool, chosen, data_dir, download)
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
             (steps, plain), (_, seconds) = (
                 pool.submit(costs_of, [t], data_dir, device, which).result()[0] for which in ("torch", kernels)

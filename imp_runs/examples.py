@@ -23,14 +23,17 @@ class Examples(Interface):
         """Count the training examples."""
         ...
 
-    def batches(self, trajectory: Trajectory, level: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, trajectory: Trajectory, level: int, epoch: int, first: int = 0, taken: int = 0
+    ) -> Iterator[Batch]:
         """Give images and labels of the batches of an epoch, or this process's share of each.
 
         Args:
             trajectory: What is run; gives batch size, augmentation and randomness.
             level: Pruning round; together with the epoch it is the counter of all randomness.
             epoch: Number of the epoch.
-            first: Number of the first batch that is wanted.
+            first: Number of the batch that training begins with in this epoch.
+            taken: Batches of the epoch that are behind an interrupted training, `first` or more.
         """
         ...
 
@@ -86,12 +89,17 @@ class HeldExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, trajectory: Trajectory, level: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, trajectory: Trajectory, level: int, epoch: int, first: int = 0, taken: int = 0
+    ) -> Iterator[Batch]:
         """Give the batches of an epoch; `Examples.batches`. Those before the first draw no augmentation."""
         protocol = trajectory.protocol
         order = shuffled(trajectory, level, epoch, len(self)).to(self.labels.device)
         augment = torch.Generator().manual_seed(trajectory.seed("augmentation", level, epoch))
-        for batch in order.split(protocol.batch_size)[first:]:
+        for number, batch in enumerate(order.split(protocol.batch_size)[first:], first):
+            if number < taken:
+                draw(len(batch), augment)  # what the steps before the interruption drew
+                continue
             images = self.images[batch]
             if protocol.augmentation == "flip_crop":
                 images = flip_crop(images, augment)
@@ -102,6 +110,11 @@ def shuffled(trajectory: Trajectory, level: int, epoch: int, size: int) -> torch
     """Draw the order in which the examples of a subset are seen in an epoch."""
     generator = torch.Generator().manual_seed(trajectory.seed("order", level, epoch))
     return torch.randperm(size, generator=generator)
+
+
+def draw(examples: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw what decides flip and offsets of every example, `[3, examples]`."""
+    return torch.rand(3, examples, generator=generator)
 
 
 def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
@@ -116,7 +129,7 @@ def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4
         A batch of the same shape.
     """
     size, _, height, width = images.shape
-    draws = torch.rand(3, size, generator=generator).to(images.device)
+    draws = draw(size, generator).to(images.device)
     images = torch.where(draws[0].view(-1, 1, 1, 1) < 0.5, images.flip(3), images)
     offsets = (draws[1:] * (2 * padding + 1)).long()
     rows = offsets[0].view(-1, 1) + torch.arange(height, device=images.device)

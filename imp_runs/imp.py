@@ -11,12 +11,16 @@ from typing import Any
 import torch
 
 from imp_runs.config import Trajectory, protocol_hash
+from imp_runs.errors import StoppedError
 from imp_runs.examples import Source
-from imp_runs.network import Network
+from imp_runs.network import Network, State
 from imp_runs.prune import prune
 from imp_runs.steps import Steps, choose_kernels, choose_steps, count_wrong, make_steps, name_kernels
-from imp_runs.store import Checkpoint, Store
+from imp_runs.store import Checkpoint, Inside, Store
 from imp_runs.train import check_size, subset, train
+
+#: Seconds of training after which a checkpoint inside the level is written.
+CHECKPOINT_EVERY = 600.0
 
 
 def make_network(trajectory: Trajectory, dataset: Source, device: torch.device) -> Network:
@@ -40,10 +44,12 @@ def run_trajectory(
     device: torch.device | str = "cpu",
     kernels: str = "auto",
     progress: Callable[[int], None] | None = None,
-) -> None:
+    stop: Callable[[], bool] = lambda: False,
+) -> list[str]:
     """Train, prune 20 %, rewind, repeat, until the last level or until nothing can be pruned.
 
-    Every finished level is one record in the store; a run that was interrupted goes on at the level it was in.
+    Every finished level is one record in the store; a run that was interrupted goes on at the level it was in, or at
+    the step of the level at which it was asked to stop. What is damaged in the store is set aside and computed again.
 
     Args:
         trajectory: What is run.
@@ -53,10 +59,16 @@ def run_trajectory(
         kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them at every
             level.
         progress: Called with the number of levels just finished.
+        stop: Asked after every step; when it says yes, a checkpoint inside the level is written and the run ends.
+
+    Returns:
+        What was damaged and has been set aside, one sentence each.
 
     Raises:
-        ImpRunsError: The subset is larger than the dataset, the checkpoint is corrupt, another process runs the same
-            trajectory, or a level recomputed after an interruption differs from its record.
+        StoppedError: `stop` said yes.
+        BusyError: Another process runs the same trajectory.
+        ImpRunsError: The subset is larger than the dataset, or a level recomputed after an interruption differs from
+            its record.
 
     Source:
         Frankle, Dziugaite, Roy, Carbin, ICML 2020 (rewinding); Rosenfeld et al., ICML 2021, section 3 (protocol).
@@ -64,9 +76,10 @@ def run_trajectory(
     device = torch.device(device)
     check_size(dataset, trajectory)
     key, protocol = trajectory.key, trajectory.protocol
-    if store.is_done(key):
-        return
+    if store.is_whole(key):
+        return []
     with store.locked(trajectory):
+        mended = store.mend(key)
         choose_kernels(trajectory, dataset)
         dataset = dataset.to(device)
         examples = subset(dataset, trajectory)
@@ -74,32 +87,78 @@ def run_trajectory(
         checkpoint = store.read_checkpoint(key)
         if checkpoint is None or not store.has_records(key, below=checkpoint.level):
             checkpoint = Checkpoint(0, network.state(), torch.ones_like(network.mask))
-        state, mask, status, level = checkpoint.state, checkpoint.mask, "trained", 0
+        state, mask, inside = checkpoint.state, checkpoint.mask, checkpoint.inside
+        status, level = "trained", 0
         rewind_step = int(protocol.rewind * protocol.steps(trajectory.dataset_size))
-        for level in range(checkpoint.level, protocol.levels + 1):
-            began = time.perf_counter()
-            network.rewind(state, mask)
-            chosen = choose_steps(trajectory, network, kernels)
-            steps = make_steps(chosen, network, protocol, dataset.input_shape)
-            rewind_state = train(steps, examples, trajectory, level, start=rewind_step if level else 0)
-            state = state if level else rewind_state
-            kept, following = network.kept, protocol.kept_after(network.kept)
-            status = "exhausted" if following == kept or following == 0 else "trained"
-            if not torch.isfinite(network.values).all():
-                status = "diverged"
-            record = describe(trajectory, dataset, network, device)
-            record |= {"kernels": name_kernels(chosen, trajectory, dataset, device)}
-            record |= _result(trajectory, dataset, steps, level, status)
-            store.write_record(key, level, record | {"seconds": time.perf_counter() - began})
-            if status != "trained" or level == protocol.levels:
-                break
-            mask = prune(network.weights, network.mask, following)
-            store.write_checkpoint(key, Checkpoint(level + 1, state, mask))
-            if progress:
-                progress(1)
-        store.mark_done(key, levels=level, status=status)
+        watch = _Watch(trajectory, store, stop)
+        try:
+            for level in range(checkpoint.level, protocol.levels + 1):
+                watch.begin(level, mask, inside)
+                network.rewind(inside.state if inside else state, mask)
+                chosen = choose_steps(trajectory, network, kernels)
+                steps = make_steps(chosen, network, protocol, dataset.input_shape)
+                start, taken = rewind_step if level else 0, None
+                if inside:
+                    steps.velocity, taken, inside = inside.velocity, inside.step, None
+                state = train(
+                    steps, examples, trajectory, level, start=start, taken=taken,
+                    rewind_state=state if level or taken else None,
+                    after_step=lambda step, state, steps=steps: watch.look(step, state, steps),
+                )  # fmt: skip
+                kept, following = network.kept, protocol.kept_after(network.kept)
+                status = "exhausted" if following == kept or following == 0 else "trained"
+                if not torch.isfinite(network.values).all():
+                    status = "diverged"
+                record = describe(trajectory, dataset, network, device)
+                record |= {"kernels": name_kernels(chosen, trajectory, dataset, device)}
+                record |= _result(trajectory, dataset, steps, level, status)
+                store.write_record(key, level, record | {"seconds": watch.seconds})
+                if status != "trained" or level == protocol.levels:
+                    break
+                mask = prune(network.weights, network.mask, following)
+                store.write_checkpoint(key, Checkpoint(level + 1, state, mask))
+                if progress:
+                    progress(1)
+            store.mark_done(key, levels=level, status=status)
+        finally:
+            watch.life.end()
         if progress:
             progress(1 + protocol.levels - level)
+    return mended
+
+
+class _Watch:
+    """Look after every step: leave a sign of life, keep a checkpoint now and then, and stop when asked to."""
+
+    def __init__(self, trajectory: Trajectory, store: Store, stop: Callable[[], bool]) -> None:
+        self.life = store.life(trajectory.key)
+        self._key, self._store, self._stop = trajectory.key, store, stop
+        self._steps = trajectory.protocol.steps(trajectory.dataset_size)
+        self._kept = time.monotonic()
+
+    def begin(self, level: int, mask: torch.Tensor, inside: Inside | None) -> None:
+        """Begin a level, or go on inside it."""
+        self._level, self._mask = level, mask
+        self._began = time.perf_counter() - (inside.seconds if inside else 0.0)
+        self.life.show(level=level, step=inside.step if inside else 0, steps=self._steps)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the level so far, interruptions not counted."""
+        return time.perf_counter() - self._began
+
+    def look(self, step: int, rewind_state: State, steps: Steps) -> None:
+        """Look after a step."""
+        self.life.show(level=self._level, step=step, steps=self._steps)
+        stop = self._stop()
+        if stop or time.monotonic() - self._kept > CHECKPOINT_EVERY:
+            inside = Inside(step, self.seconds, steps.network.state(), steps.velocity)
+            self._store.write_checkpoint(self._key, Checkpoint(self._level, rewind_state, self._mask, inside))
+            self._kept = time.monotonic()
+        if stop:
+            raise StoppedError(
+                f"{self._key}: stopped at step {step} of level {self._level}; the next start goes on there."
+            )
 
 
 def _result(trajectory: Trajectory, dataset: Source, steps: Steps, level: int, status: str) -> dict[str, Any]:

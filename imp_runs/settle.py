@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imp_runs.config import Protocol, Sweep, Trajectory
+from imp_runs.engines import run_here
 from imp_runs.store import Store
-from imp_runs.sweep import run_trajectories
+from imp_runs.sweep import raise_failures
 from imp_runs.table import make_table
+from imp_runs.work import Settings
+from imp_runs.workers import checked_device, checked_kernels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +53,8 @@ def settle(
     with tempfile.TemporaryDirectory() as folder:
         stores = {training: Store(Path(folder) / str(training.epochs), training) for training in (protocol, longer)}
         work = [(corner, store) for training, store in stores.items() for corner in _corners(sweep, training)]
-        run_trajectories(
-            work, sweep.name, data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels
-        )
+        settings = Settings(data_dir, checked_device(device), checked_kernels(kernels))
+        raise_failures(work, run_here(work, sweep.name, settings, workers=workers, download=download))
         short, long = (
             make_table(store).groupby(["depth", "width", "dataset_size"])["error"] for store in stores.values()
         )

@@ -178,6 +178,15 @@ class SparseSteps:
         self._momentum, self._decay = np.float32(protocol.momentum), np.float32(protocol.weight_decay)
         self._work: dict[int, tuple[_Arrays, _Arrays]] = {}
 
+    @property
+    def velocity(self) -> torch.Tensor:
+        """The optimiser's momentum, `[parameters]`."""
+        return torch.from_numpy(self._velocity)
+
+    @velocity.setter
+    def velocity(self, velocity: torch.Tensor) -> None:
+        self._velocity[:] = velocity.numpy()
+
     def step(self, images: torch.Tensor, labels: torch.Tensor, learning_rate: float) -> None:
         """Take one step of SGD on a batch."""
         self.gradients(images, labels)

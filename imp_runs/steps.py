@@ -37,6 +37,14 @@ class Steps(Interface):
 
     network: Network
 
+    @property
+    def velocity(self) -> torch.Tensor:
+        """The optimiser's momentum, `[parameters]`; what is assigned is copied."""
+        ...
+
+    @velocity.setter
+    def velocity(self, velocity: torch.Tensor) -> None: ...
+
     def step(self, images: torch.Tensor, labels: torch.Tensor, learning_rate: float) -> None:
         """Take one step of SGD on a batch."""
         ...
@@ -51,13 +59,23 @@ class TorchSteps:
 
     def __init__(self, network: Network, protocol: Protocol) -> None:
         self.network = network
-        parameter = torch.nn.Parameter(network.values)
+        self._parameter = parameter = torch.nn.Parameter(network.values)
         parameter.grad = network.gradients
         self._prunable_gradients = network.gradients[: network.prunable]
         self._optimizer = torch.optim.SGD(
             [parameter], protocol.learning_rate, protocol.momentum, weight_decay=protocol.weight_decay
         )
         network.model.train()
+
+    @property
+    def velocity(self) -> torch.Tensor:
+        """The optimiser's momentum, `[parameters]`."""
+        buffer = self._optimizer.state[self._parameter].get("momentum_buffer")
+        return torch.zeros_like(self.network.values) if buffer is None else buffer
+
+    @velocity.setter
+    def velocity(self, velocity: torch.Tensor) -> None:
+        self._optimizer.state[self._parameter]["momentum_buffer"] = velocity.to(self.network.values.device).clone()
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, learning_rate: float) -> None:
         """Take one step of SGD on a batch."""

@@ -2,12 +2,20 @@
 
 ```text
 STORE/store.json                                    format and protocol, one per store
+STORE/sweeps/HASH.json                              what a sweep wants: its trajectories
 STORE/trajectories/KEY/config.json                  what is run
-STORE/trajectories/KEY/level-000.json               one immutable record per level
+STORE/trajectories/KEY/level-000.json               one immutable record per level, while it runs
 STORE/trajectories/KEY/checkpoint-001.safetensors   rewinding state and mask of the level to run next
 STORE/trajectories/KEY/checkpoint-001.json          its checksum; the checkpoint counts once this is there
-STORE/trajectories/KEY/done.json                    written after the last record
+STORE/trajectories/KEY/checkpoint-001-000042.*      the same after step 42 of the level, with all that training needs
+STORE/trajectories/KEY/running.json                 a sign of life: who runs it and where it is
+STORE/trajectories/KEY/failed.json                  why it failed, until it is run again
+STORE/trajectories/KEY/records.jsonl                all records, once the last one is there
+STORE/trajectories/KEY/done.json                    written after that
+STORE/trajectories/KEY/*.damaged                    what was not what had been written, set aside
 ```
+
+Every JSON file carries its own checksum. A store is a folder that all workers see, or the URL of an object store.
 """
 
 from __future__ import annotations
@@ -16,70 +24,85 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imp_runs.config import Protocol, Trajectory, protocol_hash
-from imp_runs.errors import ImpRunsError
+from imp_runs.config import Protocol, Sweep, Trajectory, digest, protocol_hash
+from imp_runs.errors import BusyError, DamagedError, ImpRunsError
+from imp_runs.files import (
+    check_seal,
+    lines_of,
+    listing,
+    on_disk,
+    place,
+    read_all,
+    read_sealed,
+    sealed,
+    sealed_lines,
+    write_durably,
+)
+from imp_runs.life import Life, alive
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+#: Of new stores. The first format, still read and continued, has no checksums and keeps one file per record.
+FORMAT, FIRST = 2, 1
 _KEY = re.compile(r"[0-9a-f]{16}")
 #: Columns of a record that a repetition of the same run may change.
 VOLATILE = frozenset({"seconds"})
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash either all of it is there or none: temporary, fsync, rename, fsync."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """Hold where training stands inside a level.
 
+    Attributes:
+        step: Steps taken, counted from the start of the schedule.
+        seconds: Time spent on the level.
+        state: The network.
+        velocity: The optimiser's momentum, `[parameters]`.
+    """
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError(f"a JSON object was expected, not {type(content).__name__}")
-        return content
-    except ValueError as error:
-        raise ImpRunsError(
-            f"{path}: damaged ({error}); move the file away and run the sweep again: what it held is recomputed."
-        ) from None
+    step: int
+    seconds: float
+    state: dict[str, torch.Tensor]
+    velocity: torch.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Hold what the next level starts from: its number, the rewinding state and the mask."""
+    """Hold what a level starts from: its number, the rewinding state and the mask; and how far it has got."""
 
     level: int
     state: dict[str, torch.Tensor]
     mask: torch.Tensor
+    inside: Inside | None = None
+
+    @property
+    def name(self) -> str:
+        """Name its files, without their endings."""
+        return f"checkpoint-{self.level:03d}" + (f"-{self.inside.step:06d}" if self.inside else "")
+
+
+def _check_key(key: str) -> None:
+    if not _KEY.fullmatch(key):
+        raise ImpRunsError(f"trajectory key {key!r} must be 16 hexadecimal digits.")
+
+
+def _position(name: str) -> tuple[int, int]:
+    """Read level and step (0 before the first) from the name of a checkpoint's file."""
+    _, level, *step = name.split(".")[0].split("-")
+    return int(level), int(step[0]) if step else 0
 
 
 class Store:
     """A folder of trajectories that share one protocol.
 
     Args:
-        path: The folder.
+        path: The folder, or the URL of an object store.
         protocol: The protocol of what will be written; without it an existing store is opened for reading.
 
     Raises:
@@ -87,7 +110,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path, protocol: Protocol | None = None) -> None:
-        self.path = Path(path)
+        self.path = place(path)
         marker = self.path / "store.json"
         if not marker.exists():
             if protocol is None:
@@ -98,6 +121,12 @@ class Store:
         self._check(marker, protocol)
 
     def _create(self, marker: Path, protocol: Protocol) -> None:
+        content = sealed({
+            "format": FORMAT, "protocol": dataclasses.asdict(protocol), "protocol_hash": protocol_hash(protocol)
+        })  # fmt: skip
+        if not on_disk(self.path):
+            write_durably(marker, content)
+            return
         from filelock import FileLock
 
         try:
@@ -106,64 +135,198 @@ class Store:
             raise ImpRunsError(f"{self.path}: a file is in the way; give --store a folder.") from None
         with FileLock(self.path / "lock"):  # two sweeps may begin a store at the same time
             if not marker.exists():
-                content = {"format": FORMAT, "protocol": dataclasses.asdict(protocol)}
-                write_durably(marker, _json({**content, "protocol_hash": protocol_hash(protocol)}))
+                write_durably(marker, content)
 
     def _check(self, marker: Path, protocol: Protocol | None) -> None:
-        content = _read_json(marker)
-        if content.get("format") != FORMAT:
-            raise ImpRunsError(f"{marker}: format {content.get('format')!r}, this version reads {FORMAT}.")
+        content = read_sealed(marker, strict=False)
+        self.format = content.get("format")
+        if self.format not in (FIRST, FORMAT):
+            raise ImpRunsError(
+                f"{marker}: format {self.format!r}, this version reads {FIRST} and {FORMAT}; "
+                "use the version of imp_runs that wrote it, or another --store."
+            )
+        if self.format != FIRST:
+            check_seal(marker, marker.read_bytes())
+        self._protocol = content.get("protocol", {})
         if protocol is None or content.get("protocol_hash") == protocol_hash(protocol):
             return
         wanted = json.loads(json.dumps(dataclasses.asdict(protocol)))
-        there = content.get("protocol", {})
+        there = self._protocol
         differing = [f"{k} = {there.get(k)!r}, not {v!r}" for k, v in wanted.items() if there.get(k) != v]
         raise ImpRunsError(
             f"{self.path}: this store holds runs of another protocol ({'; '.join(differing) or 'older arithmetic'}). "
             "Give the sweep a --store of its own, or the store's own protocol."
         )
 
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of all that is in the store."""
+        described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self._protocol.items()}
+        return Protocol(**described)
+
+    # --- what is wanted -----------------------------------------------------------------------------------------------
+
+    def add_sweep(self, sweep: Sweep) -> str:
+        """Write down what a sweep wants, so that `status` and every worker know it; give the name of the entry."""
+        rows = []
+        for trajectory in sweep.trajectories:
+            row = dataclasses.asdict(trajectory)
+            del row["protocol"]
+            rows.append({"key": trajectory.key, **row})
+        name = digest([sweep.name, rows])
+        path = self.path / "sweeps" / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_durably(path, sealed({"name": sweep.name, "trajectories": rows}))
+        return name
+
+    def wanted(self) -> dict[str, Trajectory]:
+        """Give the trajectories that the sweeps of the store want, by key."""
+        folder, protocol = self.path / "sweeps", self.protocol
+        found = {}
+        for path in sorted(folder.glob("*.json")) if folder.exists() else []:
+            for row in read_sealed(path)["trajectories"]:
+                key = row.pop("key")
+                _check_key(key)
+                found[key] = Trajectory(**row, protocol=protocol)
+        return found
+
+    # --- one trajectory -----------------------------------------------------------------------------------------------
+
     def folder(self, key: str) -> Path:
         """Name the folder of a trajectory; a key is 16 hexadecimal digits, so no path leaves the store."""
-        if not _KEY.fullmatch(key):
-            raise ImpRunsError(f"trajectory key {key!r} must be 16 hexadecimal digits.")
-        return self.path / "trajectories" / key
+        _check_key(key)
+        folder = self.path / "trajectories" / key
+        if folder.is_symlink():
+            raise ImpRunsError(f"{folder}: a link, which may point outside the store; put the folder itself here.")
+        return folder
 
     @contextlib.contextmanager
     def locked(self, trajectory: Trajectory) -> Iterator[None]:
-        """Own a trajectory while it runs; the lock falls with the process that holds it."""
+        """Own a trajectory while it runs.
+
+        On a disk by a lock that falls with the process that holds it; in an object store by the sign of life of
+        another run, which goes stale: two that begin at the very same moment both run, and write the same.
+
+        Raises:
+            BusyError: Another process is running it.
+        """
+        folder = self.folder(trajectory.key)
+        busy = BusyError(f"{folder}: another process is running this trajectory ({trajectory}).")
+        if not on_disk(folder):
+            if alive(folder / "running.json"):
+                raise busy
+            self._begin(trajectory)
+            yield
+            return
         from filelock import FileLock, Timeout
 
-        folder = self.folder(trajectory.key)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ImpRunsError(f"{folder}: another process is running this trajectory ({trajectory}).") from None
+            raise busy from None
         try:
-            if not (folder / "config.json").exists():
-                write_durably(folder / "config.json", _json(dataclasses.asdict(trajectory)))
+            self._begin(trajectory)
             yield
         finally:
             lock.release()
 
+    def life(self, key: str) -> Life:
+        """Give what leaves the signs of life of a trajectory."""
+        return Life(self.folder(key) / "running.json")
+
+    def _begin(self, trajectory: Trajectory) -> None:
+        folder = self.folder(trajectory.key)
+        if not (folder / "config.json").exists():
+            write_durably(folder / "config.json", sealed(dataclasses.asdict(trajectory)))
+        (folder / "failed.json").unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        return read_sealed(path, strict=self.format != FIRST)
+
+    def trajectory(self, key: str) -> Trajectory:
+        """Give the description of a trajectory that has begun."""
+        described: dict[str, Any] = {**self._read(self.folder(key) / "config.json"), "protocol": self.protocol}
+        return Trajectory(**described)
+
     def is_done(self, key: str) -> bool:
         """Say whether a trajectory has ended and all its records are there."""
         done = self.folder(key) / "done.json"
-        return done.exists() and self.has_records(key, below=_read_json(done).get("levels", -1) + 1)
+        return done.exists() and self.has_records(key, below=self._read(done).get("levels", -1) + 1)
+
+    def is_whole(self, key: str) -> bool:
+        """Say whether a trajectory has ended and nothing of it is damaged; what is will be mended by the next run."""
+        packed = self.folder(key) / "records.jsonl"
+        try:
+            if on_disk(packed) and packed.exists():  # object stores have checksums of their own
+                check_seal(packed, packed.read_bytes())
+            return self.is_done(key)
+        except DamagedError:
+            return False
 
     def has_records(self, key: str, *, below: int) -> bool:
-        """Say whether the records of all levels below one are there; a damaged one may have been moved away."""
+        """Say whether the records of all levels below one are there; a damaged one may have been set aside."""
+        if (self.folder(key) / "records.jsonl").exists():
+            return True
         return all(self._record(key, level).exists() for level in range(below))
 
     def _record(self, key: str, level: int) -> Path:
         return self.folder(key) / f"level-{level:03d}.json"
 
     def mark_done(self, key: str, *, levels: int, status: str) -> None:
-        """Declare a trajectory finished, after its last record."""
-        write_durably(self.folder(key) / "done.json", _json({"levels": levels, "status": status}))
+        """Declare a trajectory finished, after its last record, and put its records into one file."""
+        folder, records = self.folder(key), self.records(key)
+        if self.format != FIRST:
+            write_durably(folder / "records.jsonl", sealed_lines(records))
+        seconds = sum(record.get("seconds", 0.0) for record in records)
+        write_durably(folder / "done.json", sealed({"levels": levels, "status": status, "seconds": seconds}))
+        if self.format != FIRST:
+            for path in folder.glob("level-*.json"):
+                path.unlink(missing_ok=True)
         self._drop_checkpoints(key, below=None)
+
+    def mark_failed(self, key: str, reason: str, details: str = "") -> Path:
+        """Write down why a trajectory failed; give the file that says so."""
+        folder = self.folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "failed.json"
+        write_durably(path, sealed({"reason": reason, "details": details.splitlines()}))
+        return path
+
+    def failure(self, key: str) -> str:
+        """Give the reason for which a trajectory failed."""
+        return str(self._read(self.folder(key) / "failed.json").get("reason"))
+
+    def mend(self, key: str) -> list[str]:
+        """Set aside every file of a trajectory that is not what was written; say what and why.
+
+        A run then computes again what they held, and checks it against the records that are there.
+        """
+        folder, said = self.folder(key), []
+        for path in sorted(folder.iterdir()):
+            if path.name == "running.json" or path.suffix not in {".json", ".jsonl"}:
+                continue
+            try:
+                self._verify(path)
+            except DamagedError as damage:
+                aside = [path, path.with_suffix(".safetensors")]
+                for one in aside:
+                    if one.exists():
+                        one.rename(one.with_name(f"{one.name}.damaged"))
+                said.append(f"{damage} Now it is {path.name}.damaged.")
+        return said
+
+    def _verify(self, path: Path) -> None:
+        if path.suffix == ".jsonl":
+            check_seal(path, path.read_bytes())
+        elif path.name.startswith("checkpoint-"):
+            self._checked(path)
+        else:
+            self._read(path)
+
+    # --- records ------------------------------------------------------------------------------------------------------
 
     def write_record(self, key: str, level: int, record: dict[str, Any]) -> None:
         """Write the record of a level; one that is there already must say the same.
@@ -171,12 +334,15 @@ class Store:
         Raises:
             ImpRunsError: A record is there and says something else.
         """
-        path = self._record(key, level)
-        if not path.exists():
-            write_durably(path, _json(record))
+        path, packed = self._record(key, level), self.folder(key) / "records.jsonl"
+        if path.exists():
+            old = self._read(path)
+        elif packed.exists() and (records := lines_of(packed, packed.read_bytes())[level : level + 1]):
+            path, old = packed, records[0]
+        else:
+            write_durably(path, sealed(record))
             return
-        old = _read_json(path)
-        new = json.loads(_json(record))
+        new = json.loads(json.dumps(record))
         differing = sorted(k for k in old.keys() | new.keys() if k not in VOLATILE and old.get(k) != new.get(k))
         if differing:
             raise ImpRunsError(
@@ -186,53 +352,100 @@ class Store:
 
     def records(self, key: str) -> list[dict[str, Any]]:
         """Read the records of a trajectory, by level."""
-        return [_read_json(path) for path in sorted(self.folder(key).glob("level-*.json"))]
+        packed = self.folder(key) / "records.jsonl"
+        if not packed.exists():
+            try:
+                return [self._read(path) for path in sorted(self.folder(key).glob("level-*.json"))]
+            except FileNotFoundError:  # its writer has just put them into one file
+                pass
+        return lines_of(packed, packed.read_bytes())
+
+    def all_records(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Read the records of all trajectories, one after the other."""
+        packed = {}
+        for key, names in sorted(self.contents().items()):
+            if "records.jsonl" in names:
+                packed[key] = self.folder(key) / "records.jsonl"
+            else:
+                yield key, self.records(key)
+        for path, content in read_all(list(packed.values())):
+            yield path.parent.name, lines_of(path, content)
 
     def keys(self) -> list[str]:
         """List the trajectories that have begun."""
-        return sorted(p.name for p in (self.path / "trajectories").iterdir() if _KEY.fullmatch(p.name))
+        return sorted(self.contents())
+
+    def contents(self) -> dict[str, set[str]]:
+        """List the trajectories that have begun, each with the names of its files, in one pass."""
+        return {key: names for key, names in listing(self.path / "trajectories").items() if _KEY.fullmatch(key)}
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def write_checkpoint(self, key: str, checkpoint: Checkpoint) -> None:
         """Write what the next level starts from, tensors first, the checksum that makes it count second."""
         import safetensors.torch
 
+        inside = checkpoint.inside
         tensors = {f"state.{name}": tensor.cpu() for name, tensor in checkpoint.state.items()}
-        content = safetensors.torch.save({**tensors, "mask": checkpoint.mask.cpu()})
-        stem = self.folder(key) / f"checkpoint-{checkpoint.level:03d}"
-        write_durably(stem.with_suffix(".safetensors"), content)
+        tensors["mask"] = checkpoint.mask.cpu()
+        if inside:
+            tensors |= {f"inside.{name}": tensor.cpu() for name, tensor in inside.state.items()}
+            tensors["velocity"] = inside.velocity.cpu()
+        content = safetensors.torch.save(tensors)
+        path = self.folder(key) / checkpoint.name
+        write_durably(path.with_name(f"{path.name}.safetensors"), content)
         summary = {"level": checkpoint.level, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        write_durably(stem.with_suffix(".json"), _json(summary))
-        self._drop_checkpoints(key, below=checkpoint.level)
+        if inside:
+            summary |= {"step": inside.step, "seconds": inside.seconds}
+        write_durably(path.with_name(f"{path.name}.json"), sealed(summary))
+        if inside:  # what the level started from stays: should this one be damaged, a level is lost, no more
+            self._drop_checkpoints(key, below=_position(path.name), above=(checkpoint.level, 0))
+        self._drop_checkpoints(key, below=(checkpoint.level, 0))
 
     def read_checkpoint(self, key: str) -> Checkpoint | None:
         """Read the newest checkpoint of a trajectory, or nothing if it has none.
 
         Raises:
-            ImpRunsError: The checkpoint does not match its checksum or its name.
+            DamagedError: The checkpoint does not match its checksum or its name.
         """
-        import safetensors.torch
-
-        summaries = sorted(self.folder(key).glob("checkpoint-*.json"))
+        summaries = sorted(self.folder(key).glob("checkpoint-*.json"), key=lambda path: _position(path.name))
         if not summaries:
             return None
-        summary = _read_json(summaries[-1])
-        path = summaries[-1].with_suffix(".safetensors")
-        content = path.read_bytes() if path.exists() else b""
-        checksum = hashlib.sha256(content).hexdigest()
-        written = {"level": int(path.stem.split("-")[1]), "bytes": len(content), "sha256": checksum}
-        differing = [f"{k} {v}, not {summary.get(k)}" for k, v in written.items() if summary.get(k) != v]
-        if differing:
-            raise ImpRunsError(
-                f"{path}: corrupt checkpoint ({'; '.join(differing)}). "
-                f"Delete it and {summaries[-1].name}, then run the sweep again: the trajectory is recomputed from "
-                "level 0 and checked against the records that are there; no record is lost."
-            )
-        tensors = safetensors.torch.load(content)
-        mask = tensors.pop("mask")
-        state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
-        return Checkpoint(summary["level"], state, mask)
+        summary, tensors = self._checked(summaries[-1])
+        parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "inside": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.get(part, {})[rest] = tensor
+        inside = None
+        if "step" in summary:
+            inside = Inside(summary["step"], summary["seconds"], parts["inside"], tensors["velocity"])
+        return Checkpoint(summary["level"], parts["state"], tensors["mask"], inside)
 
-    def _drop_checkpoints(self, key: str, *, below: int | None) -> None:
+    def _checked(self, path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Read the summary and the tensors of a checkpoint, which must match."""
+        import safetensors
+        import safetensors.torch
+
+        summary = self._read(path)
+        file = path.with_suffix(".safetensors")
+        content = file.read_bytes() if file.exists() else b""
+        (level, step), checksum = _position(path.name), hashlib.sha256(content).hexdigest()
+        written = {"level": level, "bytes": len(content), "sha256": checksum} | ({"step": step} if step else {})
+        differing = [f"{k} {v}, not {summary.get(k)}" for k, v in written.items() if summary.get(k) != v]
+        tensors: dict[str, torch.Tensor] = {}
+        try:
+            tensors = {} if differing else safetensors.torch.load(content)
+        except safetensors.SafetensorError as error:
+            differing = [str(error)]
+        if differing or "mask" not in tensors:
+            raise DamagedError(
+                path,
+                f"{file}: corrupt checkpoint ({'; '.join(differing)}). Run the sweep again: it is set aside, what "
+                "is missing is recomputed and checked against the records that are there; no record is lost.",
+            )
+        return summary, tensors
+
+    def _drop_checkpoints(self, key: str, *, below: tuple[int, int] | None, above: tuple[int, int] = (-1, 0)) -> None:
         for path in self.folder(key).glob("checkpoint-*"):
-            if below is None or int(path.stem.split("-")[1]) < below:
+            if not path.name.endswith(".damaged") and (below is None or above < _position(path.name) < below):
                 path.unlink(missing_ok=True)

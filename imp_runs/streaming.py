@@ -125,11 +125,13 @@ class StreamedExamples:
     def __len__(self) -> int:
         return len(self._files.paths)
 
-    def batches(self, trajectory: Trajectory, level: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, trajectory: Trajectory, level: int, epoch: int, first: int = 0, taken: int = 0
+    ) -> Iterator[Batch]:
         """Give the batches of an epoch; `Examples.batches`."""
         protocol = trajectory.protocol
         order = shuffled(trajectory, level, epoch, len(self))
-        numbers = order.split(protocol.batch_size)[first:]
+        numbers = order.split(protocol.batch_size)[max(first, taken) :]
 
         def wanted(number: int) -> Wanted:
             augmented = protocol.augmentation == "resized_crop"

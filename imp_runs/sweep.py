@@ -1,27 +1,36 @@
-"""Run what a sweep lacks."""
+"""Run what a sweep lacks, with the engine of choice."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import queue
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imp_runs.config import Sweep, Trajectory, check_sizes
+from imp_runs.config import Sweep, check_sizes
+from imp_runs.engines import ENGINES, Task, run_here
 from imp_runs.errors import ImpRunsError
 from imp_runs.store import Store
 from imp_runs.together import run_together, started_together
-from imp_runs.workers import (
-    checked_device,
-    checked_kernels,
-    dataset_of,
-    default_workers,
-    fetch,
-    report,
-    started,
-)
+from imp_runs.work import Outcome, Settings
+from imp_runs.workers import checked_device, checked_kernels, fetch, started
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Say what came of a sweep.
+
+    Attributes:
+        wanted: Trajectories of the sweep.
+        submitted: Those that were run now, or submitted.
+        mended: What was damaged in the store and has been computed again, one sentence each.
+        jobs: Jobs of a scheduler in which they will run.
+    """
+
+    wanted: int
+    submitted: int
+    mended: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
 
 
 def run_sweep(
@@ -33,100 +42,75 @@ def run_sweep(
     workers: int | None = None,
     device: str | None = None,
     kernels: str = "auto",
-) -> None:
+    engine: str = "local",
+    address: str | None = None,
+    gpus: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Submission:
     """Run the trajectories of a sweep that a store lacks.
 
     Args:
         sweep: What to run.
-        store: Folder of the store; made if it is not there.
-        data_dir: Where the dataset lies.
+        store: Folder of the store, or the URL of an object store; made if it is not there. With Ray and Slurm all
+            workers must see it.
+        data_dir: Where the dataset lies, likewise.
         download: Fetch missing dataset files.
-        workers: Number of processes; default one per core on a CPU, one on a GPU. Processes that `torchrun` started
-            run every trajectory together instead.
-        device: `"cpu"` or `"cuda"`; default CUDA when there is one.
+        workers: Number of processes; default one per core on a CPU, one on a GPU. With Slurm, how many array tasks run
+            at the same time; with Ray, how many trajectories. Processes that `torchrun` started run every trajectory
+            together instead.
+        device: `"cpu"` or `"cuda"`; default CUDA when there is one here, or when `gpus` asks for one.
         kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them.
+        engine: `"local"`, `"ray"` or `"slurm"`, which returns once all is submitted.
+        address: Address of a Ray cluster, such as `"ray://head:10001"` or `"auto"`; default: Ray on this machine.
+        gpus: Share of a GPU that a trajectory gets (Ray), or GPUs of an array task (Slurm).
+        options: More of the engine: arguments of Ray's `remote`, or of sbatch without the leading `--`.
+
+    Returns:
+        What was done or submitted.
 
     Raises:
         ImpRunsError: The store holds another protocol, the dataset is missing, or trajectories failed (all are named;
             the others have run).
     """
     if started_together():
-        run_together(sweep, store, data_dir=data_dir, device=device, kernels=kernels)
-        return
+        count = run_together(sweep, store, data_dir=data_dir, device=device, kernels=kernels)
+        return Submission(len(sweep.trajectories), count)
+    if engine not in ENGINES:
+        raise ImpRunsError(f"engine {engine!r} must be one of {', '.join(ENGINES)}.")
+    if str(store).startswith("memory:"):
+        raise ImpRunsError(f"{store}: memory is seen by one process only; give a folder or the URL of an object store.")
+    device, kernels = "cuda" if gpus and device is None else checked_device(device), checked_kernels(kernels)
     opened = Store(store, sweep.protocol)
-    missing = [(trajectory, opened) for trajectory in sweep.trajectories if not opened.is_done(trajectory.key)]
-    if missing:
-        run_trajectories(
-            missing, sweep.name, data_dir=data_dir, download=download, workers=workers, device=device, kernels=kernels
-        )
-
-
-def run_trajectories(
-    missing: Sequence[tuple[Trajectory, Store]],
-    name: str,
-    *,
-    data_dir: str | Path | None,
-    download: bool,
-    workers: int | None,
-    device: str | None,
-    kernels: str,
-) -> None:
-    """Run trajectories of one dataset, each into its store.
-
-    Args:
-        missing: Trajectories, one or more, and the stores that they go to.
-        name: What the progress bar calls them.
-        data_dir: As in `run_sweep`, like all that follow.
-        download: Fetch missing dataset files.
-        workers: Number of processes.
-        device: Where it is computed.
-        kernels: What computes.
-
-    Raises:
-        ImpRunsError: As `run_sweep` does.
-    """
-    device, kernels = checked_device(device), checked_kernels(kernels)
+    missing = [(trajectory, opened) for trajectory in sweep.trajectories if not opened.is_whole(trajectory.key)]
     check_sizes(trajectory for trajectory, _ in missing)
-    workers = workers or default_workers(device)
-    levels = sum(t.protocol.levels + 1 - _levels_done(store, t) for t, store in missing)
-    with started(min(workers, len(missing)), device) as (pool, finished):
-        fetch(pool, missing[0][0], data_dir, download)
-        futures = {pool.submit(_work, t, store.path, data_dir, device, kernels): t for t, store in missing}
-        _follow(futures, finished, levels, name)
-    failures = [f"{t}: {future.exception()}" for future, t in futures.items() if future.exception()]
+    opened.add_sweep(sweep)
+    if not missing:
+        return Submission(len(sweep.trajectories), 0)
+    settings = Settings(Path(data_dir).absolute() if data_dir else None, device, kernels)
+    if engine == "local":
+        outcomes = run_here(missing, sweep.name, settings, workers=workers, download=download)
+    else:
+        with started("cpu") as pool:
+            fetch(pool, (trajectory for trajectory, _ in missing), data_dir, download)
+        shared: dict[str, Any] = {"gpus": gpus, "parallel": workers, "options": options or {}}
+        if engine == "slurm":
+            from imp_runs.on_slurm import submit
+
+            jobs, submitted = submit(opened, [trajectory for trajectory, _ in missing], sweep.name, settings, **shared)
+            return Submission(len(sweep.trajectories), submitted, jobs=jobs)
+        from imp_runs.on_ray import run_on_ray
+
+        outcomes = run_on_ray(missing, sweep.name, settings, address=address, **shared)
+    raise_failures(missing, outcomes)
+    return Submission(len(sweep.trajectories), len(missing), tuple(said for o in outcomes for said in o.mended))
+
+
+def raise_failures(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> None:
+    """Raise an `ImpRunsError` that names what was not done, and why."""
+    trajectories = {t.key: t for t, _ in tasks}
+    failures = [f"{trajectories[o.key]}: {o.reason}" for o in outcomes if o.state != "done"]
     if failures:
         raise ImpRunsError(
-            f"{len(failures)} of {len(missing)} trajectories failed, the others are done:\n" + "\n".join(failures)
+            f"{len(failures)} of {len(tasks)} trajectories failed, the others are done; run the sweep again to go on "
+            "with these:\n" + "\n".join(failures)
         )
-
-
-def _levels_done(store: Store, trajectory: Trajectory) -> int:
-    return len(list(store.folder(trajectory.key).glob("level-*.json")))
-
-
-def _follow(futures: dict[Any, Trajectory], finished: Any, levels: int, name: str) -> None:
-    from tqdm import tqdm
-
-    with tqdm(total=levels, desc=name, unit="level", disable=None, smoothing=0.05, file=sys.stderr) as bar:
-        waiting = set(futures)
-        while waiting:
-            _, waiting = concurrent.futures.wait(waiting, timeout=0.5)
-            bar.update(min(_drain(finished), levels - bar.n))
-
-
-def _drain(finished: Any) -> int:
-    """Add up what workers have reported so far."""
-    total = 0
-    while True:
-        try:
-            total += finished.get_nowait()
-        except queue.Empty:
-            return total
-
-
-def _work(trajectory: Trajectory, store: Path, data_dir: str | Path | None, device: str, kernels: str) -> None:
-    from imp_runs.imp import run_trajectory
-
-    dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir)
-    opened = Store(store, trajectory.protocol)
-    run_trajectory(trajectory, dataset, opened, device=device, kernels=kernels, progress=report)

@@ -19,6 +19,8 @@ COLUMNS = (
     "error", "n_wrong", "n_test", "epochs", "steps", "status", "protocol", "protocol_hash", "precision", "device",
     "kernels", "versions", "seconds",
 )  # fmt: skip
+#: Rows that become a part of the table at once; lists of Python objects take far more memory than a table.
+_TOGETHER = 10_000
 _ORDER = ["family", "dataset", "depth", "width", "dataset_size", "replicate", "level"]
 
 
@@ -38,16 +40,21 @@ def make_table(store: Store | str | Path) -> pd.DataFrame:
     import pandas as pd
 
     store = store if isinstance(store, Store) else Store(store)
-    rows = []
-    for key in store.keys():
-        for record in store.records(key):
+    parts, rows = [pd.DataFrame([], columns=list(COLUMNS))], []
+    for key, records in store.all_records():
+        for record in records:
             if lacking := [column for column in COLUMNS if column not in record]:
                 raise ImpRunsError(
                     f"{store.folder(key)}: the record of level {record.get('level')} lacks {', '.join(lacking)}; "
                     "move the file away and run the sweep again: the level is recomputed."
                 )
-            rows.append(record)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+            rows.append([record[column] for column in COLUMNS])
+        if len(rows) > _TOGETHER:
+            parts.append(pd.DataFrame(rows, columns=list(COLUMNS)))
+            rows = []
+    if rows:
+        parts.append(pd.DataFrame(rows, columns=list(COLUMNS)))
+    table = pd.concat(parts[1:]) if parts[1:] else parts[0]
     return table.sort_values(_ORDER, kind="stable", ignore_index=True)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.errors import ImpRunsError
+from imp_runs.life import Life
 from imp_runs.store import Checkpoint, Store
-from imp_runs.workers import KERNELS, checked_device, checked_kernels
+from imp_runs.workers import KERNELS, checked_device, checked_kernels, steady
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,14 @@ class Follower(Store):
         """Leave the lock to the first process."""
         yield
 
+    def life(self, key: str) -> Life:
+        """Leave signs of life to the first process."""
+        return Life(None)
+
+    def mend(self, key: str) -> list[str]:
+        """Leave mending to the first process."""
+        return []
+
     def write_record(self, key: str, level: int, record: dict[str, Any]) -> None:
         """Leave records to the first process."""
 
@@ -47,7 +56,7 @@ def run_together(
     data_dir: str | Path | None = None,
     device: str | None = None,
     kernels: str = "auto",
-) -> None:
+) -> int:
     """Run the trajectories that a store lacks, in every process that `torchrun` started, together.
 
     Args:
@@ -56,6 +65,9 @@ def run_together(
         data_dir: Where the dataset lies.
         device: `"cpu"`, or `"cuda"`, one GPU per process; default CUDA when there is one.
         kernels: `"auto"` or `"torch"`: it is PyTorch that computes.
+
+    Returns:
+        How many they were.
 
     Raises:
         ImpRunsError: The store holds another protocol, the dataset is missing, or a trajectory failed; `torchrun` then
@@ -74,12 +86,16 @@ def run_together(
     distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
         opened = (Follower if distributed.get_rank() else Store)(store, sweep.protocol)
-        missing = _agreed([t for t in sweep.trajectories if not opened.is_done(t.key)])
+        missing = _agreed([t for t in sweep.trajectories if not opened.is_whole(t.key)])
         check_sizes(missing)
         for trajectory in missing:
+            if opened.folder(trajectory.key).exists():
+                opened.mend(trajectory.key)
+            distributed.all_reduce(torch.zeros(1, device=where))  # all go on from what is left then
             dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir)
             run_trajectory(trajectory, dataset, opened, device=where, kernels="torch")
             distributed.all_reduce(torch.zeros(1, device=where))  # nobody goes on before the first has written all
+        return len(missing)
     finally:
         distributed.destroy_process_group()
 
@@ -88,9 +104,7 @@ def _prepare(device: str) -> torch.device:
     """Set PyTorch up as workers do; give the device of this process."""
     import torch
 
-    torch.set_num_threads(1)
-    torch.set_deterministic_debug_mode("error")
-    torch.backends.cudnn.benchmark = False
+    steady()
     if device == "cpu":
         return torch.device("cpu")
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

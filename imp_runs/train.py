@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from imp_runs.config import Protocol, Trajectory, size_fault
@@ -31,7 +33,17 @@ def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
     return rate * step / warm if step < warm else rate
 
 
-def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, *, start: int = 0) -> State:
+def train(
+    steps: Steps,
+    examples: Examples,
+    trajectory: Trajectory,
+    level: int,
+    *,
+    start: int = 0,
+    taken: int | None = None,
+    rewind_state: State | None = None,
+    after_step: Callable[[int, State], None] | None = None,
+) -> State:
     """Train a network from step `start` to the end of its schedule.
 
     Args:
@@ -40,6 +52,9 @@ def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, 
         trajectory: What is run; gives protocol and randomness.
         level: Pruning round; together with the epoch it is the counter of all randomness.
         start: First step; 0 at level 0, the rewinding step afterwards.
+        taken: Steps taken before an interruption, after which network and momentum stand; default `start`.
+        rewind_state: What an interrupted training would have returned.
+        after_step: Called after every step with the number of steps taken and what would be returned.
 
     Returns:
         The state of the network after the rewinding step (at level 0), else its state at the start.
@@ -47,16 +62,19 @@ def train(steps: Steps, examples: Examples, trajectory: Trajectory, level: int, 
     protocol, network = trajectory.protocol, steps.network
     size, total = len(examples), protocol.steps(len(examples))
     rewind_step = int(protocol.rewind * total)
-    rewind_state = network.state()
-    step = 0
+    rewind_state = rewind_state or network.state()
+    step, taken = 0, start if taken is None else taken
     for epoch in range(protocol.epochs):
-        first = min(max(start - step, 0), protocol.steps_per_epoch(size))
-        step += first
-        if first == protocol.steps_per_epoch(size):
+        if step + protocol.steps_per_epoch(size) <= taken:
+            step += protocol.steps_per_epoch(size)
             continue
-        for images, labels in examples.batches(trajectory, level, epoch, first):
+        first, done = max(start - step, 0), max(taken - step, 0)
+        step += done
+        for images, labels in examples.batches(trajectory, level, epoch, first, done):
             steps.step(images, labels, learning_rate(protocol, step, total))
             step += 1
             if level == 0 and step == rewind_step:
                 rewind_state = network.state()
+            if after_step:
+                after_step(step, rewind_state)
     return rewind_state

@@ -1,4 +1,4 @@
-"""Worker processes, one thread each on a CPU, one process on a GPU, and what they are started with."""
+"""Worker processes on this machine, one thread each on a CPU, one process on a GPU, and what they are started with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import functools
 import multiprocessing
 import os
 import platform
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imp_runs.config import Trajectory
 from imp_runs.errors import ImpRunsError
@@ -82,35 +83,56 @@ def default_workers(device: str) -> int:
     return os.cpu_count() or 1 if device == "cpu" else 1
 
 
+def one_process() -> concurrent.futures.ProcessPoolExecutor:
+    """Make a worker process, which starts with the first thing it is given and ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker)
+
+
+def send(pool: concurrent.futures.ProcessPoolExecutor, number: int) -> None:
+    """Send a signal to a worker process."""
+    for process in list((pool._processes or {}).values()):
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, number)
+
+
 @contextlib.contextmanager
-def started(workers: int, device: str) -> Iterator[tuple[concurrent.futures.Executor, Any]]:
-    """Start workers; they are stopped at once where what is done with them fails or is interrupted.
+def started(device: str) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Start a worker; it is stopped at once where what is done with it fails or is interrupted.
 
     Args:
-        workers: Their number.
-        device: What they compute on.
+        device: What it computes on.
 
     Yields:
-        The pool, and the queue out of which comes what they `report`.
+        The worker, as a pool of one process.
     """
-    context = multiprocessing.get_context("spawn")
-    finished = context.Queue()
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(finished,)
-    )
+    pool = one_process()
     with pinned(device), pool:
         try:
-            yield pool, finished
+            yield pool
         except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
+            send(pool, signal.SIGTERM)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def fetch(pool: concurrent.futures.Executor, first: Trajectory, data_dir: str | Path | None, download: bool) -> None:
-    """Let one worker fetch a trajectory's dataset for all, so that what is missing is said before anything runs."""
-    pool.submit(_fetch, first.dataset, first.pool, data_dir, download).result()
+def fetch(
+    pool: concurrent.futures.Executor, trajectories: Iterable[Trajectory], data_dir: str | Path | None, download: bool
+) -> None:
+    """Let a worker fetch the datasets of trajectories for all, so that what is missing is said before anything runs.
+
+    Raises:
+        ImpRunsError: None of the datasets could be read; where only some could not, their trajectories will fail.
+    """
+    faults = []
+    wanted = dict.fromkeys((t.dataset, t.pool) for t in trajectories)
+    for dataset, side in wanted:
+        try:
+            pool.submit(_fetch, dataset, side, data_dir, download).result()
+        except ImpRunsError as error:
+            faults.append(error)
+    if len(faults) == len(wanted):
+        raise faults[0]
 
 
 def _fetch(dataset: str, pool: int, data_dir: str | Path | None, download: bool) -> None:
@@ -121,17 +143,9 @@ def _fetch(dataset: str, pool: int, data_dir: str | Path | None, download: bool)
     dataset_of(dataset, pool, data_dir)
 
 
-_FINISHED: Any = None
-
-
-def _start_worker(finished: Any) -> None:
-    global _FINISHED
-    _FINISHED = finished
-    import torch
-
-    torch.set_num_threads(1)
-    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler, for a second
-    torch.backends.cudnn.benchmark = False
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all, and the parent sees to it
+    steady()
     parent = multiprocessing.parent_process()
 
     def follow_parent() -> None:
@@ -142,9 +156,13 @@ def _start_worker(finished: Any) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def report(levels: int) -> None:
-    """Say from within a worker how many levels it has just finished."""
-    _FINISHED.put(levels)
+def steady() -> None:
+    """Let PyTorch use one thread and nothing that gives other numbers at another time."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler, for a second
+    torch.backends.cudnn.benchmark = False
 
 
 @functools.cache

@@ -385,3 +385,33 @@ def test_live_runs_need_pytorch(tmp_path, monkeypatch) -> None:
         live(tmp_path)
     assert not (tmp_path / "live").exists()
     assert os.listdir(tmp_path) == ["sweep.toml"]
+
+
+def test_watch_lays_what_was_measured_over_the_bands_and_refuses_runs_of_others(fitted, tmp_path):
+    from bayeslaw.live import plot_over_bands
+    from imp_runs.config import Protocol, Trajectory
+    from imp_runs.datasets import load_dataset
+    from imp_runs.imp import run_trajectory
+    from imp_runs.store import Store
+
+    protocol, fit = Protocol(name="watched", epochs=1, batch_size=50, levels=3), tmp_path / "fit.nc"
+    fitted.save(fit)
+    for family, depth, width in (("cifar_resnet", 8, 2), ("mlp", 2, 2)):
+        store = Store(tmp_path / family, protocol)
+        run_trajectory(Trajectory(family, "digits", depth, width, 100, 0, 1, protocol), load_dataset("digits"), store)
+    figure = tmp_path / "curves.png"
+    code, output, error = command("watch", tmp_path / "cifar_resnet", fit, "-o", figure, "--once")
+    assert (code, error) == (0, "")
+    assert "done          1" in output
+    assert f"{figure} drawn at" in output
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    refusal = refused("watch", tmp_path / "mlp", fit, "--once")
+    assert "holds runs of mlp on digits, the fit is of cifar_resnet on digits" in refusal
+    from imp_runs.table import make_table
+
+    table = make_table(tmp_path / "cifar_resnet")
+    (ax,) = plot_over_bands(fitted, table).axes
+    (points,) = [line for line in ax.lines if line.get_linestyle() == "None"]
+    assert points.get_xdata().tolist() == table["density"].tolist()
+    assert points.get_ydata().tolist() == table["error"].tolist()
+    assert len(ax.collections) == 2  # the curve's band and a new run's

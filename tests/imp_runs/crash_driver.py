@@ -18,7 +18,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-import imp_runs.store
+import imp_runs.files
 from imp_runs.config import Sweep, load_sweep
 from imp_runs.datasets import Dataset
 from imp_runs.imp import make_network, run_trajectory
@@ -39,7 +39,7 @@ class Killer:
     def install(self) -> None:
         for name in ("fsync", "replace", "unlink"):
             setattr(os, name, self._around(getattr(os, name)))
-        imp_runs.store.open = self._open  # type: ignore[attr-defined]
+        imp_runs.files.open = self._open  # type: ignore[attr-defined]
 
     def moment(self, name: str) -> None:
         if len(self.moments) == self.target:
@@ -56,8 +56,8 @@ class Killer:
 
         return wrapped
 
-    def _open(self, path: Path, mode: str):
-        file = open(path, mode)  # noqa: SIM115 - closed by the context manager that stands in for it
+    def _open(self, path: Path, mode: str, **options):
+        file = open(path, mode, **options)  # noqa: SIM115 - closed by the context manager that stands in for it
         write = file.write
 
         class HalfWritten:

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 import imp_runs.cli
+from imp_runs.errors import ImpRunsError, optional
+from imp_runs.status import duration
 from imp_runs.store import Store
 from imp_runs.table import COLUMNS
 
@@ -97,22 +99,28 @@ def test_a_finished_sweep_is_not_run_again(command, whole):
     [(0.4, "0 min 0 s"), (59.6, "1 min 0 s"), (754, "12 min 34 s"), (3599.7, "1 h 0 min"), (90_061, "25 h 1 min")],
 )
 def test_durations_are_written_for_people(seconds, text):
-    assert imp_runs.cli._duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_status_counts_trajectories_and_records(command, whole, tmp_path):
     code, output, message = command("status", "--store", whole.store)
     assert (code, message) == (0, "")
-    assert [line.split()[:2] for line in output.splitlines()] == [
-        ["begun", "24"],
-        ["finished", "24"],
-        ["records", "72"],
-    ]
+    assert dict(line.split(maxsplit=1) for line in output.replace("time left", "time_left").splitlines()) == {
+        "trajectories": "24",
+        "done": "24",
+        "running": "0",
+        "failed": "0",
+        "waiting": "0",
+        "records": "72 of 72",
+        "time_left": "about 0 min 0 s",
+    }
 
     shutil.copytree(whole.store, tmp_path / "store")
     key = Store(whole.store).keys()[0]
     (tmp_path / "store" / "trajectories" / key / "done.json").unlink()
-    assert "finished  23\n" in command("status", "--store", tmp_path / "store")[1]
+    output = command("status", "--store", tmp_path / "store")[1]
+    assert "done          23\n" in output
+    assert "waiting       1\n" in output
 
 
 def test_the_table_is_written_as_parquet_and_csv(command, whole, tmp_path):
@@ -185,10 +193,31 @@ def test_a_file_that_cannot_be_written_ends_with_one_message(command, whole, tmp
 def test_a_damaged_record_ends_with_one_message(command, whole, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(whole.store, store)
-    record = store / "trajectories" / Store(store).keys()[5] / "level-001.json"
+    record = store / "trajectories" / Store(store).keys()[5] / "records.jsonl"
     record.write_text(record.read_text()[:-20])
     refused(
-        command("table", "--store", store, "-o", tmp_path / "runs.csv"), str(record), "damaged", "move the file away"
+        command("table", "--store", store, "-o", tmp_path / "runs.csv"), str(record), "damaged", "Run the sweep again"
     )
-    refused(command("status", "--store", store), str(record), "damaged")
+    code, output, message = command("status", "--store", store)
+    assert (code, message) == (0, "")
+    assert "done          23\nrunning       0\nfailed        1\n" in output
+    assert f": {record}: damaged" in output
     assert not (tmp_path / "runs.csv").exists()
+
+    code, output, message = command("sweep", whole.file, "--store", store, "--device", "cpu", "--workers", 1)
+    assert (code, output) == (0, f"toys: 24 trajectories are in {store}\n")
+    assert message == f"mended: {record}: damaged (it does not match its checksum). Run the sweep again: " + (
+        "the file is set aside and what it held is recomputed. Now it is records.jsonl.damaged.\n"
+    )
+    whole.assert_same(store)
+
+
+def test_an_engine_that_cannot_be_had_is_refused_before_anything_runs(command, whole, tmp_path):
+    store = tmp_path / "store"
+    run = ("sweep", whole.file, "--device", "cpu", "--store")
+    refused(command(*run, store, "--engine", "pbs"), "engine 'pbs' must be one of local, ray, slurm")
+    refused(command(*run, store, "--engine", "slurm", "--option", "partition"), "must be name=value")
+    refused(command(*run, "memory://runs"), "seen by one process only")
+    with pytest.raises(ImpRunsError, match=r"needs no_such, .*pip install 'bayeslaw\[imp,ray\]'"):
+        optional("no_such.part", "ray")
+    assert not store.exists()

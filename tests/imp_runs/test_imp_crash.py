@@ -50,15 +50,17 @@ def test_a_sweep_killed_at_any_durable_step_and_run_again_gives_the_same_table(d
     assert (done.returncode, done.stderr) == (0, "")
 
     moments = json.loads((folder / "moments.json").read_text())
-    # Ten files are written (the store's, the configuration, three records, two checkpoints of two files, the end), each
-    # with a moment half-way through and one before and after fsync, rename and fsync of the folder; both checkpoints
-    # are removed again, two files each.
-    assert len(moments) == 10 * (1 + 2 * 3) + 2 * 2 * 2
+    # Eleven files are written (the store's, the configuration, three records, two checkpoints of two files, all records
+    # in one, the end), each with a moment half-way through and one before and after fsync, rename and fsync of the
+    # folder; the three records, both checkpoints, two files each, and the sign of life are removed again; and there is
+    # no failure to remove, which is tried.
+    assert len(moments) == 11 * (1 + 2 * 3) + 2 * (3 + 2 * 2 + 1) + 1
     for name in (
         "store.json",
         "config.json",
         *(f"level-00{level}.json" for level in (0, 1, 2)),
         *(f"checkpoint-00{level}.{ending}" for level in (1, 2) for ending in ("safetensors", "json")),
+        "records.jsonl",
         "done.json",
     ):
         assert f"within .{name}.tmp" in moments
@@ -83,7 +85,12 @@ def start(sweep: Path, store: Path, workers: int) -> subprocess.Popen:
 
 
 def records(store: Path) -> int:
-    return len(list(store.glob("trajectories/*/level-*.json")))
+    """Count records, whether a trajectory is done, is under way, or is just being put into one file."""
+    count = 0
+    for folder in store.glob("trajectories/*"):
+        done = (folder / "done.json").exists()
+        count += 3 if done else len(list(folder.glob("level-*.json")))
+    return count
 
 
 def killed_mid_run(sweep: Path, store: Path, workers: int, kill: Callable[[int, int], None]) -> int:

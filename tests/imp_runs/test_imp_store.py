@@ -8,9 +8,10 @@ import json
 import pytest
 import torch
 
-from imp_runs.errors import ImpRunsError
+from imp_runs.errors import BusyError, DamagedError, ImpRunsError
+from imp_runs.files import check_seal, read_sealed, sealed, sealed_lines, write_durably
 from imp_runs.imp import run_trajectory
-from imp_runs.store import Checkpoint, Store, write_durably
+from imp_runs.store import Checkpoint, Store
 from imp_runs.table import make_table
 
 KEY = "0123456789abcdef"
@@ -63,7 +64,7 @@ def finished(toy, digits, tmp_path):
 def test_a_finished_trajectory_leaves_its_records_and_nothing_else(finished):
     _, _, folder = finished
     names = {path.name for path in folder.iterdir()} - {"lock"}
-    assert names == {"config.json", "level-000.json", "level-001.json", "level-002.json", "done.json"}
+    assert names == {"config.json", "records.jsonl", "done.json"}
 
 
 def test_a_trajectory_under_way_has_one_checkpoint(begun):
@@ -77,7 +78,7 @@ def test_a_trajectory_under_way_has_one_checkpoint(begun):
 
 def test_config_and_store_say_what_is_run(begun):
     trajectory, store, folder = begun
-    written = json.loads((folder / "config.json").read_text())
+    written = read_sealed(folder / "config.json")
     assert written == json.loads(json.dumps(dataclasses.asdict(trajectory)))
     marker = json.loads((store.path / "store.json").read_text())
     assert marker["protocol"] == written["protocol"]
@@ -127,24 +128,27 @@ def test_a_file_is_written_whole_and_leaves_no_temporary(tmp_path):
 # --- records are immutable --------------------------------------------------------------------------------------------
 
 
-def test_a_record_is_never_overwritten(finished):
-    trajectory, store, folder = finished
-    before = (folder / "level-001.json").read_bytes()
+@pytest.mark.parametrize("where", ["begun", "finished"])
+def test_a_record_is_never_overwritten(where, request):
+    trajectory, store, folder = request.getfixturevalue(where)
+    name = {"begun": "level-001.json", "finished": "records.jsonl"}[where]
+    before = (folder / name).read_bytes()
     record = store.records(trajectory.key)[1]
     store.write_record(trajectory.key, 1, record | {"seconds": 99.0})
-    assert (folder / "level-001.json").read_bytes() == before
+    assert (folder / name).read_bytes() == before
     with pytest.raises(ImpRunsError, match=r"another error, n_wrong .*Records are immutable") as caught:
         store.write_record(trajectory.key, 1, record | {"n_wrong": -1, "error": 0.5})
-    assert "level-001.json" in str(caught.value)
+    assert name in str(caught.value)
     with pytest.raises(ImpRunsError, match="another status"):
         store.write_record(trajectory.key, 1, {k: v for k, v in record.items() if k != "status"})
-    assert (folder / "level-001.json").read_bytes() == before
+    assert (folder / name).read_bytes() == before
+    assert not (folder / "level-001.json").exists() or where == "begun"
 
 
 def test_a_level_recomputed_with_another_result_is_refused(begun, digits):
     trajectory, _, folder = begun
-    record = json.loads((folder / "level-001.json").read_text())
-    (folder / "level-001.json").write_text(json.dumps(record | {"n_wrong": record["n_wrong"] + 1}))
+    record = read_sealed(folder / "level-001.json")
+    (folder / "level-001.json").write_bytes(sealed(record | {"n_wrong": record["n_wrong"] + 1}))
     for path in folder.glob("checkpoint-*"):
         path.unlink()
     with pytest.raises(ImpRunsError, match="recomputing this level gave another n_wrong"):
@@ -176,48 +180,39 @@ def empty(path):
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, empty, lambda path: path.unlink()])
-def test_a_corrupt_checkpoint_is_named_and_the_way_out_works(begun, digits, whole, damage):
+def test_a_corrupt_checkpoint_is_named_set_aside_and_recomputed(begun, digits, whole, damage):
     trajectory, store, folder = begun
     damage(folder / "checkpoint-002.safetensors")
     records = {path.name: path.read_bytes() for path in folder.glob("level-*.json")}
-    with pytest.raises(ImpRunsError, match="corrupt checkpoint") as caught:
-        run_trajectory(trajectory, digits, store)
-    for part in ("checkpoint-002.safetensors", "checkpoint-002.json", "Delete it", "no record is lost"):
-        assert part in str(caught.value)
-    assert {path.name: path.read_bytes() for path in folder.glob("level-*.json")} == records
-
-    for path in folder.glob("checkpoint-*"):
-        path.unlink()
-    run_trajectory(trajectory, digits, store)
+    with pytest.raises(DamagedError, match="corrupt checkpoint") as caught:
+        store.read_checkpoint(trajectory.key)
+    assert all(part in str(caught.value) for part in ("checkpoint-002.safetensors", "no record is lost"))
+    (mended,) = run_trajectory(trajectory, digits, store)
+    assert "corrupt checkpoint" in mended
+    assert (folder / "checkpoint-002.json.damaged").exists()
+    assert {path.name: path.read_bytes() for path in folder.glob("level-*.json")} in ({}, records)
     assert without_seconds(store, trajectory.key) == whole
-    assert {name: (folder / name).read_bytes() for name in records} == records
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"level": 1},
-        {"level": 12},
-        {"sha256": "0" * 64},
-        {"bytes": 3},
-    ],
-)
-def test_a_summary_that_does_not_fit_its_checkpoint_is_refused(begun, digits, content):
+@pytest.mark.parametrize("content", [{"level": 1}, {"level": 12}, {"sha256": "0" * 64}, {"bytes": 3}])
+def test_a_summary_that_does_not_fit_its_checkpoint_is_not_believed(begun, digits, whole, content):
     trajectory, store, folder = begun
-    summary = json.loads((folder / "checkpoint-002.json").read_text())
-    (folder / "checkpoint-002.json").write_text(json.dumps(summary | content))
-    with pytest.raises(ImpRunsError, match="corrupt checkpoint"):
-        run_trajectory(trajectory, digits, store)
-    assert len(store.records(trajectory.key)) == 2
+    summary = read_sealed(folder / "checkpoint-002.json")
+    (folder / "checkpoint-002.json").write_bytes(sealed(summary | content))
+    with pytest.raises(DamagedError, match="corrupt checkpoint"):
+        store.read_checkpoint(trajectory.key)
+    assert len(run_trajectory(trajectory, digits, store)) == 1
+    assert without_seconds(store, trajectory.key) == whole
 
 
 @pytest.mark.parametrize("content", [b"", b'{"level": 2', b"[]", b"{}", b"\xff\xfe"])
-def test_a_damaged_summary_is_refused(begun, digits, content):
+def test_a_damaged_summary_is_not_believed(begun, digits, whole, content):
     trajectory, store, folder = begun
     (folder / "checkpoint-002.json").write_bytes(content)
-    with pytest.raises(ImpRunsError, match=r"checkpoint-002.*(damaged|corrupt)"):
-        run_trajectory(trajectory, digits, store)
-    assert len(store.records(trajectory.key)) == 2
+    with pytest.raises(DamagedError, match=r"checkpoint-002.*(damaged|corrupt)"):
+        store.read_checkpoint(trajectory.key)
+    assert len(run_trajectory(trajectory, digits, store)) == 1
+    assert without_seconds(store, trajectory.key) == whole
 
 
 def test_a_checkpoint_without_its_summary_does_not_count(begun, digits, whole):
@@ -231,20 +226,48 @@ def test_a_checkpoint_without_its_summary_does_not_count(begun, digits, whole):
 # --- damaged records --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b'{"level": 1, "err', b"[1, 2]", b"null", b"\xff\xfe"])
-def test_a_damaged_record_is_named_and_recomputed_once_moved_away(finished, digits, whole, content):
+@pytest.mark.parametrize("name", ["config.json", "records.jsonl", "done.json"])
+def test_every_flipped_bit_of_a_finished_trajectory_is_seen(finished, name):
     trajectory, store, folder = finished
-    path = folder / "level-001.json"
-    others = {p.name: p.read_bytes() for p in folder.glob("level-*.json") if p != path}
-    path.write_bytes(content)
-    with pytest.raises(ImpRunsError, match=r"level-001\.json: damaged .*move the file away"):
-        make_table(store)
-    path.rename(folder.parent / "moved-away")
-    assert not store.is_done(trajectory.key)
-    run_trajectory(trajectory, digits, store)
+    content = (folder / name).read_bytes()
+    for place in range(0, 8 * len(content), 7):  # every byte, another bit of it each time
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        with pytest.raises(DamagedError, match="does not match its checksum"):
+            check_seal(folder / name, bytes(flipped))
+    assert store.is_whole(trajectory.key)
+
+
+@pytest.mark.parametrize("name", ["config.json", "records.jsonl", "done.json"])
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, empty])
+def test_a_damaged_file_of_a_finished_trajectory_is_named_and_mended_by_the_next_run(
+    finished, digits, whole, name, damage
+):
+    trajectory, store, folder = finished
+    damage(folder / name)
+    if name == "records.jsonl":
+        with pytest.raises(DamagedError, match=r"records\.jsonl: damaged .*Run the sweep again"):
+            make_table(store)
+    else:
+        assert without_seconds(store, trajectory.key) == whole
+    assert store.is_whole(trajectory.key) == (name == "config.json")
+    mended = run_trajectory(trajectory, digits, store)
     assert without_seconds(store, trajectory.key) == whole
-    assert {name: (folder / name).read_bytes() for name in others} == others
-    assert store.is_done(trajectory.key)
+    assert store.is_whole(trajectory.key)
+    assert [f"{name}: damaged" in said for said in mended] == ([] if name == "config.json" else [True])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, empty])
+def test_a_damaged_record_of_a_trajectory_under_way_is_set_aside_and_recomputed(begun, digits, whole, damage):
+    trajectory, store, folder = begun
+    kept = (folder / "level-000.json").read_bytes()
+    damage(folder / "level-001.json")
+    with pytest.raises(DamagedError, match=r"level-001\.json: damaged"):
+        make_table(store)
+    (mended,) = run_trajectory(trajectory, digits, store)
+    assert "level-001.json.damaged" in mended
+    assert kept != b""
+    assert without_seconds(store, trajectory.key) == whole
 
 
 def test_a_lost_record_below_the_checkpoint_is_recomputed(begun, digits, whole):
@@ -257,18 +280,11 @@ def test_a_lost_record_below_the_checkpoint_is_recomputed(begun, digits, whole):
 def test_a_record_that_lacks_columns_is_named(finished):
     trajectory, store, folder = finished
     record = store.records(trajectory.key)[2]
-    (folder / "level-002.json").write_text(json.dumps({k: v for k, v in record.items() if k not in ("error", "kept")}))
+    records = [*store.records(trajectory.key)[:2], {k: v for k, v in record.items() if k not in ("error", "kept")}]
+    (folder / "records.jsonl").write_bytes(sealed_lines(records))
     with pytest.raises(ImpRunsError, match="record of level 2 lacks kept, error") as caught:
         make_table(store)
     assert trajectory.key in str(caught.value)
-
-
-def test_a_damaged_end_mark_is_named(finished):
-    trajectory, store, folder = finished
-    (folder / "done.json").write_bytes(b"{")
-    with pytest.raises(ImpRunsError, match=r"done\.json: damaged"):
-        store.is_done(trajectory.key)
-    assert len(make_table(store)) == 3
 
 
 # --- stores of others -------------------------------------------------------------------------------------------------
@@ -289,12 +305,12 @@ def test_a_store_of_another_protocol_is_refused_and_left_alone(finished):
 def test_a_store_of_older_arithmetic_is_refused(finished):
     trajectory, store, _ = finished
     marker = store.path / "store.json"
-    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"protocol_hash": "0" * 16}))
+    marker.write_bytes(sealed(read_sealed(marker) | {"protocol_hash": "0" * 16}))
     with pytest.raises(ImpRunsError, match="older arithmetic"):
         Store(store.path, trajectory.protocol)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1', b'{"format": 2}', b"{}"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1', b'{"format": 2}', b'{"format": 3}', b"{}"])
 def test_a_damaged_or_foreign_store_is_refused(finished, content):
     trajectory, store, _ = finished
     (store.path / "store.json").write_bytes(content)
@@ -397,3 +413,78 @@ def test_more_examples_than_there_are_is_refused_before_anything_is_written(toy,
     with pytest.raises(ImpRunsError, match="dataset_size 1001 is more than the 1000 training examples of digits"):
         run_trajectory(trajectory, digits, store)
     assert store.keys() == []
+
+
+# --- the first format, and object stores ------------------------------------------------------------------------------
+
+
+def first_format(store):
+    """Turn a store into what the first version wrote: a file per record, no checksums, no list of sweeps."""
+    for path in list(store.path.rglob("*.json")):
+        content = read_sealed(path)
+        path.write_text(json.dumps(content | ({"format": 1} if path.name == "store.json" else {})))
+    for path in list(store.path.rglob("records.jsonl")):
+        for record in store.records(path.parent.name):
+            (path.parent / f"level-{record['level']:03d}.json").write_text(json.dumps(record))
+        path.unlink()
+
+
+@pytest.mark.parametrize("state", ["begun", "finished"])
+def test_a_store_of_the_first_format_is_read_and_continued_as_it_was(state, request, digits, whole):
+    trajectory, store, folder = request.getfixturevalue(state)
+    first_format(store)
+    old = Store(store.path, trajectory.protocol)
+    assert old.format == 1
+    assert without_seconds(old, trajectory.key) == whole[: 2 if state == "begun" else 3]
+    assert old.is_done(trajectory.key) == (state == "finished")
+    assert run_trajectory(trajectory, digits, old) == []
+    assert without_seconds(old, trajectory.key) == whole
+    assert not (folder / "records.jsonl").exists()
+    assert len(list(folder.glob("level-*.json"))) == 3
+    assert len(make_table(old)) == 3
+
+
+@pytest.mark.parametrize("url", ["memory://bucket/runs", "file://{}"])
+def test_a_store_behind_a_url_is_a_store_like_any_other(toy, digits, tmp_path, whole, url):
+    trajectory, finished = toy(), []
+
+    def interrupt(levels):
+        finished.append(levels)
+        if len(finished) == 2:
+            raise Interrupted
+
+    url = url.format(tmp_path / "runs")
+    store = Store(url, trajectory.protocol)
+    with pytest.raises(Interrupted):
+        run_trajectory(trajectory, digits, store, progress=interrupt)
+    assert make_table(url)["level"].tolist() == [0, 1]
+    assert store.read_checkpoint(trajectory.key).level == 2
+    run_trajectory(trajectory, digits, Store(url, trajectory.protocol))
+    assert without_seconds(store, trajectory.key) == whole
+    assert make_table(url).drop(columns="seconds").to_dict("records") == [
+        {column: record[column] for column in make_table(url).columns.drop("seconds")} for record in whole
+    ]
+    assert {path.name for path in store.folder(trajectory.key).iterdir()} - {"lock"} == {
+        "config.json", "records.jsonl", "done.json"
+    }  # fmt: skip
+    with pytest.raises(ImpRunsError, match="another protocol"):
+        Store(url, dataclasses.replace(trajectory.protocol, epochs=9))
+    with pytest.raises(ImpRunsError, match="must be 16 hexadecimal digits"):
+        store.folder("../outside")
+
+
+def test_two_runs_of_an_object_store_see_each_other_by_their_signs_of_life(toy, digits):
+    trajectory = toy(replicate=5)
+    store, seen = Store("memory://bucket/signs", trajectory.protocol), []
+
+    def try_another(_levels):
+        with pytest.raises(BusyError, match="another process is running this trajectory"):
+            run_trajectory(trajectory, digits, Store("memory://bucket/signs", trajectory.protocol))
+        seen.append(store.records(trajectory.key))
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_trajectory(trajectory, digits, store, progress=try_another)
+    assert len(seen) == 1
+    run_trajectory(trajectory, digits, store)
+    assert store.is_done(trajectory.key)
