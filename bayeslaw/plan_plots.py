@@ -145,8 +145,9 @@ def plot_pareto(fit: Fit, plan: Plan, *, interval: float = 0.9, seed: int = 0, a
         ax: Where to draw; a new figure if not given.
 
     Returns:
-        The axes: `bayeslaw.pareto` where a start is as likely as not to reach the target, each stretch named by the
-        start that is most often the smallest; the plan's recommendation as a star.
+        The axes: `bayeslaw.pareto` where a start is as likely as not to reach the target, up to where more money
+        changes nothing, each stretch named by the start that is most often the smallest; the plan's recommendation,
+        which has to be sure, as a star.
 
     Raises:
         BayeslawError: The plan has no target error, or multiply-adds are not known.
@@ -164,7 +165,7 @@ def plot_pareto(fit: Fit, plan: Plan, *, interval: float = 0.9, seed: int = 0, a
         interval=interval,
         seed=seed,
     )
-    front = front[front["p_feasible"] >= 0.5]
+    front = _until_it_stays(front[front["p_feasible"] >= 0.5])
     ax = new_axes(ax, (6.8, 4.4))
     ax.fill_between(front["training_flops"], front["lower"], front["upper"], color=BAND, lw=0, label=f"{interval:.0%}")
     ax.plot(front["training_flops"], front["median"], color=LINE, label="median")
@@ -181,10 +182,16 @@ def plot_pareto(fit: Fit, plan: Plan, *, interval: float = 0.9, seed: int = 0, a
         ax.plot(plan.recommended["training_flops"], plan.recommended["size"], "*", color=POINT, ms=14, label=label)
     ax.set(xscale="log", yscale="log", xlabel="all trainings, floating-point operations")
     ax.set_ylabel("non-zero parameters")
-    ax.set_title(f"fewest parameters at {_wanted(plan)} for what training may cost, and the start they come from")
-    ax.title.set_fontsize(10)
+    ax.set_title(f"{_wanted(plan)}: fewest parameters by training cost, and the start they come from", fontsize=9)
     ax.legend(frameon=False)
     return ax
+
+
+def _until_it_stays(front: pd.DataFrame) -> pd.DataFrame:
+    """Keep the budgets up to two beyond the last that changes anything by more than a thousandth."""
+    sizes = front[["median", "lower", "upper"]]
+    changes = ((sizes / sizes.iloc[-1:].to_numpy() - 1).abs() > 1e-3).any(axis=1)
+    return front.head(int(changes.sum()) + 2)
 
 
 def plot_regret(plan: Plan, *, ax: Axes | None = None) -> Axes:

@@ -279,7 +279,7 @@ def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fit_file, "FORMAT", 99)
     fitted.save(tmp_path / "future.nc")
     monkeypatch.undo()
-    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 3; fit again"):
+    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 4; fit again"):
         bayeslaw.load(tmp_path / "future.nc")
     with pytest.raises(BayeslawError, match=r"nowhere\.nc: there is no such file; give the path"):
         bayeslaw.load(tmp_path / "nowhere.nc")
@@ -326,7 +326,7 @@ def test_bad_priors_are_refused_all_at_once(simulated) -> None:
     with pytest.raises(BayeslawError) as caught:
         bayeslaw.fit(simulated.runs, priors=priors)
     for part in (
-        "unknown parameter 'slope'; allowed: gamma, phi, psi, knee, plateau",
+        "unknown parameter 'slope'; allowed: gamma, phi, psi, chi, knee, plateau",
         "phi: float is no univariate NumPyro distribution",
         "psi: Normal is no univariate",
         "gamma: Normal",

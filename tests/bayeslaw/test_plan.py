@@ -78,6 +78,7 @@ def test_closed_form_against_a_fine_grid(fitted, target) -> None:
     density = np.geomspace(1e-4, 1.0, 4000)
     centre = fitted.frame.covariates(pd.DataFrame([row]))
     log_m = posterior["phi"] * centre["depth"] + posterior["psi"] * centre["width"]
+    log_m = log_m + posterior["chi"] * centre["dataset_size"] - posterior["shift_p"][:, -1]
     prunable, unprunable = fitted.frame.family.counts(row["depth"], row["width"])
     sizes = []
     for i in range(0, len(log_m), 7):
