@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import json
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -182,6 +186,18 @@ def _result(trajectory: Trajectory, dataset: Source, steps: Steps, level: int, s
     }
 
 
+@functools.cache
+def processor() -> str:
+    """Name the processor: kernels of one instruction set still round differently on another."""
+    wanted = {"vendor_id": "", "cpu family": "family ", "model": "model "}
+    with contextlib.suppress(OSError):
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        found = {name.strip(): value.strip() for name, _, value in lines}
+        if wanted.keys() <= found.keys():
+            return "cpu " + " ".join(f"{said}{found[name]}" for name, said in wanted.items())
+    return f"cpu {platform.machine()}"
+
+
 def describe(trajectory: Trajectory, dataset: Source, network: Network, device: torch.device) -> dict[str, Any]:
     """Give the columns that all records of a trajectory share: what it is and what it was computed with."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
@@ -201,6 +217,6 @@ def describe(trajectory: Trajectory, dataset: Source, network: Network, device: 
         "protocol": trajectory.protocol.name,
         "protocol_hash": protocol_hash(trajectory.protocol),
         "precision": "float32",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "versions": json.dumps(versions, sort_keys=True),
     }
