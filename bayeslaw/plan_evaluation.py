@@ -252,18 +252,20 @@ def _looked_up(
     drawn = {network: recording.sizes(target) for network, recording in new.items()}
     visible = measured[~measured.index.isin(hidden)]
     optimum = np.minimum(np.min(list(drawn.values()), axis=0), visible.min())
-    axes = {
+    axes: dict[str, Any] = {
         "depths": sorted(recorded["depth"].unique()), "widths": sorted(recorded["width"].unique()),
         "dataset_size": float(question["dataset_size"]),
     }  # fmt: skip
     typical = size_draws(posterior, target, **axes, seed=seed).to_numpy().ravel()
     planned = float(np.quantile(typical, 0.5, method="lower"))
-    row = question.to_dict() | {"planned_size": planned if np.isfinite(planned) else np.nan}
+    row: dict[str, Any] = {str(name): part for name, part in question.items()}
+    row |= {"planned_size": planned if np.isfinite(planned) else np.nan}
     row |= {"off": row["planned_size"] / best - 1} | _quantiles_of(optimum, best)
-    by_plan, chosen = {}, None
+    by_plan: dict[Any, float] = {}
+    chosen: Any = None
     try:
         plan = posterior.plan(target, **axes, allow_failed=True, seed=seed).starts
-        by_plan = plan.set_index(_NETWORK)["size_median"].to_dict()
+        by_plan = dict(plan.set_index(_NETWORK)["size_median"].items())
         chosen = tuple(plan.loc[plan["regret"].idxmin(), _NETWORK])
     except OutOfReachError:
         row |= dict.fromkeys(("depth", "width", "size", "regret"), np.nan)
@@ -276,7 +278,7 @@ def _looked_up(
     rows = []
     for network, draws in drawn.items():
         size = float(measured[network])
-        of_start = question[["dataset_size", "target_error", "best_depth", "best_width"]].to_dict()
+        of_start = {name: row[name] for name in ("dataset_size", "target_error", "best_depth", "best_width")}
         of_start |= dict(zip(_NETWORK, network, strict=True)) | {
             "size": size,
             "planned_size": by_plan.get(network, np.nan),

@@ -189,8 +189,8 @@ def plot_pareto(fit: Fit, plan: Plan, *, interval: float = 0.9, seed: int = 0, a
 
 def _until_it_stays(front: pd.DataFrame) -> pd.DataFrame:
     """Keep the budgets up to two beyond the last that changes anything by more than a thousandth."""
-    sizes = front[["median", "lower", "upper"]]
-    changes = ((sizes / sizes.iloc[-1:].to_numpy() - 1).abs() > 1e-3).any(axis=1)
+    sizes = front[["median", "lower", "upper"]].to_numpy(float)
+    changes = (np.abs(sizes / sizes[-1:] - 1) > 1e-3).any(axis=1)
     return front.head(int(changes.sum()) + 2)
 
 

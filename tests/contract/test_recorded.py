@@ -98,8 +98,8 @@ def test_one_trajectory_run_again_gives_the_recorded_numbers(name: str, tmp_path
         for column in ("error", "n_wrong", "kept_by_layer", "nonzero_macs"):
             assert again[column].map(plain).tolist() == there[column].map(plain).tolist(), column
     else:
-        # Other kernels, versions or processors round differently, and a pruned network is chaotic: the curve must be the
-        # same one. Tables recorded before the processor was named say "cpu" alone.
+        # Other kernels, versions or processors round differently, and a pruned network is chaotic: the curve must be
+        # the same one. Tables recorded before the processor was named say "cpu" alone.
         logit = np.log((again["n_wrong"] + 0.5) / (again["n_test"] - again["n_wrong"] + 0.5))
         other = np.log((there["n_wrong"] + 0.5) / (there["n_test"] - there["n_wrong"] + 0.5))
         assert np.abs(logit - other).mean() < 1.0
