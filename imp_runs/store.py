@@ -127,13 +127,11 @@ class Store:
         if not on_disk(self.path):
             write_durably(marker, content)
             return
-        from filelock import FileLock
-
         try:
             (self.path / "trajectories").mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise ImpRunsError(f"{self.path}: a file is in the way; give --store a folder.") from None
-        with FileLock(self.path / "lock"):  # two sweeps may begin a store at the same time
+        with self._alone():  # two sweeps may begin a store at the same time
             if not marker.exists():
                 write_durably(marker, content)
 
@@ -174,11 +172,23 @@ class Store:
             del row["protocol"]
             rows.append({"key": trajectory.key, **row})
         name = digest([sweep.name, rows])
-        path = self.path / "sweeps" / f"{name}.json"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write_durably(path, sealed({"name": sweep.name, "trajectories": rows}))
+        path, content = self.path / "sweeps" / f"{name}.json", sealed({"name": sweep.name, "trajectories": rows})
+        with self._alone():
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                write_durably(path, content)
         return name
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other sweeps from writing to the store itself; an object store needs no such care."""
+        if not on_disk(self.path):
+            yield
+            return
+        from filelock import FileLock
+
+        with FileLock(self.path / "lock"):
+            yield
 
     def wanted(self) -> dict[str, Trajectory]:
         """Give the trajectories that the sweeps of the store want, by key."""
