@@ -97,7 +97,7 @@ class Family:
             raise BayeslawError(
                 f"{self.name} has no depth {', '.join(f'{v:g}' for v in wrong)}; depth must be {form.depths}."
             )
-        if min(self.input_shape[1:]) < form.smallest_side:
+        if min(self.input_shape[1:], default=form.smallest_side) < form.smallest_side:
             raise BayeslawError(
                 f"{self.name} has no network for input_shape {self.input_shape}; sides must be at least "
                 f"{form.smallest_side} pixels."

@@ -48,7 +48,7 @@ class Recorded:
             One row per trajectory: depth, width, dataset_size, trajectory and `density`; infinite where the unpruned
             network misses, that of the last level where even that one reaches the target.
         """
-        found = [crossings(*curve, target_error)[0] for curve in self._curves]
+        found = [crossings(smooth, log_density, target_error)[0] for smooth, log_density in self._curves]
         return self._names.assign(density=np.exp(np.array(found, float)))
 
 

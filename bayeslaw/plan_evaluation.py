@@ -209,7 +209,7 @@ def _around(runs: pd.DataFrame, depth: Any, width: Any) -> pd.MultiIndex:
     steps = np.zeros(len(networks))
     for name, here in zip(_NETWORK, (depth, width), strict=True):
         values = sorted(networks[name].unique())
-        steps += np.abs(networks[name].map(values.index) - values.index(here)).to_numpy()
+        steps += np.abs(networks[name].map(values.index).to_numpy() - values.index(here))
     return pd.MultiIndex.from_frame(networks[steps <= 1])
 
 
@@ -266,7 +266,7 @@ def _looked_up(
     try:
         plan = posterior.plan(target, **axes, allow_failed=True, seed=seed).starts
         by_plan = dict(plan.set_index(_NETWORK)["size_median"].items())
-        chosen = tuple(plan.loc[plan["regret"].idxmin(), _NETWORK])
+        chosen = tuple(plan[_NETWORK].iloc[int(plan["regret"].argmin())])
     except OutOfReachError:
         row |= dict.fromkeys(("depth", "width", "size", "regret"), np.nan)
     if chosen is not None:

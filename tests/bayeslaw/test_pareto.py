@@ -34,6 +34,7 @@ def smallest_by_search(fit, target: float, budget: float) -> tuple[np.ndarray, n
         kept = kept_by_round(prunable, 40)
         own = configurations.index([depth, width, 250])
         scale = draws["p_prime"] / (depth ** draws["phi"] * (width / 16) ** draws["psi"])
+        scale = scale * np.exp(draws["shift_p"][:, own] - draws["chi"] * (np.log(250) - fit.frame.log_dataset_size))
         low = saturated(np.exp(draws["log_e"][:, own]), draws["eps_up"])
         density = np.geomspace(1e-4, 1.0, 4001)
         curve = (values[:, None] for values in (low, draws["eps_up"], draws["gamma"], scale))

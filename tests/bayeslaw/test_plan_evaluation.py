@@ -96,13 +96,16 @@ def test_new_recordings_of_a_trained_network_end_where_the_plan_says(fitted, sim
     target = 2 * float(fitted.posterior["eps_np"].median())
     plan = fitted.plan(target, **STARTS, allow_failed=True).starts.set_index(["depth", "width"])
     own = fitted.runs[fitted.runs["dataset_size"] == 250]
+    compared = 0
     for network, recording in _new_recordings(fitted, own, 0).items():
         sizes = recording.sizes(target)
-        if plan.loc[network, "p_feasible"] < 0.95:
+        low, high = np.quantile(sizes, [0.05, 0.95], method="lower")
+        if plan.loc[network, "p_feasible"] < 0.95 or not np.isfinite(high):
             continue
+        compared += 1
         assert np.log(np.median(sizes) / plan.loc[network, "size_median"]) == pytest.approx(0.0, abs=0.1)
-        width = np.log(np.quantile(sizes, 0.95) / np.quantile(sizes, 0.05))
-        assert width > np.log(plan.loc[network, "size_upper"] / plan.loc[network, "size_lower"])
+        assert np.log(high / low) > np.log(plan.loc[network, "size_upper"] / plan.loc[network, "size_lower"])
+    assert compared >= 2
 
 
 def test_optima_are_looked_up(evaluation, recorded) -> None:

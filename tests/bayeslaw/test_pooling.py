@@ -27,6 +27,7 @@ import bayeslaw
 from bayeslaw.axes import dense_axes
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import prepare
+from bayeslaw.frame import Data
 from bayeslaw.laplace import Laplace
 from bayeslaw.pooling import split_families
 from bayeslaw.population import Part, PooledContext, key_of, pooled_potential
@@ -124,8 +125,9 @@ def family_log_density(reference: Reference, family: Any, population: dict[str, 
 
 
 @in_float64
-def test_joint_log_density_is_that_of_plain_numpy() -> None:
+def test_joint_log_density_is_that_of_plain_numpy(monkeypatch) -> None:
     """One family with two runs per network and centred effects, one without n_test and trajectories, standardised."""
+    monkeypatch.setattr(Data, "in_float32", lambda self: self)
     whole = simulate(Truth(), widths=(2, 4, 8), dataset_sizes=(1000,), levels=(0, 8, 20)).runs
     bare = simulate(Truth(), depths=(8,), widths=(2, 8), levels=(0, 20), replicates=1, seed=2).runs
     bare = bare.drop(columns=["n_test", "n_wrong", "replicate"]).assign(dataset="other")

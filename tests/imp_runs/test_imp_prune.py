@@ -105,7 +105,7 @@ def test_a_network_too_small_to_prune_further_ends_its_trajectory_cleanly(toy, d
     assert [r["status"] for r in records] == ["trained"] * (len(counts) - 1) + ["exhausted"]
     assert store.is_done(trajectory.key)
     done = json.loads((store.folder(trajectory.key) / "done.json").read_text())
-    assert done == {"levels": len(counts) - 1, "status": "exhausted"}
+    assert done.items() >= {"levels": len(counts) - 1, "status": "exhausted"}.items()
 
     assert sorted(masks) == list(range(1, len(counts)))
     for level, mask in masks.items():
