@@ -141,7 +141,8 @@ def autopilot(
         The campaign.
 
     Raises:
-        BayeslawError: The folder holds another campaign, or an argument is out of range.
+        BayeslawError: The folder holds another campaign, the budget does not pay for a first run, or an argument is out
+            of range.
 
     Example:
         >>> import bayeslaw
@@ -165,7 +166,7 @@ def autopilot(
     runs, history = _resume(output)
     rng = np.random.default_rng([seed, len(history)])
     if runs.empty:
-        runs = add_runs(output, runs, runner.run(_first(runner, candidates, price, seed), runs))
+        runs = add_runs(output, runs, runner.run(_first(runner, candidates, price, budget, seed), runs))
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -243,14 +244,21 @@ def prices(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
     return pd.Series(np.asarray(flops), index=pd.MultiIndex.from_frame(candidates[CONFIGURATION]))
 
 
-def _first(runner: Runner, candidates: pd.DataFrame, price: pd.Series, seed: int) -> pd.DataFrame:
-    """Begin with networks spread evenly over the cheaper half, so that every axis varies."""
+def _first(runner: Runner, candidates: pd.DataFrame, price: pd.Series, budget: float | None, seed: int) -> pd.DataFrame:
+    """Begin with networks spread evenly over the cheaper half, so that every axis varies, as far as the budget pays."""
     left = runner.available(candidates, pd.DataFrame())
     cost = price.reindex(pd.MultiIndex.from_frame(left[CONFIGURATION])).to_numpy()
-    cheap = left.iloc[np.argsort(cost, kind="stable")[: max(INITIAL, len(left) // 2)]]
-    strata = np.array_split(np.arange(len(cheap)), min(INITIAL, len(cheap)))
+    cheap = np.argsort(cost, kind="stable")[: max(INITIAL, len(left) // 2)]
+    strata = np.array_split(cheap, min(INITIAL, len(cheap)))
     rng = np.random.default_rng(seed)
-    return cheap.iloc[[int(rng.choice(own)) for own in strata]]
+    chosen = np.array([int(rng.choice(own)) for own in strata])
+    paid = chosen if budget is None else chosen[np.cumsum(cost[chosen]) <= budget]
+    if not len(paid):
+        raise BayeslawError(
+            f"budget = {budget:.3g} does not pay for a first run; the cheapest takes {cost.min():.3g}. Offer more, or "
+            "smaller networks."
+        )
+    return left.iloc[paid]
 
 
 def _row(posterior: Fit, decision: Plan | None, runs: pd.DataFrame, price: pd.Series, seed: int) -> dict[str, Any]:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 #: Fewer families than this hardly tell how far exponents spread between families.
 FEW_FAMILIES = 5
+#: Acceptance rate that steps aim at, at least: a family with few runs makes the joint posterior narrow in places.
+ACCEPTANCE = 0.95
 
 
 def fit_families(
@@ -93,7 +95,8 @@ def fit_families(
     families = [prepare(table, parts, {**own, **drawn}, pooled=True) for table in tables]
     _warn_of_few(families)
     sampling = sampling | {"warmup": warmup_for(families, sampling["warmup"])}
-    population, values, statistics = _sample(families, shared, **sampling, **fine)
+    careful = {**fine, "target_acceptance": max(fine["target_acceptance"], ACCEPTANCE)}
+    population, values, statistics = _sample(families, shared, **sampling, **careful)
     settings = sampling | {"metric": "laplace", **said_of_priors(resolved), **against_prior(population, shared)}
     fits = {
         family.frame.label: _family_fit(family, value, population, statistics, settings)

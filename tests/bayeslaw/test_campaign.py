@@ -7,9 +7,10 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, Replay, autopilot
-from bayeslaw.campaign import _line, _plan, _row, _why_end
+from bayeslaw.campaign import INITIAL, _first, _line, _plan, _row, _why_end, prices
 from bayeslaw.plan_plots import plot_campaign
 from bayeslaw.runs import load_runs
+from bayeslaw.starts import make_starts
 
 STARTS = {"depths": [8, 14], "widths": [2, 4, 8], "dataset_size": 1000}
 
@@ -86,6 +87,24 @@ def test_replays_give_each_trajectory_once(recorded) -> None:
 def test_bad_settings_are_refused(recorded, tmp_path, change, words) -> None:
     with pytest.raises(BayeslawError, match=words):
         autopilot(Replay(recorded), tmp_path, target_error=0.15, **STARTS, **change)
+
+
+def test_the_first_runs_keep_to_the_budget(recorded) -> None:
+    """Half of what they would cost pays for the cheaper ones of them, a millionth for none."""
+    candidates = make_starts([8, 14], [2, 4, 8], [250, 1000]).assign(density=0.8**27)
+    price = prices(Replay(recorded), candidates)
+
+    def cost_of(runs: pd.DataFrame) -> float:
+        return float(price.reindex(pd.MultiIndex.from_frame(runs[["depth", "width", "dataset_size"]])).sum())
+
+    free = _first(Replay(recorded), candidates, price, None, 0)
+    kept = _first(Replay(recorded), candidates, price, cost_of(free) / 2, 0)
+    assert len(free) == INITIAL
+    assert 0 < len(kept) < INITIAL
+    assert cost_of(kept) <= cost_of(free) / 2
+    pd.testing.assert_frame_equal(kept, free.iloc[: len(kept)])
+    with pytest.raises(BayeslawError, match="does not pay for a first run; the cheapest takes"):
+        _first(Replay(recorded), candidates, price, cost_of(free) / 1e6, 0)
 
 
 def test_figure_of_regret_against_cost(flown, tmp_path) -> None:
