@@ -27,16 +27,7 @@ from bayeslaw.density import (
     shapes_of,
 )
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import (
-    CONFIGURATION,
-    Data,
-    Frame,
-    Labels,
-    check_one_family,
-    make_data,
-    make_frame,
-    varies,
-)
+from bayeslaw.frame import CONFIGURATION, Data, Frame, Labels, check_one_family, make_data, make_frame, varies
 from bayeslaw.hierarchy import groups_of, spread_variances
 from bayeslaw.laplace import Laplace, laplace_recentred
 from bayeslaw.law import saturate
