@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
+
 import torch
 from torch import distributed
+
+
+@contextlib.contextmanager
+def group(backend: str) -> Iterator[None]:
+    """Be one of the processes that `torchrun` started, until the block ends.
+
+    Networks wrapped in the block are collected before the group goes. They hold it, and the threads of one that
+    outlives the interpreter abort the process when they let go of their last tensors.
+    """
+    distributed.init_process_group(backend)
+    try:
+        yield
+    finally:
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 def processes() -> int:

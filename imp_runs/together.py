@@ -79,12 +79,12 @@ def run_together(
     import torch
     from torch import distributed
 
+    from imp_runs.distributed import group
     from imp_runs.imp import run_trajectory
     from imp_runs.workers import dataset_of
 
     where = _prepare(checked_device(device))
-    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    try:
+    with group("nccl" if where.type == "cuda" else "gloo"):
         opened = (Follower if distributed.get_rank() else Store)(store, sweep.protocol)
         missing = _agreed([t for t in sweep.trajectories if not opened.is_whole(t.key)])
         check_sizes(missing)
@@ -96,8 +96,6 @@ def run_together(
             run_trajectory(trajectory, dataset, opened, device=where, kernels="torch")
             distributed.all_reduce(torch.zeros(1, device=where))  # nobody goes on before the first has written all
         return len(missing)
-    finally:
-        distributed.destroy_process_group()
 
 
 def _prepare(device: str) -> torch.device:

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from imp_runs.config import Protocol
-from imp_runs.distributed import share, total
+from imp_runs.distributed import group, share, total
 from imp_runs.network import Network
 from imp_runs.prune import prune
 from imp_runs.steps import make_steps
@@ -56,19 +56,18 @@ def trained(family: str, depth: int, width: int, batches: tuple[int, ...] = BATC
 def main() -> None:
     """Train all networks together."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    own = distributed.get_rank()
-    assert total(own + 1, torch.device("cpu")) == 3
-    results = {}
-    for family, depth, width in NETWORKS:
-        for name, tensor in trained(family, depth, width).items():
-            results[f"{family}-{depth}.{name}"] = tensor.contiguous()
-            first = tensor.clone()
-            distributed.broadcast(first, 0)
-            assert torch.equal(first, tensor), f"processes differ: {family} {name}"
-    if own == 0:
-        torch.save(results, sys.argv[1])
-    distributed.destroy_process_group()
+    with group("gloo"):
+        own = distributed.get_rank()
+        assert total(own + 1, torch.device("cpu")) == 3
+        results = {}
+        for family, depth, width in NETWORKS:
+            for name, tensor in trained(family, depth, width).items():
+                results[f"{family}-{depth}.{name}"] = tensor.contiguous()
+                first = tensor.clone()
+                distributed.broadcast(first, 0)
+                assert torch.equal(first, tensor), f"processes differ: {family} {name}"
+        if own == 0:
+            torch.save(results, sys.argv[1])
 
 
 if __name__ == "__main__":
