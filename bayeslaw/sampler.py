@@ -176,7 +176,10 @@ def _positions(coordinates: Any, whitened: jax.Array) -> jax.Array:
 
 
 def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array, warmup: int) -> Any:
-    """Make the state that a chain starts from, with the density that the mode search has compiled."""
+    """Make the state that a chain starts from, with the density that the mode search has compiled.
+
+    Its types are strong, as those of a state after a transition, since `_advance` would be compiled once more for others.
+    """
     value, gradient = value_and_gradient(target.potential, *coordinates, position)
     state = _state_without_density(target._replace(potential=_flat), key, position, warmup)
     return state._replace(potential_energy=value, z_grad=gradient)
@@ -189,7 +192,8 @@ def _flat(_: Any, position: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=0)
 def _state_without_density(target: _Target, key: jax.Array, position: jax.Array, warmup: Any) -> Any:
     kernel = target.kernel(lambda q: target.potential(None, q))
-    return kernel.init(key, warmup if target.metric is None else target.metric, position)
+    state = kernel.init(key, warmup if target.metric is None else target.metric, position)
+    return jax.tree.map(lambda part: jnp.asarray(part, jnp.result_type(part)), state)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

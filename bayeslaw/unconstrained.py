@@ -34,7 +34,7 @@ def prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
         except NotImplementedError:  # NumPyro does not know every mean
             grid, weight = on_grid(prior)
             inverse = jnp.sum(weight * grid)
-        return jnp.where(jnp.isfinite(inverse), inverse, 0.0)
+        return jnp.where(jnp.isfinite(inverse), jnp.asarray(inverse, float), 0.0)
 
     return {name: middle(prior) for name, prior in priors.items()}
 
