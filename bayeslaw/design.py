@@ -150,11 +150,40 @@ def suggest(
         >>> plan = fit.plan(0.1, depths=[8, 14], widths=[2, 4, 8], dataset_size=1000)  # doctest: +SKIP
         >>> bayeslaw.suggest(fit, objective=plan).to_sweep("next.toml", template="sweep.toml")  # doctest: +SKIP
     """
-    table, most = _candidates(fit, candidates, objective)
     if batch < 1:
         raise BayeslawError(f"batch = {batch} must be at least 1.")
-    costs = costs_of(fit, table, family, parameters)
-    flops = costs.training * (rounds_at(table["density"]) + 1)
+    table, most = _candidates(fit, candidates, objective)
+    flops = _flops(fit, table, family, parameters, budget)
+    decision = _Decision(_losses(fit, objective, seed), seed)
+    shown = [_summary(fit, table.iloc[i], 0, seed) for i in tqdm(
+        range(len(table)), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
+    )]  # fmt: skip
+    table = table.assign(narrows=[decision.value([scores])[2] for scores in shown], training_flops=flops)
+    left, times, known, before = np.inf if budget is None else budget, np.zeros(len(table), int), [], 0.0
+    chosen, ranked = [], pd.DataFrame()
+    while len(chosen) < batch:
+        within = np.flatnonzero((flops <= left) & (times < most))
+        if not len(within):
+            break
+        found = _valued(table.iloc[within], [decision.value([*known, shown[i]]) for i in within], before)
+        score = _score(found, times[within], objective, decision.base)
+        if not chosen:
+            ranked = found.iloc[np.argsort(-score, kind="stable")].reset_index(drop=True)
+        best = found.iloc[int(score.argmax())]
+        place = int(within[score.argmax()])
+        chosen.append(best)
+        left, before, times[place] = left - flops[place], before + best["value"], times[place] + 1
+        known.append(shown[place])
+        shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)
+    chosen = pd.DataFrame(chosen).reset_index(drop=True)
+    return Suggestion(ranked, chosen, decision.regret, _notes(chosen, batch), fit.frame.family.name, fit.frame.dataset)
+
+
+def _flops(
+    fit: Fit, table: pd.DataFrame, family: Family | None, parameters: Counter | None, budget: float | None
+) -> NDArray[np.float64]:
+    """Compute what one run of every candidate costs, `[candidates]`."""
+    flops = costs_of(fit, table, family, parameters).training * (rounds_at(table["density"]) + 1)
     if np.isnan(flops).any():
         raise BayeslawError(
             "suggest needs multiply-adds; parameters= must give them as its third value or column macs."
@@ -163,44 +192,25 @@ def suggest(
         raise BayeslawError(
             f"budget = {budget:.3g} pays for none of the candidates; the cheapest takes {flops.min():.3g}."
         )
-    losses = _losses(fit, objective, seed)
-    base = int(losses.mean(0).argmin())
-    regret = float((losses[:, base] - losses.min(1)).mean())
-    fold = np.random.default_rng(seed).permutation(len(losses)) % FOLDS
-    shown = [_summary(fit, table.iloc[i], 0, seed) for i in tqdm(
-        range(len(table)), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
-    )]  # fmt: skip
-    alone = np.array([_value(losses, [scores], base, fold)[2] for scores in shown])
-    spent, times, known, before = 0.0, np.zeros(len(table), int), [], 0.0
-    chosen, ranked = [], pd.DataFrame()
-    while len(chosen) < batch:
-        affordable = np.flatnonzero((flops <= (np.inf if budget is None else budget - spent)) & (times < most))
-        if not len(affordable):
-            break
-        together = [_value(losses, [*known, shown[i]], base, fold) for i in affordable]
-        value, mcse, _ = np.array(together).T
-        # What is seen cannot hurt: below 0 it is noise of the cross-fit.
-        adds = np.maximum(value - before, 0.0)
-        found = table.iloc[affordable].assign(value=adds, mcse=mcse, narrows=alone[affordable])
-        found["training_flops"] = flops[affordable]
-        found["value_per_flop"] = found["value"] / found["training_flops"]
-        tells = (found["value"] > 2 * found["mcse"]).any()
-        variance = found["narrows"] ** 2 / (1 + times[affordable])
-        score = found["value_per_flop"] if tells else variance / found["training_flops"]
-        if not (score > 0).any():
-            score = _nearness(objective, base, found) / (1 + times[affordable])
-        if not chosen:
-            ranked = found.iloc[np.argsort(-score.to_numpy(), kind="stable")].reset_index(drop=True)
-        best = int(score.to_numpy().argmax())
-        place = int(affordable[best])
-        chosen.append(found.iloc[best])
-        before += adds[best]
-        spent, times[place] = spent + flops[place], times[place] + 1
-        known.append(shown[place])
-        shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)
-    batch_table = pd.DataFrame(chosen).reset_index(drop=True)
-    notes = _notes(batch_table, batch)
-    return Suggestion(ranked, batch_table, regret, notes, fit.frame.family.name, fit.frame.dataset)
+    return flops
+
+
+def _valued(table: pd.DataFrame, values: list[tuple[float, float, float]], before: float) -> pd.DataFrame:
+    """Say what candidates add to the value of what is chosen already; below 0 it is noise of the cross-fit."""
+    value, mcse, _ = np.array(values).T
+    found = table.assign(value=np.maximum(value - before, 0.0), mcse=mcse)
+    found["value_per_flop"] = found["value"] / found["training_flops"]
+    return found[[*CONFIGURATION, "density", "value", "mcse", "narrows", "training_flops", "value_per_flop"]]
+
+
+def _score(found: pd.DataFrame, times: NDArray, objective: Plan, base: int) -> NDArray[np.float64]:
+    """Score candidates by the value for their cost, or by the next best that tells them apart; see `Suggestion`."""
+    if (found["value"] > 2 * found["mcse"]).any():
+        return found["value_per_flop"].to_numpy()
+    explained = (found["narrows"] ** 2 / (1 + times) / found["training_flops"]).to_numpy()
+    if (explained > 0).any():
+        return explained
+    return _nearness(objective, base, found) / (1 + times)
 
 
 def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> tuple[pd.DataFrame, NDArray[np.float64]]:
@@ -252,30 +262,51 @@ def _features(shown: list[NDArray]) -> NDArray[np.float64]:
     return np.column_stack(columns)
 
 
-def _value(losses: NDArray, shown: list[NDArray], base: int, fold: NDArray) -> tuple[float, float, float]:
-    """Estimate the value of runs: how much less the start costs that is chosen when they are seen.
+class _Decision:
+    """Hold the losses that a decision is made by, and judge what it is worth to see runs before.
 
-    Returns:
-        The value, its Monte Carlo standard error, and the sd of the differences between starts that they explain.
+    Args:
+        losses: What every start comes to, `[draws, starts]`.
+        seed: Seed of the folds.
     """
-    features, differences = _features(shown), losses - losses[:, [base]]
-    fall, missed = np.empty(len(losses)), np.empty_like(losses)
-    for index in range(FOLDS):
-        out = fold == index
-        weights = np.linalg.lstsq(features[~out], differences[~out], rcond=None)[0]
-        expected = features[out] @ weights
-        fall[out] = -np.take_along_axis(differences[out], expected.argmin(1)[:, None], 1)[:, 0]
-        missed[out] = differences[out] - expected
-    best = np.bincount(losses.argmin(1), minlength=losses.shape[1]) / len(losses)
-    explained = np.maximum(differences.var(0) - (missed**2).mean(0), 0.0)
-    return float(fall.mean()), float(fall.std() / np.sqrt(len(fall))), float(np.sqrt(best @ explained))
+
+    def __init__(self, losses: NDArray[np.float64], seed: int) -> None:
+        self.base = int(losses.mean(0).argmin())
+        self._differences = losses - losses[:, [self.base]]
+        self._best = np.bincount(losses.argmin(1), minlength=losses.shape[1]) / len(losses)
+        self._fold = np.random.default_rng(seed).permutation(len(losses)) % FOLDS
+
+    @property
+    def regret(self) -> float:
+        """Expected regret of the start of least expected loss, `base`."""
+        return float(-self._differences.min(1).mean())
+
+    def value(self, shown: list[NDArray]) -> tuple[float, float, float]:
+        """Estimate the value of runs: how much less the start costs that is chosen when they are seen.
+
+        Args:
+            shown: What every run shows, `[draws, components]` each.
+
+        Returns:
+            The value, its Monte Carlo standard error, and the sd of the differences between starts that they explain.
+        """
+        features, differences = _features(shown), self._differences
+        fall, missed = np.empty(len(differences)), np.empty_like(differences)
+        for index in range(FOLDS):
+            out = self._fold == index
+            weights = np.linalg.lstsq(features[~out], differences[~out], rcond=None)[0]
+            expected = features[out] @ weights
+            fall[out] = -np.take_along_axis(differences[out], expected.argmin(1)[:, None], 1)[:, 0]
+            missed[out] = differences[out] - expected
+        explained = np.maximum(differences.var(0) - (missed**2).mean(0), 0.0)
+        return float(fall.mean()), float(fall.std() / np.sqrt(len(fall))), float(np.sqrt(self._best @ explained))
 
 
-def _nearness(objective: Plan, base: int, found: pd.DataFrame) -> pd.Series:
+def _nearness(objective: Plan, base: int, found: pd.DataFrame) -> NDArray[np.float64]:
     """Say how near candidates lie to the start of least expected loss, on the log scale."""
     start = np.log(objective.starts.sort_values("regret")[CONFIGURATION].iloc[base].to_numpy(float))
     distance = np.abs(np.log(found[CONFIGURATION].to_numpy(float)) - start).sum(axis=1)
-    return pd.Series(1 / (1 + distance), index=found.index)
+    return 1 / (1 + distance)
 
 
 def _notes(chosen: pd.DataFrame, batch: int) -> tuple[str, ...]:
@@ -292,7 +323,6 @@ def _notes(chosen: pd.DataFrame, batch: int) -> tuple[str, ...]:
 
 def decision_regret(fit: Fit, objective: Plan, seed: int = 0) -> tuple[int, float]:
     """Give the start of least expected loss among a plan's, by its label, and its expected regret."""
-    losses: Any = _losses(fit, objective, seed)
-    best = int(losses.mean(0).argmin())
-    labels = objective.starts.sort_values("regret").index[:STARTS]
-    return int(labels[best]), float((losses[:, best] - losses.min(1)).mean())
+    decision = _Decision(_losses(fit, objective, seed), seed)
+    labels: Any = objective.starts.sort_values("regret").index[:STARTS]
+    return int(labels[decision.base]), decision.regret

@@ -178,7 +178,7 @@ def _positions(coordinates: Any, whitened: jax.Array) -> jax.Array:
 def _initialise(target: _Target, coordinates: Any, key: jax.Array, position: jax.Array, warmup: int) -> Any:
     """Make the state that a chain starts from, with the density that the mode search has compiled.
 
-    Its types are strong, as those of a state after a transition, since `_advance` would be compiled once more for others.
+    Its types are strong, as those of a state after a transition: for others `_advance` would be compiled once more.
     """
     value, gradient = value_and_gradient(target.potential, *coordinates, position)
     state = _state_without_density(target._replace(potential=_flat), key, position, warmup)

@@ -25,6 +25,9 @@ DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing 
 WorkersOption = Annotated[int | None, typer.Option(help="Processes; default one per core on a CPU.", min=1)]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")]
 KernelsOption = Annotated[str, typer.Option(help="What computes: auto, torch, or on a CPU sparse.")]
+PackOption = Annotated[
+    int | None, typer.Option(help="Networks stacked; default 1, or on a GPU what bench found best.", min=1)
+]
 FileArgument = Annotated[Path, typer.Argument(help="TOML file of the sweep.")]
 
 
@@ -37,6 +40,7 @@ def sweep(
     workers: WorkersOption = None,
     device: DeviceOption = None,
     kernels: KernelsOption = "auto",
+    pack: PackOption = None,
     engine: Annotated[str, typer.Option(help="Who runs them: local, ray or slurm.")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster, for instance auto or ray://head:10001.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs per trajectory (ray: a fraction will do).", min=0)] = None,
@@ -54,6 +58,7 @@ def sweep(
     described = load_sweep(file)
     options: dict[str, Any] = {
         "data_dir": data_dir, "download": download, "workers": workers, "device": device, "kernels": kernels,
+        "pack": pack,
     }  # fmt: skip
     if dry_run:
         cost = estimate(described, store, **options)
@@ -98,13 +103,14 @@ def bench(
     download: DownloadOption = False,
     device: DeviceOption = None,
     kernels: Annotated[str, typer.Option(help="What is compared with torch: auto, or on a CPU sparse.")] = "auto",
+    pack: Annotated[list[int] | None, typer.Option(help="Networks stacked, to be tried; repeatable.", min=1)] = None,
 ) -> None:
-    """Compare the speed of a sweep's networks with that of a plain PyTorch loop, side by side."""
+    """Compare the speed of a sweep's networks with that of a plain PyTorch loop, side by side; remember the best."""
     from imp_runs.config import load_sweep
     from imp_runs.costs import bench as run
 
-    table = run(load_sweep(file), data_dir=data_dir, download=download, device=device, kernels=kernels)
-    typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.1f}"))
+    table = run(load_sweep(file), data_dir=data_dir, download=download, device=device, kernels=kernels, packs=pack)
+    typer.echo(table.to_string(index=False, formatters={"of_peak": "{:.1%}".format}, float_format="{:.1f}".format))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a sweep will cost, and what it would with plain PyTorch, from a few real steps at some densities."""
+"""What a sweep will cost, one by one and in stacks, and what it would with plain PyTorch, from a few real steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,23 @@ from tqdm import tqdm
 
 from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.files import place
+from imp_runs.packing import Choices, remember
 from imp_runs.store import Store
 from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, started
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from imp_runs.examples import Source
+
 #: Densities at which the cost of a step is measured for an estimate.
 PROBED = (1.0, 0.5, 0.2, 0.05, 0.005)
+#: Networks of the stacks that `bench` tries, by device.
+STACKS = {"cpu": (2, 4, 8), "cuda": (4, 8, 16, 32, 64, 128)}
+#: Floating-point operations of a multiply-add in training: forward, and backward twice.
+TRAINING = 6
+#: Rows of the matrices whose product tells what a device can do at most.
+PEAK = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ def estimate(
     workers: int | None = None,
     device: str | None = None,
     kernels: str = "auto",
+    pack: int | None = None,
 ) -> Estimate:
     """Estimate what `run_sweep` would cost by timing a few real steps of every (depth, width).
 
@@ -55,6 +66,7 @@ def estimate(
         workers: Number of processes.
         device: Where it would be computed.
         kernels: What would compute it.
+        pack: How many networks would be stacked, as in `run_sweep`.
 
     Returns:
         The estimate; `seconds` is wall time with the workers, single-process step times divided by their number.
@@ -65,9 +77,13 @@ def estimate(
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
     check_sizes(missing)
+    sizes = Choices(device, pack)
     with started(device) as pool:
         fetch(pool, missing, data_dir, download)
-        costs = pool.submit(costs_of, missing, data_dir, device, kernels).result()
+        costs = []
+        for size in sorted({sizes.of(t) for t in missing}):
+            own = [t for t in missing if sizes.of(t) == size]
+            costs += pool.submit(costs_of, own, data_dir, device, kernels, size).result()
     steps, seconds = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
     return Estimate(len(sweep.trajectories), len(missing), steps, seconds / (workers or default_workers(device)))
 
@@ -79,19 +95,25 @@ def bench(
     download: bool = False,
     device: str | None = None,
     kernels: str = "auto",
+    packs: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Compare what computes a sweep's trajectories with the plain PyTorch loop, side by side in one process.
+
+    The best number of networks to stack is written down for a GPU (`imp_runs.packing`), and `run_sweep` takes it there.
 
     Args:
         sweep: Its networks are timed, each at its largest dataset size.
         data_dir: Where the dataset lies.
         download: Fetch missing dataset files.
         device: Where it is computed; on a CPU with one thread.
-        kernels: What is compared with `"torch"`.
+        kernels: What computes a single trajectory, and is compared with `"torch"`.
+        packs: How many networks are stacked, each to be tried; default up to 8 on a CPU, up to 128 on a GPU.
 
     Returns:
         One row per network: `depth`, `width`, `dataset_size`; for whole trajectories of all levels on one process
-        `torch_per_hour`, `per_hour` and their ratio `speedup`; and `examples_per_second` in training.
+        `torch_per_hour`, `per_hour` of the best way and their ratio `speedup`, and `pack`, the networks that it stacks
+        (1: none); `examples_per_second` in training; `gflops`, the arithmetic rate of unpruned training (six operations
+        a multiply-add and example), and `of_peak`, its share of what a product of large matrices reaches here.
     """
     import pandas as pd
 
@@ -99,13 +121,23 @@ def bench(
     chosen = [t for t in sweep.trajectories if t.dataset_size == largest and t.replicate == 0]
     device, kernels = checked_device(device), checked_kernels(kernels)
     check_sizes(chosen)
+    ways = [
+        ("torch", 1),
+        (kernels, 1),
+        *(("torch", size) for size in packs or STACKS[device.split(":")[0]] if size > 1),
+    ]
     rows = []
     with started(device) as pool:
         fetch(pool, chosen, data_dir, download)
+        peak = pool.submit(peak_rate, device).result()
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
-            (steps, plain), (_, seconds) = (
-                pool.submit(costs_of, [t], data_dir, device, which).result()[0] for which in ("torch", kernels)
+            (steps, plain), *others = (
+                pool.submit(costs_of, [t], data_dir, device, which, size).result()[0] for which, size in ways
             )
+            seconds, pack = min((cost[1], way[1]) for cost, way in zip(others, ways[1:], strict=True))
+            remember(device, t, pack)
+            examples = steps / t.protocol.steps_per_epoch(largest) * largest
+            flops = TRAINING * pool.submit(macs_of, t, data_dir).result()
             rows.append({
                 "depth": t.depth,
                 "width": t.width,
@@ -113,17 +145,49 @@ def bench(
                 "torch_per_hour": 3600 / plain,
                 "per_hour": 3600 / seconds,
                 "speedup": plain / seconds,
-                "examples_per_second": steps / t.protocol.steps_per_epoch(largest) * largest / seconds,
+                "pack": pack,
+                "examples_per_second": examples / seconds,
+                "gflops": flops * examples / seconds / 1e9,
+                "of_peak": flops * examples / seconds / peak,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
+def peak_rate(device: str) -> float:
+    """Measure the floating-point operations per second of a product of large matrices."""
+    import torch
+
+    rows = PEAK[device.split(":")[0]]
+    matrix, seconds = torch.ones(rows, rows, device=device), []
+    for _ in range(5):
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return 2 * rows**3 / min(seconds)
+
+
+def macs_of(trajectory: Trajectory, data_dir: str | Path | None) -> int:
+    """Count the multiply-adds of one image in the unpruned network."""
+    import torch
+
+    from imp_runs.imp import make_network
+
+    dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir)
+    return sum(use.weights * use.positions for use in make_network(trajectory, dataset, torch.device("cpu")).uses)
+
+
 def costs_of(
-    trajectories: list[Trajectory], data_dir: str | Path | None, device: str, kernels: str
+    trajectories: list[Trajectory], data_dir: str | Path | None, device: str, kernels: str, size: int = 1
 ) -> list[tuple[int, float]]:
-    """Give steps and seconds of every trajectory, from timed steps and a timed evaluation of each network."""
+    """Give steps and seconds of every trajectory, from timed steps and a timed evaluation of each network.
+
+    With a `size` above 1 they are timed in stacks, whose time is shared by their members.
+    """
     networks = {(t.family, t.depth, t.width): t for t in trajectories}
-    timed = {key: _time_network(t, data_dir, device, kernels) for key, t in networks.items()}
+    if size > 1:
+        timed = {key: _time_stack(t, data_dir, device, size) for key, t in networks.items()}
+    else:
+        timed = {key: _time_network(t, data_dir, device, kernels) for key, t in networks.items()}
     costs = []
     for trajectory in trajectories:
         prunable, probed = timed[trajectory.family, trajectory.depth, trajectory.width]
@@ -151,15 +215,11 @@ def _time_network(
 
     from imp_runs.imp import make_network
     from imp_runs.prune import prune
-    from imp_runs.steps import choose_kernels, choose_steps, count_wrong, make_steps
+    from imp_runs.steps import choose_steps, count_wrong, make_steps
     from imp_runs.train import subset, train
 
-    dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir).to(torch.device(device))
-    choose_kernels(trajectory, dataset)
-    size = min(4 * trajectory.protocol.batch_size, len(dataset.train_labels))
-    protocol = dataclasses.replace(trajectory.protocol, epochs=2)
-    short = dataclasses.replace(trajectory, dataset_size=size, protocol=protocol)
-    examples = subset(dataset, short)
+    dataset, short = _probe(trajectory, data_dir, device)
+    protocol, examples = short.protocol, subset(dataset, short)
     network, probed = make_network(trajectory, dataset, torch.device(device)), []
     fresh, whole = network.state(), torch.ones_like(network.mask)
     for density in PROBED:
@@ -173,6 +233,44 @@ def _time_network(
         train(steps, examples, short, 0)
         trained = time.perf_counter()
         count_wrong(steps, dataset)
-        seconds = (trained - began) / protocol.steps(size), time.perf_counter() - trained
+        seconds = (trained - began) / protocol.steps(short.dataset_size), time.perf_counter() - trained
         probed.append((-math.log(kept), *seconds))
     return network.prunable, np.array(probed).T
+
+
+def _probe(trajectory: Trajectory, data_dir: str | Path | None, device: str) -> tuple[Source, Trajectory]:
+    """Give the dataset, and a trajectory that is short enough to be timed."""
+    import torch
+
+    from imp_runs.steps import choose_kernels
+
+    dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir).to(torch.device(device))
+    choose_kernels(trajectory, dataset)
+    size = min(4 * trajectory.protocol.batch_size, len(dataset.train_labels))
+    protocol = dataclasses.replace(trajectory.protocol, epochs=2)
+    return dataset, dataclasses.replace(trajectory, dataset_size=size, protocol=protocol)
+
+
+def _time_stack(trajectory: Trajectory, data_dir: str | Path | None, device: str, size: int) -> tuple[int, np.ndarray]:
+    """Time a stack like `_time_network`, per member; its time does not depend on densities."""
+    import torch
+
+    from imp_runs.imp import make_network
+    from imp_runs.pack import count_wrong_of_all
+    from imp_runs.stacked import StackedExamples, StackedNetwork, StackedSteps
+    from imp_runs.train import subset, train
+
+    dataset, short = _probe(trajectory, data_dir, device)
+    members = [dataclasses.replace(short, replicate=place) for place in range(size)]
+    held: list = [subset(dataset, member) for member in members]
+    network = StackedNetwork([make_network(member, dataset, torch.device(device)) for member in members], size)
+    steps, examples = StackedSteps(network, short.protocol), StackedExamples(held, members, [0] * size, size)
+    train(steps, examples, short, 0)
+    began = time.perf_counter()
+    train(steps, examples, short, 0)
+    trained = time.perf_counter()
+    count_wrong_of_all(steps, dataset)
+    seconds = (trained - began) / short.protocol.steps(short.dataset_size), time.perf_counter() - trained
+    prunable = network.members[0].prunable
+    ends = [(-math.log(kept), *(part / size for part in seconds)) for kept in (prunable, 1)]
+    return prunable, np.array(ends).T

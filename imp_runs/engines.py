@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from imp_runs.config import Trajectory
 from imp_runs.life import read_life
+from imp_runs.packing import Share, Task, shares_of
 from imp_runs.store import Store
-from imp_runs.work import Outcome, Settings, fail, work
+from imp_runs.work import Outcome, Settings, fail, work_all
 from imp_runs.workers import default_workers, fetch, one_process, pinned, send
 
 ENGINES = ("local", "ray", "slurm")
@@ -21,7 +21,6 @@ ENGINES = ("local", "ray", "slurm")
 ATTEMPTS = 3
 #: Seconds that workers have to write their checkpoints when a sweep is stopped.
 GRACE = 10.0
-Task = tuple[Trajectory, Store]
 
 
 def run_here(
@@ -34,8 +33,8 @@ def run_here(
 ) -> list[Outcome]:
     """Run trajectories in processes of this machine.
 
-    A process that dies takes only its own trajectory with it, which is begun again, up to `ATTEMPTS` times. Those that
-    another sweep is running are tried once more at the end.
+    A process that dies takes only its own trajectories with it, one or a pack, which are begun again, up to `ATTEMPTS`
+    times. Those that another sweep is running are tried once more at the end.
 
     Args:
         tasks: Trajectories, one or more, and the stores that they go to.
@@ -51,15 +50,17 @@ def run_here(
         ImpRunsError: No dataset could be read.
         KeyboardInterrupt: Interrupted; the workers have written checkpoints.
     """
-    workers = min(workers or default_workers(settings.device), len(tasks))
-    waiting: queue.SimpleQueue[tuple[Task, int]] = queue.SimpleQueue()
+    workers = workers or default_workers(settings.device)
+    shares = shares_of(tasks, settings, workers)
+    workers = min(workers, len(shares))
+    waiting: queue.SimpleQueue[tuple[Share, int]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     with pinned(settings.device):
         slots = [_Slot(waiting, ended, settings) for _ in range(workers)]
         try:
             fetch(slots[0].pool, (t for t, _ in tasks), settings.data_dir, download)
-            for task in tasks:
-                waiting.put((task, 1))
+            for share in shares:
+                waiting.put((share, 1))
             for slot in slots:
                 slot.start()
             with Bars(tasks, name, workers) as bars:
@@ -69,47 +70,48 @@ def run_here(
 
 
 class _Slot(threading.Thread):
-    """Give one worker process one trajectory after the other, and a new process where one dies."""
+    """Give one worker process one share after the other, and a new process where one dies."""
 
     def __init__(self, waiting: queue.SimpleQueue, ended: queue.SimpleQueue, settings: Settings) -> None:
         super().__init__(daemon=True)
-        self.pool, self.running, self.stopped = one_process(), None, False
+        self.pool, self.stopped = one_process(), False
+        self.running: Sequence[Task] = ()
         self._waiting, self._ended, self._settings = waiting, ended, settings
 
     def run(self) -> None:
         while not self.stopped:
             try:
-                task, attempt = self._waiting.get(timeout=0.1)
+                share, attempt = self._waiting.get(timeout=0.1)
             except queue.Empty:
                 continue
-            self.running = task
-            outcome = self._run(task, attempt)
-            self.running = None
-            if outcome:
+            self.running = share.tasks
+            outcomes = self._run(share, attempt)
+            self.running = ()
+            for outcome in outcomes:
                 self._ended.put(outcome)
 
-    def _run(self, task: Task, attempt: int) -> Outcome | None:
-        trajectory, store = task
+    def _run(self, share: Share, attempt: int) -> list[Outcome]:
+        trajectories, store = [trajectory for trajectory, _ in share.tasks], share.tasks[0][1]
         processes: list[Any] = []
         try:
-            future = self.pool.submit(work, trajectory, store.path, self._settings)
+            future = self.pool.submit(work_all, trajectories, store.path, self._settings, size=share.size)
             processes = list((self.pool._processes or {}).values())
-            outcome = future.result()
-            if outcome.state != "stopped":
-                return outcome
+            outcomes = future.result()
+            if not any(outcome.state == "stopped" for outcome in outcomes):
+                return outcomes
             ending = "was asked to stop"
         except Exception:  # the process died: whatever goes wrong in a run itself is an outcome
             for process in processes:
                 process.join(5.0)
             ending = next((died_of(p.exitcode) for p in processes if p.exitcode), "died")
         if self.stopped:
-            return None
+            return []
         self.pool = one_process()
         if attempt < ATTEMPTS:
-            self._waiting.put((task, attempt + 1))
-            return None
+            self._waiting.put((share, attempt + 1))
+            return []
         reason = f"its process {ending}, {ATTEMPTS} times: run the sweep again, with fewer workers if memory is short"
-        return fail(trajectory, store.path, reason)
+        return [fail(trajectory, store.path, reason) for trajectory in trajectories]
 
 
 def died_of(code: int) -> str:
@@ -126,7 +128,7 @@ def _collect(
         try:
             outcome = ended.get(timeout=0.2)
         except queue.Empty:
-            bars.show([slot.running for slot in slots])
+            bars.show([task for slot in slots for task in slot.running])
             continue
         if outcome.state == "busy" and outcome.key not in tried:
             tried.add(outcome.key)
@@ -137,7 +139,7 @@ def _collect(
             bars.count(outcome)
         if later == pending.keys():
             for key in later:
-                waiting.put((pending[key], ATTEMPTS))
+                waiting.put((Share([pending[key]], 1), ATTEMPTS))
             later = set()
     return outcomes
 
@@ -186,12 +188,12 @@ class Bars:
         for bar in reversed([self._total, *self._bars]):
             bar.close()
 
-    def show(self, running: Iterable[Task | None]) -> None:
+    def show(self, running: Iterable[Task]) -> None:
         """Show where the running trajectories are."""
         if not self.shown:
             return
         lines = []
-        for trajectory, store in filter(None, running):
+        for trajectory, store in running:
             self._levels[trajectory.key] = levels_of(store, trajectory.key)
             life = read_life(store.folder(trajectory.key) / "running.json") or {}
             inside = f", step {life['step']} of {life['steps']}" if life.get("level") else ""

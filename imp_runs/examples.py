@@ -97,12 +97,12 @@ class HeldExamples:
         order = shuffled(trajectory, level, epoch, len(self)).to(self.labels.device)
         augment = torch.Generator().manual_seed(trajectory.seed("augmentation", level, epoch))
         for number, batch in enumerate(order.split(protocol.batch_size)[first:], first):
+            drawn = draw(len(batch), augment)
             if number < taken:
-                draw(len(batch), augment)  # what the steps before the interruption drew
                 continue
             images = self.images[batch]
             if protocol.augmentation == "flip_crop":
-                images = flip_crop(images, augment)
+                images = flip_crop(images, drawn)
             yield share(images), share(self.labels[batch])
 
 
@@ -117,19 +117,19 @@ def draw(examples: int, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(3, examples, generator=generator)
 
 
-def flip_crop(images: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
+def flip_crop(images: torch.Tensor, draws: torch.Tensor, padding: int = 4) -> torch.Tensor:
     """Flip half of the images and crop each at its own offset after zero padding.
 
     Args:
         images: A batch (examples, channels, height, width).
-        generator: Source of flips and offsets (CPU).
+        draws: What decides flip and offsets, `[3, examples]`, in [0, 1) (`draw`).
         padding: Pixels added on every side before the crop.
 
     Returns:
         A batch of the same shape.
     """
     size, _, height, width = images.shape
-    draws = draw(size, generator).to(images.device)
+    draws = draws.to(images.device)
     images = torch.where(draws[0].view(-1, 1, 1, 1) < 0.5, images.flip(3), images)
     offsets = (draws[1:] * (2 * padding + 1)).long()
     rows = offsets[0].view(-1, 1) + torch.arange(height, device=images.device)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +15,10 @@ from imp_runs.errors import StoppedError
 from imp_runs.examples import Source
 from imp_runs.network import Network, State
 from imp_runs.prune import prune
-from imp_runs.steps import Steps, choose_kernels, choose_steps, count_wrong, make_steps, name_kernels
+from imp_runs.steps import choose_kernels, choose_steps, count_wrong, make_steps, name_kernels
 from imp_runs.store import Checkpoint, Inside, Store
 from imp_runs.train import check_size, subset, train
+from imp_runs.workers import device_name
 
 #: Seconds of training after which a checkpoint inside the level is written.
 CHECKPOINT_EVERY = 600.0
@@ -77,96 +74,154 @@ def run_trajectory(
     Source:
         Frankle, Dziugaite, Roy, Carbin, ICML 2020 (rewinding); Rosenfeld et al., ICML 2021, section 3 (protocol).
     """
-    device = torch.device(device)
     check_size(dataset, trajectory)
-    key, protocol = trajectory.key, trajectory.protocol
-    if store.is_whole(key):
+    if store.is_whole(trajectory.key):
         return []
     with store.locked(trajectory):
-        mended = store.mend(key)
-        choose_kernels(trajectory, dataset)
-        dataset = dataset.to(device)
-        examples = subset(dataset, trajectory)
-        network = make_network(trajectory, dataset, device)
-        checkpoint = store.read_checkpoint(key)
-        if checkpoint is None or not store.has_records(key, below=checkpoint.level):
-            checkpoint = Checkpoint(0, network.state(), torch.ones_like(network.mask))
-        state, mask, inside = checkpoint.state, checkpoint.mask, checkpoint.inside
-        status, level = "trained", 0
-        rewind_step = int(protocol.rewind * protocol.steps(trajectory.dataset_size))
-        watch = _Watch(trajectory, store, stop)
+        mended = store.mend(trajectory.key)
+        levels = Levels(trajectory, dataset, store, torch.device(device), stop)
+        checkpoint: Checkpoint | None = levels.first()
         try:
-            for level in range(checkpoint.level, protocol.levels + 1):
-                watch.begin(level, mask, inside)
-                network.rewind(inside.state if inside else state, mask)
-                chosen = choose_steps(trajectory, network, kernels)
-                steps = make_steps(chosen, network, protocol, dataset.input_shape)
-                start, taken = rewind_step if level else 0, None
-                if inside:
-                    steps.velocity, taken, inside = inside.velocity, inside.step, None
-                state = train(
-                    steps, examples, trajectory, level, start=start, taken=taken,
-                    rewind_state=state if level or taken else None,
-                    after_step=lambda step, state, steps=steps: watch.look(step, state, steps),
-                )  # fmt: skip
-                kept, following = network.kept, protocol.kept_after(network.kept)
-                status = "exhausted" if following == kept or following == 0 else "trained"
-                if not torch.isfinite(network.values).all():
-                    status = "diverged"
-                record = describe(trajectory, dataset, network, device)
-                record |= {"kernels": name_kernels(chosen, trajectory, dataset, device)}
-                record |= _result(trajectory, dataset, steps, level, status)
-                store.write_record(key, level, record | {"seconds": watch.seconds})
-                if status != "trained" or level == protocol.levels:
-                    break
-                mask = prune(network.weights, network.mask, following)
-                store.write_checkpoint(key, Checkpoint(level + 1, state, mask))
+            while checkpoint is not None:
+                level, checkpoint = checkpoint.level, _run_level(levels, checkpoint, kernels)
                 if progress:
-                    progress(1)
-            store.mark_done(key, levels=level, status=status)
+                    progress(1 if checkpoint else 1 + trajectory.protocol.levels - level)
         finally:
-            watch.life.end()
-        if progress:
-            progress(1 + protocol.levels - level)
+            levels.watch.life.end()
     return mended
 
 
-class _Watch:
-    """Look after every step: leave a sign of life, keep a checkpoint now and then, and stop when asked to."""
+def _run_level(levels: Levels, begun: Checkpoint, kernels: str) -> Checkpoint | None:
+    """Train a level from a checkpoint, and finish it."""
+    trajectory, network, inside = levels.trajectory, levels.network, begun.inside
+    levels.begin(begun)
+    chosen = choose_steps(trajectory, network, kernels)
+    steps = make_steps(chosen, network, trajectory.protocol, levels.dataset.input_shape)
+    if inside:
+        steps.velocity = inside.velocity
+
+    def after_step(step: int, rewind_state: State) -> None:
+        if levels.watch.is_due(step):
+            levels.watch.keep(step, rewind_state, network, steps.velocity)
+            levels.watch.stop_if_asked(step)
+
+    state = train(steps, levels.examples, trajectory, begun.level, after_step=after_step, **levels.schedule(begun))
+    computed_by = name_kernels(chosen, trajectory, levels.dataset, levels.device)
+    return levels.finish(begun, state, count_wrong(steps, levels.dataset), computed_by)
+
+
+class Levels:
+    """Begin and finish the levels of a trajectory, each from the checkpoint that the one before it has left.
+
+    Args:
+        trajectory: What is run, owned by this process (`Store.locked`).
+        dataset: Its dataset.
+        store: Where records and checkpoints go.
+        device: Where it is computed.
+        stop: Asked after every step; when it says yes, the run is to end.
+    """
+
+    def __init__(
+        self, trajectory: Trajectory, dataset: Source, store: Store, device: torch.device, stop: Callable[[], bool]
+    ) -> None:
+        choose_kernels(trajectory, dataset)
+        self.trajectory, self.device, self._store = trajectory, device, store
+        self.dataset = dataset.to(device)
+        self.examples = subset(self.dataset, trajectory)
+        self.network = make_network(trajectory, dataset, device)
+        self.watch = Watch(trajectory, store, stop)
+
+    def first(self) -> Checkpoint:
+        """Give what is to be gone on with, or the beginning."""
+        key, network = self.trajectory.key, self.network
+        checkpoint = self._store.read_checkpoint(key)
+        if checkpoint is None or not self._store.has_records(key, below=checkpoint.level):
+            return Checkpoint(0, network.state(), torch.ones_like(network.mask))
+        return checkpoint
+
+    def begin(self, begun: Checkpoint, *, share: float = 1.0) -> None:
+        """Bring the network to where a level begins, or was interrupted; `share` is its part of the time spent."""
+        self.watch.begin(begun, share)
+        self.network.rewind(begun.inside.state if begun.inside else begun.state, begun.mask)
+
+    def schedule(self, begun: Checkpoint) -> dict[str, Any]:
+        """Say from where `train` goes on, as its arguments."""
+        protocol, level, inside = self.trajectory.protocol, begun.level, begun.inside
+        return {
+            "start": int(protocol.rewind * protocol.steps(self.trajectory.dataset_size)) if level else 0,
+            "taken": inside.step if inside else None,
+            "rewind_state": begun.state if level or inside else None,
+        }
+
+    def finish(self, begun: Checkpoint, state: State, wrong: int, computed_by: str) -> Checkpoint | None:
+        """Record a trained level and prune; give the checkpoint of the next one, or nothing after the last.
+
+        Args:
+            begun: What the level began from.
+            state: What the next one rewinds to.
+            wrong: Test images that the network gets wrong.
+            computed_by: The kernels.
+        """
+        key, protocol, level, network = self.trajectory.key, self.trajectory.protocol, begun.level, self.network
+        following = protocol.kept_after(network.kept)
+        status = "exhausted" if following in (0, network.kept) else "trained"
+        if not torch.isfinite(network.values).all():
+            status = "diverged"
+        record = describe(self.trajectory, self.dataset, network, self.device)
+        record |= {"kernels": computed_by}
+        record |= _result(self.trajectory, network, wrong, len(self.dataset.test_labels), level, status)
+        self._store.write_record(key, level, record | {"seconds": self.watch.seconds})
+        if status != "trained" or level == protocol.levels:
+            self._store.mark_done(key, levels=level, status=status)
+            return None
+        checkpoint = Checkpoint(level + 1, state, prune(network.weights, network.mask, following))
+        self._store.write_checkpoint(key, checkpoint)
+        return checkpoint
+
+
+class Watch:
+    """Look after a level: leave a sign of life, keep a checkpoint now and then, and stop when asked to."""
 
     def __init__(self, trajectory: Trajectory, store: Store, stop: Callable[[], bool]) -> None:
         self.life = store.life(trajectory.key)
         self._key, self._store, self._stop = trajectory.key, store, stop
         self._steps = trajectory.protocol.steps(trajectory.dataset_size)
-        self._kept = time.monotonic()
+        self._kept, self._asked = time.monotonic(), False
 
-    def begin(self, level: int, mask: torch.Tensor, inside: Inside | None) -> None:
+    def begin(self, begun: Checkpoint, share: float) -> None:
         """Begin a level, or go on inside it."""
-        self._level, self._mask = level, mask
-        self._began = time.perf_counter() - (inside.seconds if inside else 0.0)
-        self.life.show(level=level, step=inside.step if inside else 0, steps=self._steps)
+        self._level, self._mask, self._share, inside = begun.level, begun.mask, share, begun.inside
+        self._before, self._began = inside.seconds if inside else 0.0, time.perf_counter()
+        self.life.show(level=self._level, step=inside.step if inside else 0, steps=self._steps)
 
     @property
     def seconds(self) -> float:
         """Time spent on the level so far, interruptions not counted."""
-        return time.perf_counter() - self._began
+        return self._before + self._share * (time.perf_counter() - self._began)
 
-    def look(self, step: int, rewind_state: State, steps: Steps) -> None:
-        """Look after a step."""
+    def is_due(self, step: int) -> bool:
+        """Leave a sign of life, ask whether to stop, and say whether a checkpoint is to be kept."""
         self.life.show(level=self._level, step=step, steps=self._steps)
-        stop = self._stop()
-        if stop or time.monotonic() - self._kept > CHECKPOINT_EVERY:
-            inside = Inside(step, self.seconds, steps.network.state(), steps.velocity)
-            self._store.write_checkpoint(self._key, Checkpoint(self._level, rewind_state, self._mask, inside))
-            self._kept = time.monotonic()
-        if stop:
+        self._asked = self._stop()
+        return self._asked or time.monotonic() - self._kept > CHECKPOINT_EVERY
+
+    def keep(self, step: int, rewind_state: State, network: Network, velocity: torch.Tensor) -> None:
+        """Write a checkpoint inside the level."""
+        inside = Inside(step, self.seconds, network.state(), velocity)
+        self._store.write_checkpoint(self._key, Checkpoint(self._level, rewind_state, self._mask, inside))
+        self._kept = time.monotonic()
+
+    def stop_if_asked(self, step: int) -> None:
+        """End the run, once its checkpoint is written, where a stop was asked for."""
+        if self._asked:
             raise StoppedError(
                 f"{self._key}: stopped at step {step} of level {self._level}; the next start goes on there."
             )
 
 
-def _result(trajectory: Trajectory, dataset: Source, steps: Steps, level: int, status: str) -> dict[str, Any]:
-    network, wrong, tested = steps.network, count_wrong(steps, dataset), len(dataset.test_labels)
+def _result(
+    trajectory: Trajectory, network: Network, wrong: int, tested: int, level: int, status: str
+) -> dict[str, Any]:
     kept_by_layer = network.kept_by_layer
     macs = sum(kept * use.positions for kept, use in zip(kept_by_layer, network.uses, strict=True))
     total, rewound = trajectory.protocol.steps(trajectory.dataset_size), trajectory.protocol.rewind
@@ -184,18 +239,6 @@ def _result(trajectory: Trajectory, dataset: Source, steps: Steps, level: int, s
         "steps": total - (int(rewound * total) if level else 0),
         "status": status,
     }
-
-
-@functools.cache
-def processor() -> str:
-    """Name the processor: kernels of one instruction set still round differently on another."""
-    wanted = {"vendor_id": "", "cpu family": "family ", "model": "model "}
-    with contextlib.suppress(OSError):
-        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-        found = {name.strip(): value.strip() for name, _, value in lines}
-        if wanted.keys() <= found.keys():
-            return "cpu " + " ".join(f"{said}{found[name]}" for name, said in wanted.items())
-    return f"cpu {platform.machine()}"
 
 
 def describe(trajectory: Trajectory, dataset: Source, network: Network, device: torch.device) -> dict[str, Any]:
@@ -217,6 +260,6 @@ def describe(trajectory: Trajectory, dataset: Source, network: Network, device: 
         "protocol": trajectory.protocol.name,
         "protocol_hash": protocol_hash(trajectory.protocol),
         "precision": "float32",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": device_name(device),
         "versions": json.dumps(versions, sort_keys=True),
     }

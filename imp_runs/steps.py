@@ -12,7 +12,7 @@ from imp_runs.config import Protocol, Trajectory
 from imp_runs.distributed import processes, total
 from imp_runs.errors import ImpRunsError
 from imp_runs.examples import Source
-from imp_runs.network import Network
+from imp_runs.network import Network, State
 
 EVALUATION_BATCH = 1000
 
@@ -32,10 +32,27 @@ SPARSE_WEIGHTS = 50_000
 SPARSE_FAMILIES = ("cifar_resnet", "mlp")
 
 
+class Flat(Interface):
+    """Hold a network, or several, as one vector of values, the prunable ones first (`Network`, `StackedNetwork`)."""
+
+    model: torch.nn.Module
+    values: torch.Tensor
+    gradients: torch.Tensor
+    mask: torch.Tensor
+    prunable: int
+
+    def state(self) -> State:
+        """Copy parameters and batch-norm statistics."""
+        ...
+
+
 class Steps(Interface):
     """Train a network, already rewound and masked, step by step, and evaluate it; the network is changed in place."""
 
-    network: Network
+    @property
+    def network(self) -> Flat:
+        """The network."""
+        ...
 
     @property
     def velocity(self) -> torch.Tensor:
@@ -57,8 +74,8 @@ class Steps(Interface):
 class TorchSteps:
     """Let PyTorch compute: the plain way, on every device and for every family."""
 
-    def __init__(self, network: Network, protocol: Protocol) -> None:
-        self.network = network
+    def __init__(self, network: Flat, protocol: Protocol) -> None:
+        self.network: Flat = network
         self._parameter = parameter = torch.nn.Parameter(network.values)
         parameter.grad = network.gradients
         self._prunable_gradients = network.gradients[: network.prunable]

@@ -42,6 +42,7 @@ def run_sweep(
     workers: int | None = None,
     device: str | None = None,
     kernels: str = "auto",
+    pack: int | None = None,
     engine: str = "local",
     address: str | None = None,
     gpus: float | None = None,
@@ -60,6 +61,8 @@ def run_sweep(
             together instead.
         device: `"cpu"` or `"cuda"`; default CUDA when there is one here, or when `gpus` asks for one.
         kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them.
+        pack: How many networks the local engine stacks where trajectories differ in their seeds alone; by default 1,
+            one by one, or on a GPU what `bench` has found best there.
         engine: `"local"`, `"ray"` or `"slurm"`, which returns once all is submitted.
         address: Address of a Ray cluster, such as `"ray://head:10001"` or `"auto"`; default: Ray on this machine.
         gpus: Share of a GPU that a trajectory gets (Ray), or GPUs of an array task (Slurm).
@@ -86,7 +89,7 @@ def run_sweep(
     opened.add_sweep(sweep)
     if not missing:
         return Submission(len(sweep.trajectories), 0)
-    settings = Settings(Path(data_dir).absolute() if data_dir else None, device, kernels)
+    settings = Settings(Path(data_dir).absolute() if data_dir else None, device, kernels, pack)
     if engine == "local":
         outcomes = run_here(missing, sweep.name, settings, workers=workers, download=download)
     else:

@@ -1,10 +1,11 @@
-"""One trajectory in a worker of any engine: run it, and say how it ended."""
+"""Trajectories in a worker of any engine: run one, or a pack, and say how each ended."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,19 @@ from imp_runs.store import Store
 
 @dataclass(frozen=True)
 class Settings:
-    """Say how trajectories are computed: where the data lie, on what, and with which kernels."""
+    """Say how trajectories are computed.
+
+    Attributes:
+        data_dir: Where the data lie.
+        device: On what.
+        kernels: With which kernels; stacks are PyTorch's.
+        pack: How many networks are stacked where one process runs several alike (`imp_runs.packing.Choices`).
+    """
 
     data_dir: str | Path | None = None
     device: str = "cpu"
     kernels: str = "auto"
+    pack: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -51,29 +60,56 @@ def work(trajectory: Trajectory, store: str | Path, settings: Settings) -> Outco
     Returns:
         How it ended.
     """
+    return work_all([trajectory], store, settings, size=1)[0]
+
+
+def work_all(trajectories: Sequence[Trajectory], store: str | Path, settings: Settings, *, size: int) -> list[Outcome]:
+    """Run trajectories like `work`: one, or a pack of one architecture and dataset size.
+
+    Args:
+        trajectories: What is run.
+        store: Where.
+        settings: How.
+        size: Networks of a stack; with 1 they are run one by one.
+
+    Returns:
+        How each ended.
+    """
     with stopping_on_signals():
+        ended: Mapping[str, Sequence[str] | Exception]
         try:
-            return Outcome(trajectory.key, "done", mended=_run(trajectory, store, settings))
-        except StoppedError as error:
-            return Outcome(trajectory.key, "stopped", str(error))
-        except BusyError as error:
-            return Outcome(trajectory.key, "busy", str(error))
+            ended = _run(trajectories, store, settings, size)
         except Exception as error:
-            return fail(trajectory, store, reason_of(error), traceback.format_exc())
+            ended = {trajectory.key: error for trajectory in trajectories}
+        return [_outcome(trajectory, store, ended[trajectory.key]) for trajectory in trajectories]
 
 
-def _run(trajectory: Trajectory, store: str | Path, settings: Settings) -> tuple[str, ...]:
+def _run(
+    trajectories: Sequence[Trajectory], store: str | Path, settings: Settings, size: int
+) -> Mapping[str, Sequence[str] | Exception]:
+    first = trajectories[0]
     if asked_to_stop():
-        raise StoppedError(f"{trajectory.key}: stopped before it began.")
-    from imp_runs.imp import run_trajectory
+        raise StoppedError(f"{first.key}: stopped before it began.")
     from imp_runs.workers import dataset_of
 
-    opened = Store(store, trajectory.protocol)
-    dataset = dataset_of(trajectory.dataset, trajectory.pool, settings.data_dir)
-    mended = run_trajectory(
-        trajectory, dataset, opened, device=settings.device, kernels=settings.kernels, stop=asked_to_stop
-    )
-    return tuple(mended)
+    opened = Store(store, first.protocol)
+    dataset = dataset_of(first.dataset, first.pool, settings.data_dir)
+    if size > 1:
+        from imp_runs.pack import run_pack
+
+        return run_pack(trajectories, dataset, opened, size=size, device=settings.device, stop=asked_to_stop)
+    from imp_runs.imp import run_trajectory
+
+    options = {"device": settings.device, "kernels": settings.kernels, "stop": asked_to_stop}
+    return {t.key: run_trajectory(t, dataset, opened, **options) for t in trajectories}
+
+
+def _outcome(trajectory: Trajectory, store: str | Path, ended: Sequence[str] | Exception) -> Outcome:
+    if not isinstance(ended, Exception):
+        return Outcome(trajectory.key, "done", mended=tuple(ended))
+    if isinstance(ended, StoppedError | BusyError):
+        return Outcome(trajectory.key, "stopped" if isinstance(ended, StoppedError) else "busy", str(ended))
+    return fail(trajectory, store, reason_of(ended), "".join(traceback.format_exception(ended)))
 
 
 def fail(trajectory: Trajectory, store: str | Path, reason: str, details: str = "") -> Outcome:

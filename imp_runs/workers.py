@@ -18,6 +18,8 @@ from imp_runs.config import Trajectory
 from imp_runs.errors import ImpRunsError
 
 if TYPE_CHECKING:
+    import torch
+
     from imp_runs.examples import Source
 
 #: What every CPU worker is started with, so that results do not depend on the processor's vector width.
@@ -60,6 +62,27 @@ def checked_device(device: str | None) -> str:
     if kind == "cuda" and default_device() != "cuda":
         raise ImpRunsError(f"device {device!r}: PyTorch finds no CUDA device here; give --device cpu.")
     return device
+
+
+def device_name(device: torch.device | str) -> str:
+    """Name a device by its make: a GPU's name, or the processor."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return _processor()
+
+
+@functools.cache
+def _processor() -> str:
+    """Name the processor: kernels of one instruction set still round differently on another."""
+    wanted = {"vendor_id": "", "cpu family": "family ", "model": "model "}
+    with contextlib.suppress(OSError):
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        found = {name.strip(): value.strip() for name, _, value in lines}
+        if wanted.keys() <= found.keys():
+            return "cpu " + " ".join(f"{said}{found[name]}" for name, said in wanted.items())
+    return f"cpu {platform.machine()}"
 
 
 @contextlib.contextmanager

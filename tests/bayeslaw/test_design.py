@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bayeslaw import BayeslawError, suggest
-from bayeslaw.design import FOLDS, _nearness, _summary, _value, decision_regret
+from bayeslaw.design import _Decision, _nearness, _summary, decision_regret
 from bayeslaw.sweep_file import read_sweep
 from imp_runs.config import load_sweep
 
@@ -49,7 +49,7 @@ def test_a_value_is_that_of_a_known_answer() -> None:
     difference = 0.5 + rng.standard_normal(20_000)
     losses = np.column_stack([np.full(20_000, 3.0), 3.0 + difference])
     seen = (difference + 0.5 * rng.standard_normal(20_000))[:, None]
-    value, mcse, narrows = _value(losses, [seen], 0, np.arange(20_000) % FOLDS)
+    value, mcse, narrows = _Decision(losses, 0).value([seen])
     spread = 1 / np.sqrt(1.25)
     draws = 0.5 + spread * np.random.default_rng(1).standard_normal(10**7)
     expected = np.maximum(-draws, 0).mean()
@@ -62,7 +62,7 @@ def test_a_value_is_that_of_a_known_answer() -> None:
 def test_a_run_that_shows_nothing_is_worth_nothing() -> None:
     rng = np.random.default_rng(0)
     losses, noise = rng.gamma(4.0, 1.0, (4000, 10)), rng.standard_normal((4000, 4))
-    value, mcse, narrows = _value(losses, [noise], int(losses.mean(0).argmin()), np.arange(4000) % FOLDS)
+    value, mcse, narrows = _Decision(losses, 0).value([noise])
     assert value < 3 * mcse
     assert narrows < 0.1 * losses.std()
 

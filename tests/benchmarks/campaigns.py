@@ -43,8 +43,6 @@ CHOICES = ("suggest", "random")
 FOUND = (25, 10)
 #: Networks that a campaign runs at most.
 MOST = 16
-#: Networks that a campaign runs at most.
-MOST = 16
 BATCH, DRAWS, RESAMPLES = 4, 500, 2000
 DEPTHS, WIDTHS, SIZES = (8, 14, 20), (2, 4, 8, 16, 32), (12_500, 50_000)
 #: Target errors at the largest dataset size of recorded sweeps.
@@ -63,6 +61,7 @@ class UpTo(bayeslaw.Replay):
     """Replay until there are so many runs."""
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+        """Keep what can be run, and nothing once there are enough."""
         left = super().available(candidates, runs)
         return left if not len(runs) or runs["trajectory"].nunique() < MOST else left.iloc[:0]
 

@@ -111,7 +111,11 @@ def test_what_cannot_run_is_refused_before_anything_runs(whole, tmp_path, use):
 def test_bench_compares_every_network_with_plain_pytorch(whole):
     from imp_runs.costs import bench
 
-    table = bench(load_sweep(whole.file), device="cpu")
+    table = bench(load_sweep(whole.file), device="cpu", packs=[4])
     assert table[["depth", "width", "dataset_size"]].to_numpy().tolist() == [[2, 2, 40], [2, 3, 40]]
     assert table["speedup"].tolist() == pytest.approx((table["per_hour"] / table["torch_per_hour"]).tolist())
     assert (table["examples_per_second"] > 0).all()
+    assert table["pack"].isin([1, 4]).all()
+    # A toy MLP of two units: 64 inputs by 2, 2 by 10, six operations each; far from what a product of matrices reaches.
+    assert table["gflops"][0] == pytest.approx(6 * 148 * table["examples_per_second"][0] / 1e9)
+    assert table["of_peak"].between(0, 0.5).all()

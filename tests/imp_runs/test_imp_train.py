@@ -11,7 +11,7 @@ from imp_oracle import run_oracle
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from imp_runs.config import Protocol
-from imp_runs.examples import flip_crop
+from imp_runs.examples import draw, flip_crop
 from imp_runs.imp import make_network, run_trajectory
 from imp_runs.prune import prune
 from imp_runs.steps import TorchSteps, choose_kernels, count_wrong
@@ -267,7 +267,7 @@ def test_the_optimiser_follows_the_schedule(toy, digits):
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 6, 9)])
 def test_flip_and_crop_is_what_a_loop_over_images_does(channels, height, width):
     images = torch.randn(50, channels, height, width, generator=torch.Generator().manual_seed(1))
-    augmented = flip_crop(images, torch.Generator().manual_seed(2))
+    augmented = flip_crop(images, draw(len(images), torch.Generator().manual_seed(2)))
     flips, tops, lefts = torch.rand(3, 50, generator=torch.Generator().manual_seed(2)).tolist()
     for image, result, flip, top, left in zip(images, augmented, flips, tops, lefts, strict=True):
         canvas = torch.zeros(channels, height + 8, width + 8)
@@ -284,7 +284,7 @@ def test_flip_and_crop_reaches_every_offset_equally_often():
     # a flip leaves the middle where it is, and a second lit pixel beside it tells whether there was one.
     images = torch.zeros(8100, 1, 9, 9)
     images[:, 0, 4, 4], images[:, 0, 4, 5] = 1, 2
-    augmented = flip_crop(images, torch.Generator().manual_seed(3))
+    augmented = flip_crop(images, draw(len(images), torch.Generator().manual_seed(3)))
     outcomes = collections.Counter()
     for image in augmented[:, 0]:
         row, column = (image == 1).nonzero()[0].tolist()
