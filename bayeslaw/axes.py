@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bayeslaw.compiled import jit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -213,13 +214,13 @@ def _share_beyond_chance(estimates: NDArray, centre: float) -> float:
     return max(0.0, 1 - chance / max(float(np.mean((estimates.mean(0) - centre) ** 2)), 1e-300))
 
 
-@jax.jit
+@jit
 def moved(axes: Axes, q: Numbers) -> jax.Array:
     """Map coordinates to a displacement (`Axes.move`), compiled."""
     return axes.move(jnp.asarray(q))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def value_and_gradient(
     potential: Callable[[Any, jax.Array], jax.Array], context: Any, centre: Numbers, axes: Axes, q: Numbers
 ) -> tuple[jax.Array, jax.Array]:

@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayeslaw.compiled import jit
 from bayeslaw.hierarchy import group_mean, group_total, split_spread, spreads_at
 from bayeslaw.laws import log_dense_at
 
@@ -140,7 +140,7 @@ def choose_centring(
     return centred(data)._replace(**{k: v**2 / (v**2 + HALF_WAY[k] ** 2 * (1 - v)) for k, v in left.items()})
 
 
-@jax.jit
+@jit
 def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Give the dense law's log e, `[..., configurations]`, and the log spreads of the effects, as in `Centring`."""
     centre = log_dense_at(value, data.covariates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pandas as pd
 import scipy.special
 from tqdm import tqdm
 
+from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data
 from bayeslaw.hierarchy import spreads_at
@@ -465,7 +465,7 @@ def _stacked(found: list[tuple[NDArray, NDArray]]) -> tuple[NDArray, NDArray]:
     return location, spread
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _row_densities(
     law: Law, value: Any, covariates: Any, log_e: Any, effect: Any, response: Any, *columns: Any
 ) -> jax.Array:
@@ -474,7 +474,7 @@ def _row_densities(
     return jnp.asarray(response_distribution(law, curve, log_density, n_test, value, gap).log_prob(response))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _integrate(
     law: Law, value: Any, covariates: Any, location: Any, spread: Any, start: Any, used: Any, *columns: Any
 ) -> jax.Array:

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 from numpyro.infer.util import constrain_fn, potential_energy
 
+from bayeslaw.compiled import jit
 from bayeslaw.frame import Data
 from bayeslaw.hierarchy import draw_configurations, estimate_spreads
 from bayeslaw.model import Structure, make_model
@@ -126,7 +127,7 @@ def _constrainer(structure: Structure, centred: bool, shapes: Shapes) -> Callabl
     def every(context: Context, keys: jax.Array, positions: jax.Array) -> dict[str, jax.Array]:
         return jax.lax.map(lambda inputs: one(context, *inputs), (keys, positions), batch_size=_BATCH)
 
-    return jax.jit(every)
+    return jit(every)
 
 
 def constrain(

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayeslaw.compiled import make_room
 from bayeslaw.density import (
     Context,
     Shapes,
@@ -180,6 +181,7 @@ def _fit_family(
     """Fit one family; arguments are those of `bayeslaw.pooling.fit_families`."""
     check_one_family(table)
     own = prepare(table, parts, resolve_priors(priors, law=parts["law"]))
+    make_room(own.shape)
     sampling = sampling | {"warmup": warmup_for([own], sampling["warmup"])}
     sampled, values = _sample(own, **sampling, **fine)
     settings = sampling | {
@@ -210,6 +212,12 @@ class Prepared(NamedTuple):
     labels: Labels
     priors: dict[str, Prior]
     few: bool
+
+    @property
+    def shape(self) -> Hashable:
+        """What the density is compiled for."""
+        kinds = {name: type(prior.distribution) for name, prior in self.priors.items()}
+        return self.structure, self.few, tuple(np.shape(part) for part in self.data), tuple(kinds.items())
 
     @property
     def context(self) -> Context:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from threadpoolctl import threadpool_limits
 
 from bayeslaw.axes import Axes, Layout, axes_from, lay_out, moved, seeds_of, unit_axes, value_and_gradient
+from bayeslaw.compiled import jit
 from bayeslaw.density import Shapes, flat_potential, positions_of, shapes_of, unraveller
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _hessian_products(density: Callable[..., jax.Array], arrays: list[Any], flat
     return np.stack([(gradient(flat + step) - gradient(flat - step)) / (2 * STEP) for step in steps])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _estimated(
     estimate: Estimate,
     shapes: Shapes,

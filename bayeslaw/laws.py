@@ -7,7 +7,6 @@ sideways, it makes a `curve`; error, slope and inverse are functions of that cur
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import ROUND
 from bayeslaw.law import (
@@ -282,7 +282,7 @@ class SparseLaw(Law):
         return jnp.where(top <= log_target, found, jnp.inf)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _halve(law: Law, curve: Any, log_target: Any, low: jax.Array, high: jax.Array) -> jax.Array:
     """Halve intervals of log density whose upper end is low enough in error and whose lower end is not."""
 

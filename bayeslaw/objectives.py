@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import Drawn, configuration_draws, parameter_draws, rounds_at
@@ -242,7 +242,7 @@ def draws_of(fit: Fit, starts: pd.DataFrame, seed: int) -> tuple[dict[str, NDArr
     return value, configuration_draws(fit, starts, seed)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _sizes_at(
     law: Law, value: dict[str, Any], covariates: dict[str, Any], curves: Drawn, log_target: Any, sparsest: Any,
     prunable: Any, unprunable: Any,
@@ -252,7 +252,7 @@ def _sizes_at(
     return density_within(log_density, sparsest) * prunable + unprunable
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _log_error_at(
     law: Law, value: dict[str, Any], covariates: dict[str, Any], curves: Drawn, log_density: Any
 ) -> jax.Array:

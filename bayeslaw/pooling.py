@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayeslaw.compiled import make_room
 from bayeslaw.density import constrain, flat_potential, positions_of, shapes_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import (
@@ -93,6 +94,7 @@ def fit_families(
     own = {name: prior for name, prior in resolved.items() if name not in shared}
     drawn = {name: _from_population(name, resolved[name]) for name in exponents}
     families = [prepare(table, parts, {**own, **drawn}, pooled=True) for table in tables]
+    make_room(tuple(family.shape for family in families))
     _warn_of_few(families)
     sampling = sampling | {"warmup": warmup_for(families, sampling["warmup"])}
     careful = {**fine, "target_acceptance": max(fine["target_acceptance"], ACCEPTANCE)}

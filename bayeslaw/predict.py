@@ -15,6 +15,7 @@ import pandas as pd
 import scipy.special
 import xarray as xr
 
+from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, ROUND, Frame
 from bayeslaw.hierarchy import spreads_at
@@ -167,14 +168,14 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> Dr
     return Drawn(*(result.T for result in results))
 
 
-@jax.jit
+@jit
 def _centre_and_discrepancies(value: dict[str, Any], covariates: dict[str, Any]) -> tuple[jax.Array, list[Any]]:
     """Give log e by the dense law, and how far networks spread around it and sideways."""
     centre, spreads = _centre_and_spreads(value, covariates)
     return centre, [spreads.get(name, 0.0) for name in ("sigma_np", "sigma_p")]
 
 
-@jax.jit
+@jit
 def _centre_and_spreads(value: dict[str, Any], covariates: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
     centre = log_dense_at(value, covariates)
     return centre, spreads_at(value, centre)
@@ -186,7 +187,7 @@ def generator(seed: int, row: tuple[Any, ...], purpose: str) -> np.random.Genera
     return np.random.default_rng([seed, zlib.crc32(f"{purpose}:{name}".encode())])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def average_error(
     law: Law, value: dict[str, Any], covariates: dict[str, Any], log_e: Any, shift_p: Any, log_density: Any
 ) -> jax.Array:
@@ -309,7 +310,7 @@ def observations(
     return _by_block(functools.partial(_observation, law, value), frame, designs, *runs, n_test)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _observation(
     law: Law,
     value: dict[str, Any],

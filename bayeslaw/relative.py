@@ -18,6 +18,7 @@ import numpy as np
 from numpyro.distributions import biject_to, constraints
 
 from bayeslaw.axes import Axes
+from bayeslaw.compiled import jit
 from bayeslaw.laplace import Laplace
 from bayeslaw.population import (
     Part,
@@ -168,7 +169,7 @@ def unrelative(context: RelativeContext, relative: Mapping[str, Any]) -> tuple[d
     return values, log_determinant
 
 
-@jax.jit
+@jit
 def _unrelative(context: RelativeContext, relative: Mapping[str, Any]) -> dict[str, Any]:
     return unrelative(context, relative)[0]
 

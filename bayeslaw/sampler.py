@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 from numpyro.infer import NUTS
 
 from bayeslaw.axes import Axes, moved, refine, value_and_gradient
+from bayeslaw.compiled import jit
 from bayeslaw.precision import in_float64
 from bayeslaw.split_nuts import SplitNUTS, off_resonance
 
@@ -168,7 +168,7 @@ class _Target(NamedTuple):
         return NUTS(potential_fn=potential, step_size=0.5, dense_mass=True, target_accept_prob=self.acceptance)
 
 
-@jax.jit
+@jit
 def _positions(coordinates: Any, whitened: jax.Array) -> jax.Array:
     """Map draws `[chains, draws, dimensions]` back."""
     _, centre, axes = coordinates
@@ -189,14 +189,14 @@ def _flat(_: Any, position: jax.Array) -> jax.Array:
     return 0.0 * jnp.sum(position)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _state_without_density(target: _Target, key: jax.Array, position: jax.Array, warmup: Any) -> Any:
     kernel = target.kernel(lambda q: target.potential(None, q))
     state = kernel.init(key, warmup if target.metric is None else target.metric, position)
     return jax.tree.map(lambda part: jnp.asarray(part, jnp.result_type(part)), state)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@jit(static_argnums=(0, 3))
 def _advance(target: _Target, coordinates: Any, state: Any, length: int) -> tuple[Any, dict[str, jax.Array]]:
     """Make `length` transitions."""
     context, centre, axes = coordinates

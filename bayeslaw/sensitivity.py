@@ -16,6 +16,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from bayeslaw.comparison import row_log_likelihood
+from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.precision import in_float64
 
@@ -159,7 +160,7 @@ def log_prior(fit: Fit, priors: Mapping[str, Distribution] | None = None) -> xr.
     return xr.Dataset({name: (("chain", "draw"), np.asarray(values[name])) for name in distributions})
 
 
-@jax.jit
+@jit
 def _log_densities(priors: dict[str, Any], draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: priors[name].log_prob(value) for name, value in draws.items()}
 

@@ -45,6 +45,7 @@ import numpy as np
 from numpyro.distributions import biject_to, constraints
 
 from bayeslaw.centring import Centring, centred, choose_centring, standardise, unstandardise
+from bayeslaw.compiled import jit
 from bayeslaw.density import Context
 from bayeslaw.hierarchy import groups_of
 
@@ -144,7 +145,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
     return values | effects, log_determinant + log_scale
 
 
-@jax.jit
+@jit
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
     straight = {**values, **(_to_shares if context.ridges.rise is None else _to_falls)(context, values)}
@@ -158,7 +159,7 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     return shorten(context, straight | standardise(context.ridges.centring, *_hierarchy(context, values)))
 
 
-@jax.jit
+@jit
 def _bent(context: StraightContext, straight: Mapping[str, Any]) -> dict[str, Any]:
     return bend(context, straight)[0]
 

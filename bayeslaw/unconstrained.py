@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import biject_to
 
+from bayeslaw.compiled import jit
 from bayeslaw.priors import Prior
 
 #: What is said of a posterior against its prior.
@@ -24,7 +25,7 @@ def on_grid(prior: Any) -> tuple[jax.Array, jax.Array]:
     return grid, jax.nn.softmax(jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf))
 
 
-@jax.jit
+@jit
 def prior_middles(priors: dict[str, Any]) -> dict[str, jax.Array]:
     """Give the prior means on the unconstrained scale."""
 
@@ -46,7 +47,7 @@ def against_prior(values: Mapping[str, Any], priors: Mapping[str, Prior]) -> dic
     return {what: {name: float(result[name][i]) for name in priors} for i, what in enumerate(COMPARED)}
 
 
-@jax.jit
+@jit
 def _comparisons(draws: dict[str, jax.Array], priors: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
     def one(prior: Any, draws: jax.Array) -> tuple[jax.Array, jax.Array]:
         grid, weight = on_grid(prior)
