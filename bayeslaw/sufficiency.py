@@ -25,7 +25,7 @@ def learning_curve(
     repetitions: int = 5,
     law: str = "sharpness",
     seed: int = 0,
-    draws: int = 500,
+    draws: int = 1000,
     path: str | Path | None = None,
 ) -> pd.DataFrame:
     """Fit configurations drawn at random, and predict new runs of all others.
