@@ -40,7 +40,7 @@ def main() -> None:
     for number, (name, settings) in enumerate(VARIANTS.items()):
         path = folder / f"{number}.nc"
         if not path.exists():
-            bayeslaw.fit(runs, draws=500, **settings).save(path)
+            bayeslaw.fit(runs, **settings).save(path)
         fits[name] = bayeslaw.load(path)
     print(bayeslaw.compare(fits))
     path = folder / "cross_validation.csv"
