@@ -256,8 +256,8 @@ def _time_stack(trajectory: Trajectory, data_dir: str | Path | None, device: str
     import torch
 
     from imp_runs.imp import make_network
-    from imp_runs.pack import count_wrong_of_all
     from imp_runs.stacked import StackedExamples, StackedNetwork, StackedSteps
+    from imp_runs.steps import wrong_of
     from imp_runs.train import subset, train
 
     dataset, short = _probe(trajectory, data_dir, device)
@@ -269,7 +269,7 @@ def _time_stack(trajectory: Trajectory, data_dir: str | Path | None, device: str
     began = time.perf_counter()
     train(steps, examples, short, 0)
     trained = time.perf_counter()
-    count_wrong_of_all(steps, dataset)
+    wrong_of(steps, dataset).tolist()  # waits for the device
     seconds = (trained - began) / short.protocol.steps(short.dataset_size), time.perf_counter() - trained
     prunable = network.members[0].prunable
     ends = [(-math.log(kept), *(part / size for part in seconds)) for kept in (prunable, 1)]

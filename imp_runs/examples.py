@@ -97,11 +97,11 @@ class HeldExamples:
         order = shuffled(trajectory, level, epoch, len(self)).to(self.labels.device)
         augment = torch.Generator().manual_seed(trajectory.seed("augmentation", level, epoch))
         for number, batch in enumerate(order.split(protocol.batch_size)[first:], first):
-            drawn = draw(len(batch), augment)
+            drawn = draw(len(batch), augment) if protocol.augmentation == "flip_crop" else None
             if number < taken:
                 continue
             images = self.images[batch]
-            if protocol.augmentation == "flip_crop":
+            if drawn is not None:
                 images = flip_crop(images, drawn)
             yield share(images), share(self.labels[batch])
 

@@ -15,7 +15,7 @@ from imp_runs.imp import Levels
 from imp_runs.network import State
 from imp_runs.packing import alike
 from imp_runs.stacked import StackedExamples, StackedNetwork, StackedSteps, members_of
-from imp_runs.steps import EVALUATION_BATCH, name_kernels
+from imp_runs.steps import name_kernels, wrong_of
 from imp_runs.store import Checkpoint, Store
 from imp_runs.train import check_size, train
 
@@ -126,7 +126,7 @@ def _run_level(group: list[Ready], size: int) -> list[Checkpoint | Exception | N
                 levels.watch.stop_if_asked(step)
 
     state = train(steps, examples, trajectory, begun.level, after_step=after_step, **schedule)
-    wrong = count_wrong_of_all(steps, dataset)
+    wrong = wrong_of(steps, dataset).tolist()
     network.give_back()
     computed_by = f"{name_kernels('torch', trajectory, dataset, first.device)} stack of {size}"
     following: list[Checkpoint | Exception | None] = []
@@ -138,10 +138,3 @@ def _run_level(group: list[Ready], size: int) -> list[Checkpoint | Exception | N
         except Exception as error:
             following.append(error)
     return following
-
-
-def count_wrong_of_all(steps: StackedSteps, dataset: Source) -> list[int]:
-    """Count the test images that every network of a stack gets wrong (top-1)."""
-    batches = dataset.test_batches(EVALUATION_BATCH)
-    wrong = [(steps.logits(images).argmax(2) != labels).sum(1) for images, labels in batches]
-    return torch.stack(wrong).sum(0).tolist()

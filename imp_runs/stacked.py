@@ -157,10 +157,10 @@ class StackedExamples:
         order = (order + self._count * torch.arange(len(order))[:, None])[self._places].to(self._labels.device)
         augment = [torch.Generator().manual_seed(own.seed("augmentation", at, epoch)) for own, at in self._members]
         for number, batch in enumerate(order.split(protocol.batch_size, dim=1)[first:], first):
-            drawn = torch.stack([draw(batch.shape[1], generator) for generator in augment])
+            drawn = [draw(batch.shape[1], own) for own in augment] if protocol.augmentation == "flip_crop" else []
             if number < taken:
                 continue
             images = self._images[batch.flatten()]
-            if protocol.augmentation == "flip_crop":
-                images = flip_crop(images, drawn[self._places].movedim(0, 1).flatten(1))
+            if drawn:
+                images = flip_crop(images, torch.cat([drawn[place] for place in self._places], dim=1))
             yield images.view(size, -1, *images.shape[1:]), self._labels[batch]

@@ -179,8 +179,15 @@ def name_kernels(steps: str, trajectory: Trajectory, dataset: Source, device: to
     return f"{torch.backends.cpu.get_cpu_capability()} {library}{together}"
 
 
-def count_wrong(steps: Steps, dataset: Source) -> int:
-    """Count the test images that the network gets wrong (top-1), with its running batch-norm statistics."""
+def wrong_of(steps: Steps, dataset: Source) -> torch.Tensor:
+    """Count the test images that a network gets wrong (top-1), `[]`, or those of a stack, `[size]`.
+
+    Evaluated with the running batch-norm statistics, on this process's share of the images.
+    """
     batches = dataset.test_batches(EVALUATION_BATCH)
-    wrong = sum(int((steps.logits(images).argmax(1) != labels).sum()) for images, labels in batches)
-    return total(wrong, steps.network.values.device)
+    return torch.stack([(steps.logits(images).argmax(-1) != labels).sum(-1) for images, labels in batches]).sum(0)
+
+
+def count_wrong(steps: Steps, dataset: Source) -> int:
+    """Count the test images that the network gets wrong, on all processes that train it."""
+    return total(int(wrong_of(steps, dataset)), steps.network.values.device)
