@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from imp_runs.config import Sweep, Trajectory, check_sizes
+from imp_runs.config import STREAMED, Sweep, Trajectory, check_sizes
 from imp_runs.files import place
 from imp_runs.packing import Choices, remember
 from imp_runs.store import Store
@@ -121,18 +121,14 @@ def bench(
     chosen = [t for t in sweep.trajectories if t.dataset_size == largest and t.replicate == 0]
     device, kernels = checked_device(device), checked_kernels(kernels)
     check_sizes(chosen)
-    ways = [
-        ("torch", 1),
-        (kernels, 1),
-        *(("torch", size) for size in packs or STACKS[device.split(":")[0]] if size > 1),
-    ]
+    ways = [("torch", 1), (kernels, 1), *(("torch", size) for size in _sizes(chosen[0], device, packs))]
     rows = []
     with started(device) as pool:
         fetch(pool, chosen, data_dir, download)
         peak = pool.submit(peak_rate, device).result()
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
             (steps, plain), *others = (
-                pool.submit(costs_of, [t], data_dir, device, which, size).result()[0] for which, size in ways
+                pool.submit(_cost_of, t, data_dir, device, which, size).result() for which, size in ways
             )
             seconds, pack = min((cost[1], way[1]) for cost, way in zip(others, ways[1:], strict=True))
             remember(device, t, pack)
@@ -151,6 +147,27 @@ def bench(
                 "of_peak": flops * examples / seconds / peak,
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _sizes(trajectory: Trajectory, device: str, packs: Sequence[int] | None) -> list[int]:
+    """List the stacks to be tried; of what is streamed there are none."""
+    if trajectory.dataset in STREAMED:
+        return []
+    return [size for size in packs or STACKS[device.split(":")[0]] if size > 1]
+
+
+def _cost_of(
+    trajectory: Trajectory, data_dir: str | Path | None, device: str, kernels: str, size: int
+) -> tuple[int, float]:
+    """Give steps and seconds of a trajectory; no end of seconds for a stack that does not fit the memory."""
+    import torch
+
+    try:
+        return costs_of([trajectory], data_dir, device, kernels, size)[0]
+    except torch.OutOfMemoryError:
+        if size == 1:
+            raise
+        return 0, math.inf
 
 
 def peak_rate(device: str) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
+import numpy as np
 import pytest
+import torch
 
 from imp_runs.config import Sweep, load_sweep
 from imp_runs.costs import Estimate, costs_of, estimate
@@ -106,6 +108,28 @@ def test_what_cannot_run_is_refused_before_anything_runs(whole, tmp_path, use):
     with pytest.raises(ImpRunsError, match="device 'tpu' must be cpu or cuda"):
         use(sweep, tmp_path / "store", device="tpu")
     assert not (tmp_path / "store").exists() or Store(tmp_path / "store").keys() == []
+
+
+def test_what_is_streamed_is_not_benched_in_stacks(toy):
+    from imp_runs.costs import STACKS, _sizes
+
+    assert _sizes(toy(), "cpu", None) == list(STACKS["cpu"])
+    assert _sizes(toy(), "cuda:0", None) == list(STACKS["cuda"])
+    assert _sizes(toy(), "cpu", [1, 3]) == [3]
+    assert _sizes(dataclasses.replace(toy(), dataset="imagenet"), "cpu", [3]) == []
+
+
+def test_a_stack_that_does_not_fit_the_memory_is_not_the_fastest(toy, monkeypatch):
+    """Whatever runs out of it, alone it is an error."""
+    from imp_runs import costs
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(costs, "costs_of", full)
+    assert costs._cost_of(toy(), None, "cpu", "torch", 4) == (0, np.inf)
+    with pytest.raises(torch.OutOfMemoryError):
+        costs._cost_of(toy(), None, "cpu", "torch", 1)
 
 
 def test_bench_compares_every_network_with_plain_pytorch(whole):
