@@ -41,6 +41,8 @@ DATASETS = {
 STREAMED = ("imagenet",)
 #: What is done to training images; datasets in memory know the first two, streamed ones the first and the last.
 AUGMENTATIONS = ("none", "flip_crop", "resized_crop")
+#: What convolutions and matrix products are computed in.
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Protocol:
         augmentation: `"none"`, `"flip_crop"` (horizontal flip, 4-pixel zero-padded crop), or for streamed datasets
             `"resized_crop"` (a random part of the image, resized, and a horizontal flip).
         warmup: Fraction of the steps over which the learning rate rises linearly from 0.
+        precision: `"float32"`, or `"bfloat16"` for convolutions and matrix products, in training and in testing;
+            weights, batch norms, the loss and the optimiser stay float32.
 
     Source:
         Rosenfeld, Frankle, Carbin, Shavit, ICML 2021, section 3 and appendix.
@@ -80,6 +84,7 @@ class Protocol:
     levels: int = 30
     augmentation: str = "none"
     warmup: float = 0.0
+    precision: str = "float32"
 
     def steps_per_epoch(self, dataset_size: int) -> int:
         """Count the steps of one epoch over `dataset_size` examples."""
@@ -108,6 +113,7 @@ class Protocol:
             ("levels", self.levels >= 0, ">= 0"),
             ("augmentation", self.augmentation in AUGMENTATIONS, f"one of {', '.join(AUGMENTATIONS)}"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
+            ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ]
         return [f"protocol.{name} = {getattr(self, name)!r} must be {rule}" for name, ok, rule in rules if not ok]
 
@@ -206,11 +212,16 @@ def protocol_hash(protocol: Protocol) -> str:
     return digest({"arithmetic": ARITHMETIC, **_hashed(protocol)})
 
 
+#: Fields that protocols did not have from the beginning.
+_LATER = {"warmup", "precision"}
+
+
 def _hashed(protocol: Protocol) -> dict[str, Any]:
     """Give the fields that name a protocol; those added later take part where they are used, so old names stay."""
     fields = dataclasses.asdict(protocol)
-    if protocol.warmup == 0:
-        del fields["warmup"]
+    for field in dataclasses.fields(protocol):
+        if field.name in _LATER and fields[field.name] == field.default:
+            del fields[field.name]
     return fields
 
 

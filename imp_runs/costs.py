@@ -125,7 +125,7 @@ def bench(
     rows = []
     with started(device) as pool:
         fetch(pool, chosen, data_dir, download)
-        peak = pool.submit(peak_rate, device).result()
+        peak = pool.submit(peak_rate, device, sweep.protocol.precision).result()
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
             (steps, plain), *others = (
                 pool.submit(_cost_of, t, data_dir, device, which, size).result() for which, size in ways
@@ -170,12 +170,12 @@ def _cost_of(
         return 0, math.inf
 
 
-def peak_rate(device: str) -> float:
+def peak_rate(device: str, precision: str = "float32") -> float:
     """Measure the floating-point operations per second of a product of large matrices."""
     import torch
 
     rows = PEAK[device.split(":")[0]]
-    matrix, seconds = torch.ones(rows, rows, device=device), []
+    matrix, seconds = torch.ones(rows, rows, device=device, dtype=getattr(torch, precision)), []
     for _ in range(5):
         began = time.perf_counter()
         (matrix @ matrix)[0, 0].item()  # waits for the device

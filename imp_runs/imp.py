@@ -259,7 +259,7 @@ def describe(trajectory: Trajectory, dataset: Source, network: Network, device: 
         "parameters": len(network.values),
         "protocol": trajectory.protocol.name,
         "protocol_hash": protocol_hash(trajectory.protocol),
-        "precision": "float32",
+        "precision": trajectory.protocol.precision,
         "device": device_name(device),
         "versions": json.dumps(versions, sort_keys=True),
     }

@@ -1,7 +1,8 @@
-"""Trajectories as Ray tasks: fractions of a GPU, retries where a node dies, any cluster."""
+"""Trajectories as Ray tasks, or stacks of them: fractions of a GPU, retries where a node dies, any cluster."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -10,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imp_runs.config import Trajectory
-from imp_runs.engines import Bars, Task
+from imp_runs.engines import Bars
 from imp_runs.errors import optional
 from imp_runs.life import forget
+from imp_runs.packing import Share, Task, shares_of
 from imp_runs.store import Store
-from imp_runs.work import Outcome, Settings, fail, reason_of, work
+from imp_runs.work import Outcome, Settings, fail, reason_of, work_all
 from imp_runs.workers import KERNELS, steady
 
 #: How often Ray begins a task again when its worker or its node dies.
@@ -35,15 +37,15 @@ def run_on_ray(
     parallel: int | None = None,
     options: Mapping[str, Any],
 ) -> list[Outcome]:
-    """Run trajectories as Ray tasks, one CPU each, and wait for their end.
+    """Run trajectories as Ray tasks, one CPU each, and wait for their end; with `Settings.pack` a task is a stack.
 
     Args:
         tasks: Trajectories and the stores that they go to, which all nodes must see.
         name: What the progress bar calls them.
         settings: How they are computed.
         address: Address of the cluster; default: Ray on this machine.
-        gpus: Share of a GPU that each gets.
-        parallel: Most that Ray is given at the same time; default all.
+        gpus: Share of a GPU that each task gets.
+        parallel: Most tasks that Ray is given at the same time; default all.
         options: More options of a Ray task, `num_cpus`, `resources`, `max_retries`, ...; texts are read as JSON.
 
     Returns:
@@ -62,7 +64,7 @@ def run_on_ray(
     pins = KERNELS if settings.device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     given = {"num_cpus": 1, "num_gpus": gpus or 0, "max_retries": RETRIES, "runtime_env": {"env_vars": pins}}
     given |= {option: _value(text) for option, text in options.items()}
-    task = ray.remote(_one).options(**given)
+    task = ray.remote(_run).options(**given)
     try:
         return _Run(ray, task, tasks, settings, parallel or len(tasks)).wait(name)
     finally:
@@ -77,11 +79,11 @@ def _value(text: Any) -> Any:
         return text
 
 
-def _one(trajectory: Trajectory, store: str, settings: Settings) -> Outcome:
-    """Run a trajectory in a worker of Ray, which may have run others."""
+def _run(trajectories: Sequence[Trajectory], store: str, settings: Settings, size: int) -> list[Outcome]:
+    """Run a share in a worker of Ray, which may have run others."""
     forget()
     steady()
-    return work(trajectory, store, settings)
+    return work_all(trajectories, store, settings, size=size)
 
 
 class _Run:
@@ -90,8 +92,9 @@ class _Run:
     def __init__(self, ray: Any, task: Any, tasks: Sequence[Task], settings: Settings, parallel: int) -> None:
         self._ray, self._task, self._settings, self._parallel = ray, task, settings, parallel
         self._tasks = {trajectory.key: (trajectory, store) for trajectory, store in tasks}
-        self._waiting = [(0.0, key) for key in reversed(self._tasks)]
-        self._given: dict[Any, str] = {}
+        shares = shares_of(tasks, dataclasses.replace(settings, pack=settings.pack or 1), len(tasks))
+        self._waiting = [(0.0, share) for share in reversed(shares)]
+        self._given: dict[Any, Share] = {}
         self._held: dict[str, float] = {}
 
     def wait(self, name: str) -> list[Outcome]:
@@ -105,8 +108,7 @@ class _Run:
                 if not given:
                     time.sleep(0.5)
                 for reference in ready:
-                    outcome = self._outcome(reference)
-                    if outcome:
+                    for outcome in self._ended(reference):
                         outcomes.append(outcome)
                         bars.count(outcome)
                 if bars.shown and time.monotonic() - looked > AGAIN:
@@ -118,33 +120,33 @@ class _Run:
         now = time.monotonic()
         later = []
         while self._waiting and len(self._given) < self._parallel:
-            when, key = self._waiting.pop()
+            when, share = self._waiting.pop()
             if when > now:
-                later.append((when, key))
+                later.append((when, share))
                 continue
-            trajectory, store = self._tasks[key]
-            self._given[self._task.remote(trajectory, str(_seen(store)), self._settings)] = key
+            trajectories, store = [trajectory for trajectory, _ in share.tasks], str(_seen(share.tasks[0][1]))
+            self._given[self._task.remote(trajectories, store, self._settings, share.size)] = share
         self._waiting[:0] = later
 
-    def _outcome(self, reference: Any) -> Outcome | None:
-        """Give how a task ended, or nothing where it is to be tried again."""
-        key = self._given.pop(reference)
-        trajectory, store = self._tasks[key]
+    def _ended(self, reference: Any) -> list[Outcome]:
+        """Give how the trajectories of a task ended, but for those that are to be tried again."""
+        share = self._given.pop(reference)
         try:
-            outcome = self._ray.get(reference)
+            outcomes = self._ray.get(reference)
         except Exception as error:  # the worker or its node died once more than Ray tries
-            return fail(trajectory, store.path, reason_of(error), str(error))
+            return [fail(t, store.path, reason_of(error), str(error)) for t, store in share.tasks]
         now = time.monotonic()
-        if outcome.state in ("busy", "stopped") and now - self._held.setdefault(key, now) < PATIENCE:
-            self._waiting.insert(0, (now + AGAIN, key))
-            return None
-        return outcome
+        again = [o.key for o in outcomes if o.state in ("busy", "stopped")]
+        again = [key for key in again if now - self._held.setdefault(key, now) < PATIENCE]
+        if again:
+            self._waiting.insert(0, (now + AGAIN, Share([self._tasks[key] for key in again], share.size)))
+        return [outcome for outcome in outcomes if outcome.key not in again]
 
     def _running(self) -> list[Task]:
         here = {id(store): store for _, store in self._tasks.values()}
         names = {key: files for store in here.values() for key, files in store.contents().items()}
-        keys = [key for key in self._given.values() if "running.json" in names.get(key, ())]
-        return [self._tasks[key] for key in keys[:LINES]]
+        given = [task for share in self._given.values() for task in share.tasks]
+        return [task for task in given if "running.json" in names.get(task[0].key, ())][:LINES]
 
 
 def _seen(store: Store) -> Any:

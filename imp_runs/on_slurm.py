@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ from imp_runs.config import Trajectory
 from imp_runs.errors import ImpRunsError, optional
 from imp_runs.files import on_disk, read_sealed, sealed, write_durably
 from imp_runs.life import stopping_on_signals
+from imp_runs.packing import shares_of
 from imp_runs.store import Store
-from imp_runs.work import Settings, work
+from imp_runs.work import Settings, work_all
 from imp_runs.workers import KERNELS, steady
 
 #: Tasks of an array at most; Slurm's own default limit is 1001.
@@ -60,11 +62,12 @@ def submit(
     submitit = optional("submitit", "slurm")
     given = dict(options)
     queued = _queued(store)  # first: what has left the queue since then is done
-    missing = [t.key for t in trajectories if t.key not in queued and not store.is_whole(t.key)]
+    missing = [t for t in trajectories if t.key not in queued and not store.is_whole(t.key)]
     if not missing:
         return (), 0
-    tasks = min(len(missing), int(given.pop("tasks", TASKS)))
-    groups = [missing[first::tasks] for first in range(tasks)]
+    packs = _packs(missing, store, settings)
+    tasks = min(len(packs), int(given.pop("tasks", TASKS)))
+    groups = [[t.key for pack, _ in packs[first::tasks] for t in pack] for first in range(tasks)]
     beside = store.path.absolute() if on_disk(store.path) else Path(name).absolute()
     folder = Path(given.pop("folder", f"{beside}-jobs")).absolute()
     pins = KERNELS if settings.device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -91,6 +94,13 @@ def submit(
     job = jobs[0].job_id.split("_")[0]
     write_durably(_folder(store) / f"{job}.json", sealed({"job": job, "tasks": groups}))
     return (job,), len(missing)
+
+
+def _packs(trajectories: Sequence[Trajectory], store: Store, settings: Settings) -> list[tuple[list[Trajectory], int]]:
+    """Group trajectories into stacks where `Settings.pack` asks for them, else one by one; with the stacks' size."""
+    asked = dataclasses.replace(settings, pack=settings.pack or 1)
+    shares = shares_of([(trajectory, store) for trajectory in trajectories], asked, len(trajectories))
+    return [([trajectory for trajectory, _ in share.tasks], share.size) for share in shares]
 
 
 def _whole(name: str, value: Any) -> int:
@@ -142,13 +152,15 @@ class Share:
     def __call__(self, keys: list[str]) -> dict[str, str]:
         """Run what is not done of these; give how each ended. A task that is asked to stop ends itself."""
         steady()
-        wanted, states = Store(self.store).wanted(), {}
+        store, states = Store(self.store), {}
+        wanted = store.wanted()
         with stopping_on_signals():
-            for key in keys:
-                outcome = work(wanted[key], self.store, self.settings)
-                print(f"{wanted[key]}: {outcome.state} {outcome.reason}".rstrip(), flush=True)  # noqa: T201 - the job's log
-                states[key] = outcome.state
-                if outcome.state == "stopped":
+            for pack, size in _packs([wanted[key] for key in keys], store, self.settings):
+                for outcome in work_all(pack, self.store, self.settings, size=size):
+                    said = f"{wanted[outcome.key]}: {outcome.state} {outcome.reason}".rstrip()
+                    print(said, flush=True)  # noqa: T201 - the job's log
+                    states[outcome.key] = outcome.state
+                if "stopped" in states.values():
                     self._requeue()
                     raise SystemExit(1)
         return states

@@ -34,7 +34,7 @@ def alike(trajectory: Trajectory) -> tuple[object, ...]:
 
 
 def shares_of(tasks: Sequence[Task], settings: Settings, workers: int) -> list[Share]:
-    """Deal tasks out: one by one, or in packs of those that are alike, as many as there are workers or more.
+    """Deal tasks out in their order: one by one, or in packs of those that are alike, as many as workers or more.
 
     Args:
         tasks: Trajectories and their stores.
@@ -49,7 +49,8 @@ def shares_of(tasks: Sequence[Task], settings: Settings, workers: int) -> list[S
         size = sizes.of(own[0][0])
         parts = len(own) if size == 1 else min(workers, -(-len(own) // size))
         shares += [Share(own[part::parts], size) for part in range(parts)]
-    return shares
+    order = {trajectory.key: place for place, (trajectory, _) in enumerate(tasks)}
+    return sorted(shares, key=lambda share: order[share.tasks[0][0].key])
 
 
 def choices_file() -> Path:

@@ -38,7 +38,7 @@ class SharedSteps(TorchSteps):
         """Compute this share's part of the mean loss, times the processes, as gradients are averaged over them."""
         examples = torch.tensor(float(len(labels)), device=images.device)
         distributed.all_reduce(examples)
-        losses = functional.cross_entropy(self._parallel(images), labels, reduction="sum")
+        losses = functional.cross_entropy(self.rounded(self._parallel, images), labels, reduction="sum")
         return losses * processes() / examples
 
 
@@ -84,6 +84,7 @@ class SharedNorm(nn.BatchNorm2d):
         """Map feature maps (share of the batch, channels, height, width) to the same shape."""
         if not self.training:
             return super().forward(input)
+        given, input = input.dtype, input.to(self.weight.dtype)
         number = _Sum.apply(input.new_tensor(float(input.numel() // input.shape[1])))
         if number == 1:
             raise ValueError("a batch norm needs more than one value per channel: one example has one position left.")
@@ -92,7 +93,7 @@ class SharedNorm(nn.BatchNorm2d):
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / number
         self._remember(mean.detach(), variance.detach() * number / (number - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(given)
 
     def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         assert self.num_batches_tracked is not None

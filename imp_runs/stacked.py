@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -113,7 +114,7 @@ class StackedSteps(TorchSteps):
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Add up the mean cross-entropies of batches `[size, examples, ...]`, `[]`."""
-        logits = self._train(self._stack.parameters, self._stack.buffers, images)
+        logits = self.rounded(partial(self._train, self._stack.parameters, self._stack.buffers), images)
         losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
         return losses / labels.shape[1]
 
@@ -121,7 +122,7 @@ class StackedSteps(TorchSteps):
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Compute the logits `[size, examples, classes]` of the same images."""
         self.network.model.eval()
-        logits = self._test(self._stack.parameters, self._stack.buffers, images)
+        logits = self.rounded(partial(self._test, self._stack.parameters, self._stack.buffers), images)
         self.network.model.train()
         return logits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol as Interface
 
 import torch
@@ -76,6 +77,7 @@ class TorchSteps:
 
     def __init__(self, network: Flat, protocol: Protocol) -> None:
         self.network: Flat = network
+        self._precision = getattr(torch, protocol.precision)
         self._parameter = parameter = torch.nn.Parameter(network.values)
         parameter.grad = network.gradients
         self._prunable_gradients = network.gradients[: network.prunable]
@@ -104,15 +106,26 @@ class TorchSteps:
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the mean cross-entropy of a batch, `[]`."""
-        return functional.cross_entropy(self.network.model(images), labels)
+        return functional.cross_entropy(self.rounded(self.network.model, images), labels)
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Compute the logits `[examples, classes]` with the running batch-norm statistics."""
         self.network.model.eval()
-        logits = self.network.model(images)
+        logits = self.rounded(self.network.model, images)
         self.network.model.train()
         return logits
+
+    def rounded(self, compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Compute logits in the protocol's precision; they come back in that of the images.
+
+        In bfloat16 the channels of images lie innermost in memory, as the units that GPUs have for it want them.
+        """
+        if self._precision is torch.float32:
+            return compute(images)
+        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+        with torch.autocast(images.device.type, self._precision):
+            return compute(images.contiguous(memory_format=layout)).to(images.dtype)
 
 
 def make_steps(name: str, network: Network, protocol: Protocol, input_shape: tuple[int, int, int]) -> Steps:
@@ -138,9 +151,15 @@ def choose_steps(trajectory: Trajectory, network: Network, kernels: str = "auto"
             network and on its density alone, so that every machine with a CPU chooses the same.
 
     Raises:
-        ImpRunsError: The sparse kernels were asked for on a GPU, or for a family that they do not know.
+        ImpRunsError: The sparse kernels were asked for on a GPU, or for a family or a precision that they do not know.
     """
     on_cpu, known = network.values.device.type == "cpu", trajectory.family in SPARSE_FAMILIES
+    single = trajectory.protocol.precision == "float32"
+    if kernels == "sparse" and not single:
+        raise ImpRunsError(
+            f"kernels 'sparse' compute in float32, not in protocol.precision {trajectory.protocol.precision!r}; give "
+            "--kernels auto or torch."
+        )
     if kernels == "sparse" and not on_cpu:
         raise ImpRunsError("kernels 'sparse' are for the CPU; give --kernels auto or torch, or --device cpu.")
     if kernels == "sparse" and not known:
@@ -150,7 +169,7 @@ def choose_steps(trajectory: Trajectory, network: Network, kernels: str = "auto"
         )
     if kernels != "auto":
         return kernels
-    if not (on_cpu and known):
+    if not (on_cpu and known and single):
         return "torch"
     if trajectory.family == "mlp":
         faster = network.kept <= SPARSE_WEIGHTS

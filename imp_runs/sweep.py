@@ -61,11 +61,11 @@ def run_sweep(
             together instead.
         device: `"cpu"` or `"cuda"`; default CUDA when there is one here, or when `gpus` asks for one.
         kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them.
-        pack: How many networks the local engine stacks where trajectories differ in their seeds alone; by default 1,
-            one by one, or on a GPU what `bench` has found best there.
+        pack: How many networks are stacked where trajectories differ in their seeds alone; a stack is one task of Ray
+            or Slurm. By default 1, one by one, or with the local engine on a GPU what `bench` has found best there.
         engine: `"local"`, `"ray"` or `"slurm"`, which returns once all is submitted.
         address: Address of a Ray cluster, such as `"ray://head:10001"` or `"auto"`; default: Ray on this machine.
-        gpus: Share of a GPU that a trajectory gets (Ray), or GPUs of an array task (Slurm).
+        gpus: Share of a GPU that a task gets (Ray), or GPUs of an array task (Slurm).
         options: More of the engine: arguments of Ray's `remote`, or of sbatch without the leading `--`.
 
     Returns:

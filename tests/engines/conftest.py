@@ -44,6 +44,13 @@ class Whole:
         table = make_table(store).drop(columns="seconds")
         pd.testing.assert_frame_equal(table, self.table.drop(columns="seconds"), check_exact=True)
 
+    def assert_stacked(self, store: Path, size: int) -> None:
+        """Compare the table of runs in stacks, whose errors differ by rounding, in what does not."""
+        table = make_table(store)
+        assert table["kernels"].str.endswith(f"stack of {size}").all()
+        same = ["trajectory", "level", "kept", "density", "n_test", "steps", "status"]
+        pd.testing.assert_frame_equal(table[same], self.table[same], check_exact=True)
+
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> Whole:

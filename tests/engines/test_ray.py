@@ -64,6 +64,15 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(cluster, whole, w
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.json*")} == before
 
 
+def test_stacks_are_tasks(cluster, whole, tmp_path):
+    made, _ = cluster
+    ray.init(address=made.address, log_to_driver=False)
+    for _ in range(2):
+        again = run_sweep(whole.sweep, tmp_path / "store", device="cpu", engine="ray", address=made.address, pack=3)
+    assert again.submitted == 0
+    whole.assert_stacked(tmp_path / "store", 3)
+
+
 def test_a_fraction_of_a_gpu_is_asked_for(cluster, whole, tmp_path):
     made, _ = cluster
     ray.init(address=made.address, log_to_driver=False)

@@ -106,6 +106,15 @@ def test_a_task_that_is_warned_of_its_time_limit_requeues_itself(slurm, whole, w
     assert make_table(store)[columns].to_numpy().tolist() == expected[columns].to_numpy().tolist()
 
 
+def test_stacks_stay_together_in_a_task(slurm, whole, wait, tmp_path):
+    store = tmp_path / "store"
+    submitted = run_sweep(whole.sweep, store, device="cpu", engine="slurm", pack=3, options={"tasks": 5})
+    (job,) = submitted.jobs
+    assert [len(group) for group in read_sealed(store / "jobs" / f"{job}.json")["tasks"]] == [3, 3]
+    wait(lambda: done(store) == 6 and not slurm.states(), 400, "the end of both stacks")
+    whole.assert_stacked(store, 3)
+
+
 def test_ten_thousand_trajectories_are_one_command(slurm, whole, tmp_path):
     first = whole.sweep.trajectories[0]
     many = tuple(dataclasses.replace(first, replicate=replicate) for replicate in range(10_000))

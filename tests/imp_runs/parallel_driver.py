@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from imp_runs.config import Protocol
 from imp_runs.distributed import group, share, total
 from imp_runs.network import Network
+from imp_runs.parallel import SharedNorm
 from imp_runs.prune import prune
 from imp_runs.steps import make_steps
 
@@ -53,12 +54,25 @@ def trained(family: str, depth: int, width: int, batches: tuple[int, ...] = BATC
     return result | {"values": network.values.detach(), "statistics": network.statistics, "logits": logits}
 
 
+def check_rounded_norm() -> None:
+    """Compare the batch norm over all processes with PyTorch's over the whole batch, of feature maps in bfloat16."""
+    whole, shared = nn.BatchNorm2d(3), SharedNorm(nn.BatchNorm2d(3))
+    maps = 3 + 2 * torch.randn(7, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+    maps = maps.bfloat16()
+    result = shared(share(maps))
+    assert result.dtype is torch.bfloat16
+    torch.testing.assert_close(result, share(whole(maps)), rtol=2**-7, atol=2**-7)
+    for name, statistic in whole.named_buffers():
+        torch.testing.assert_close(dict(shared.named_buffers())[name], statistic, rtol=1e-5, atol=1e-6)
+
+
 def main() -> None:
     """Train all networks together."""
     torch.set_num_threads(1)
     with group("gloo"):
         own = distributed.get_rank()
         assert total(own + 1, torch.device("cpu")) == 3
+        check_rounded_norm()
         results = {}
         for family, depth, width in NETWORKS:
             for name, tensor in trained(family, depth, width).items():

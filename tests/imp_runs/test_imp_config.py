@@ -223,6 +223,7 @@ def test_a_fault_of_the_grid_is_named(grid, message):
         ("augmentation", "mixup", "must be one of none, flip_crop, resized_crop"),
         ("augmentation", "resized_crop", "must be none or flip_crop for digits"),
         ("warmup", 1.0, "must be in [0, 1)"),
+        ("precision", "float16", "must be one of float32, bfloat16"),
         ("name", ["a"], "must be of type str"),
         ("cooldown", 5, "unknown entry protocol.cooldown; allowed: name, epochs"),
     ],
