@@ -47,7 +47,8 @@ class Evaluation:
             posterior's mean curve and for least squares, beside the spread of seeds.
         coverage: Share of left-out measured errors inside their 50 % and 90 % intervals, with 90 % intervals of that
             share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
-            intervals in natural logs. Least squares is absent where a fold does not let it be fitted.
+            intervals in natural logs; `alive` is the share among the rows of networks that are not dead (`is_dead`),
+            which any interval holds. Least squares is absent where a fold does not let it be fitted.
         rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
         scores: Log predictive density, by the posterior, of every trajectory left out
             (`bayeslaw.comparison.score_runs`).
@@ -250,7 +251,7 @@ def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame
 
 
 def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
-    table, group = [], _groups(rows, leave_out)
+    table, group, alive = [], _groups(rows, leave_out), ~is_dead(rows)
     for name in ("posterior", "least_squares"):
         for level in LEVELS:
             lower, upper = rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"]
@@ -265,10 +266,33 @@ def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
                     "coverage": inside.mean(),
                     "lower": low,
                     "upper": high,
+                    "alive": inside[alive].mean(),
                     "log_width": np.median(log_width(lower, upper)),
                 }
             )
     return pd.DataFrame(table)
+
+
+def is_dead(rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Tell the rows of networks that answer one class whatever they see, by their errors repeating to the last digit.
+
+    Such a network's error is that of the round before, and above half of the largest of the table.
+
+    Args:
+        rows: Rows of whole trajectories in any order, with configuration, `trajectory`, `density` and `error`.
+
+    Returns:
+        Whether a row is a dead network's, `[rows]`.
+
+    Example:
+        >>> rows = pd.DataFrame({"density": [1, 0.8, 0.64, 0.51], "error": [0.1, 0.1, 0.9, 0.9]})
+        >>> is_dead(rows.assign(depth=8, width=1, dataset_size=1000, trajectory="a")).tolist()
+        [False, False, False, True]
+    """
+    place = rows.reset_index(drop=True)
+    ordered = place.sort_values("density", ascending=False)
+    repeated = ordered["error"] == ordered.groupby([*CONFIGURATION, "trajectory"])["error"].shift()
+    return (repeated & (ordered["error"] > rows["error"].max() / 2)).reindex(place.index).to_numpy()
 
 
 def log_width(lower: pd.Series, upper: pd.Series) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, load_runs
-from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of
+from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of, is_dead
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.frame import CONFIGURATION
 
@@ -61,7 +61,7 @@ def test_networks_of_one_size_have_no_largest(runs) -> None:
 
 
 def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(runs) -> None:
-    rows = runs[[*CONFIGURATION, "trajectory", "error"]].copy()
+    rows = runs[[*CONFIGURATION, "trajectory", "density", "error"]].copy()
     inside = np.arange(len(rows)) % 4 != 0
     for level in LEVELS:
         rows[f"posterior_lower_{level}"] = rows["error"] * np.where(inside, 0.5, 2.0)
@@ -72,6 +72,18 @@ def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(ru
     assert table["coverage"].tolist() == pytest.approx([inside.mean()] * 2)
     assert (table["lower"] <= table["coverage"]).all() and (table["coverage"] <= table["upper"]).all()
     assert table["log_width"].tolist() == pytest.approx([np.log(4.0)] * 2)
+    alive = ~is_dead(rows)
+    assert table["alive"].tolist() == pytest.approx([inside[alive].mean()] * 2)
+
+
+def test_rows_of_dead_networks_are_told_apart_in_any_order(runs) -> None:
+    rows = runs[[*CONFIGURATION, "trajectory", "density"]].assign(error=np.linspace(0.2, 0.8, len(runs)))
+    (_, dead), (_, working), *_ = rows.groupby([*CONFIGURATION, "trajectory"])
+    last, first = dead.nsmallest(2, "density").index, working.nlargest(2, "density").index
+    rows.loc[last, "error"] = 0.9  # dies, then stays dead
+    rows.loc[first, "error"] = 0.1  # the same error twice, but of a network that works
+    for order in (rows, rows.sample(frac=1, random_state=0)):
+        assert list(order.index[is_dead(order)]) == [last[0]]
 
 
 def test_it_says_which_fit_failed_its_gate_and_why() -> None:
