@@ -14,12 +14,12 @@ import xarray as xr
 
 from bayeslaw.baseline import least_squares
 from bayeslaw.bootstrapping import bootstrap
-from bayeslaw.comparison import score_runs
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
 from bayeslaw.frame import CONFIGURATION, make_frame
 from bayeslaw.predict import extrapolation
+from bayeslaw.run_likelihood import score_runs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Evaluation:
             which any interval holds. Least squares is absent where a fold does not let it be fitted.
         rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
         scores: Log predictive density, by the posterior, of every trajectory left out
-            (`bayeslaw.comparison.score_runs`).
+            (`bayeslaw.run_likelihood.score_runs`).
         gates: The verdict on every fit, `fold 1` and so on and `whole table`.
         leave_out: What was left out.
     """

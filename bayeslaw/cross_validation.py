@@ -13,10 +13,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from bayeslaw.calibration import fold_of
-from bayeslaw.comparison import check_fits, score_runs
+from bayeslaw.comparison import check_fits
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit as fit_runs
 from bayeslaw.frame import CONFIGURATION
+from bayeslaw.run_likelihood import score_runs
 
 if TYPE_CHECKING:
     from bayeslaw.posterior import Fit

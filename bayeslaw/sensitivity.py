@@ -15,10 +15,10 @@ import pandas as pd
 import xarray as xr
 from tqdm import tqdm
 
-from bayeslaw.comparison import row_log_likelihood
 from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.precision import in_float64
+from bayeslaw.run_likelihood import row_log_likelihood
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution

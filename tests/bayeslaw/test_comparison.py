@@ -12,7 +12,8 @@ from simulate import error_of, log_density_along, observation_of, saturated, slo
 
 import bayeslaw
 from bayeslaw import BayeslawError, compare
-from bayeslaw.comparison import leave_row_out, leave_trajectory_out, trajectory_log_likelihood
+from bayeslaw.comparison import leave_row_out, leave_trajectory_out
+from bayeslaw.run_likelihood import trajectory_log_likelihood
 
 
 def draws_of(fit: bayeslaw.Fit, count: int) -> dict[str, np.ndarray]:

@@ -14,9 +14,9 @@ from simulate import error_of, log_density_along, observation_of, saturated, slo
 
 import bayeslaw
 from bayeslaw import BayeslawError, CrossValidation, cross_validate
-from bayeslaw.comparison import new_run_log_likelihood
 from bayeslaw.cross_validation import refit
 from bayeslaw.frame import CONFIGURATION
+from bayeslaw.run_likelihood import new_run_log_likelihood
 
 
 def draw_of(fit: bayeslaw.Fit, index: int) -> dict[str, np.ndarray]:
