@@ -66,6 +66,7 @@ def _hierarchy_priors() -> dict[str, Any]:
         "spread_p": dist.LogNormal(math.log(0.2), 0.3),
         "share_p": dist.Beta(4.0, 4.0),
         "kappa": dist.LogNormal(math.log(0.1), 0.3),
+        "kappa_power": dist.LogNormal(math.log(0.5), 0.3),
         "floor": dist.LogNormal(0.0, 0.15),
         "nu": dist.Gamma(20.0, 2.0),
         "sharpness": dist.LogNormal(math.log(2.5), 0.2),

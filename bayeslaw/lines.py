@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from bayeslaw.laws import Law
-from bayeslaw.noise import LogitNoise, correlation_over, noise_of
+from bayeslaw.noise import LOG_2, LogitNoise, correlation_over, noise_of
 
 
 class Places(NamedTuple):
@@ -92,15 +92,18 @@ def _total_and_derivatives(
     part = {name: jnp.asarray(v).astype(dtype) for name, v in value.items()}
     measured, known = jnp.asarray(places.measured).astype(dtype), jnp.isfinite(n_test)
     zero = jnp.zeros((), dtype)
-    floor, sigma, kappa = (part.get(name, zero) for name in ("floor", "sigma", "kappa"))
+    floor, sigma, kappa, power = (part.get(name, zero) for name in ("floor", "sigma", "kappa", "kappa_power"))
 
     count, half = jnp.where(known, n_test, 1), jnp.where(known, 0.5, 0).astype(dtype)
     mean = jnp.exp(log_mean)
     total, wrong = count + 2 * half, count * mean + half
     right = total - wrong
     both, rest = 1 / (wrong * right), 1 / (1 - mean)
-    binomial, sideways = jnp.where(known, total * both, 0), slope * rest
-    precision = 1 / (floor**2 * binomial + sigma**2 + (kappa * sideways) ** 2)
+    risen = log_mean + LOG_2
+    lift = jnp.exp(power * risen) * rest if "kappa_power" in part else rest
+    binomial, sideways = jnp.where(known, total * both, 0), slope * lift
+    jitter = (kappa * sideways) ** 2
+    precision = 1 / (floor**2 * binomial + sigma**2 + jitter)
     root = jnp.sqrt(precision)
     residual = (response - jnp.log(wrong * wrong * both)) * root
     z, stretch, correlation, rounds = residual, jnp.ones((), dtype), zero, zero
@@ -123,12 +126,13 @@ def _total_and_derivatives(
     by_residual = own - after(own * correlation) if "rho" in part else own
     by_variance = -0.5 * precision * (measured + by_residual * residual)
     pull = count * both
-    by_mean = by_variance * (2 * kappa**2 * sideways**2 * rest - floor**2 * binomial * pull * (right - wrong))
-    by_mean = by_mean - by_residual * root * pull * total
+    by_log_mean = 2 * jitter * (mean * rest + power) - floor**2 * binomial * pull * (right - wrong) * mean
+    by_log_mean = by_variance * by_log_mean - by_residual * root * pull * total * mean
     by_noise = {
         "floor": by_variance * binomial * 2 * floor,
         "sigma": by_variance * 2 * sigma,
         "kappa": by_variance * sideways**2 * 2 * kappa,
+        "kappa_power": by_variance * 2 * jitter * risen,
         **by_nu,
     }
     if "rho" in part:
@@ -138,7 +142,7 @@ def _total_and_derivatives(
     constant, by_constant = jax.value_and_grad(_constant)({k: jnp.asarray(v, float) for k, v in value.items()})
     count = _sum(measured)
     noise = {name: noise[name] + count * by_constant[name] for name in noise}
-    derivatives = by_mean * mean, by_variance * 2 * kappa**2 * sideways * rest, noise
+    derivatives = by_log_mean, by_variance * 2 * kappa**2 * sideways * lift, noise
     return _sum(measured * rows) + count * constant, derivatives
 
 

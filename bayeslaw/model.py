@@ -66,7 +66,7 @@ class Structure:
         absent |= set() if "p" in effects else {"share_p"}
         absent |= set() if self.knows_n_test else {"floor"}
         absent |= set() if self.noise == "student_t" else {"nu"}
-        absent |= set() if self.steep else {"kappa"}
+        absent |= set() if self.steep else {"kappa", "kappa_power"}
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
         absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
@@ -138,7 +138,7 @@ def make_model(structure: Structure, *, centred: bool = True):
         eps_np    = eps_up e_it / sqrt(e_it^2 + 1)
         mean      = law(eps_np, eps_up, gamma, p', m*_r)
         response  ~ logit(mean) + scale z,   z_r = rho^gap z_before + sqrt(1 - rho^(2 gap)) StudentT(nu)
-        scale^2   = floor^2 binomial + sigma^2 + (kappa d logit mean / d log m*)^2
+        scale^2   = floor^2 binomial + sigma^2 + (kappa (2 mean)^kappa_power d logit mean / d log m*)^2
 
     The response is the empirical logit, so both ends are safe: an error of 0 of n_test is an ordinary observation with
     its binomial width, and no prediction leaves (0, 1).

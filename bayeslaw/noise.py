@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def observation(
         curve: Its curve of the trajectory.
         log_density: Where on the curve.
         n_test: Test examples; infinite for the population error.
-        value: `sigma` and, where there are such parts, `kappa` and `floor`.
+        value: `sigma` and, where there are such parts, `kappa` with `kappa_power`, and `floor`.
 
     Returns:
         Location and scale, broadcast.
@@ -42,7 +43,8 @@ def location_and_scale(
     wrong, right = count * mean + half, count * (1 - mean) + half
     variance = jnp.where(known, 1 / wrong + 1 / right, 0.0) * value.get("floor", 0.0) ** 2 + value["sigma"] ** 2
     if "kappa" in value:
-        variance = variance + (value["kappa"] * slope / (1 - mean)) ** 2
+        risen = jnp.exp(value.get("kappa_power", 0.0) * (log_mean + LOG_2))
+        variance = variance + (value["kappa"] * slope / (1 - mean) * risen) ** 2
     return jnp.log(wrong) - jnp.log(right), jnp.sqrt(variance)
 
 
@@ -56,14 +58,14 @@ def response_distribution(
         curve: Its curve of the trajectory.
         log_density: Where on the curve, `[..., rows]`.
         n_test: Test examples; infinite for the population error.
-        value: `sigma` and, where there are such parts, `kappa`, `floor`, `nu` and `rho`.
+        value: `sigma` and, where there are such parts, `kappa`, `kappa_power`, `floor`, `nu` and `rho`.
         gap: Rounds since the row before, of the same trajectory; infinite where there is none.
     """
     log_mean, slope = law.log_error_and_slope(curve, jnp.asarray(log_density))
     return LogitNoise(log_mean, slope, n_test, noise_of(value), gap)
 
 
-_NOISE = ("floor", "sigma", "kappa", "nu", "rho")
+_NOISE = ("floor", "sigma", "kappa", "kappa_power", "nu", "rho")
 
 
 def noise_of(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,6 +73,8 @@ def noise_of(value: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value[name] for name in _NOISE if name in value}
 
 
+#: The error at which `kappa` is the jitter is one half.
+LOG_2 = math.log(2.0)
 #: Rows of a trajectory that lie closer than this, in rounds, are taken to be this far apart.
 _CLOSEST = 0.1
 
@@ -88,8 +92,8 @@ class LogitNoise(dist.Distribution):
         log_mean: Log error of the curve.
         slope: d log error / d log density.
         n_test: Test examples; infinite for the population error.
-        value: `sigma` and, where there are such parts, `kappa`, `floor`, `nu` (else normal) and `rho` (else
-            independent).
+        value: `sigma` and, where there are such parts, `kappa` with `kappa_power`, `floor`, `nu` (else normal) and
+            `rho` (else independent).
         gap: Rounds since the row before; infinite where there is none.
     """
 
@@ -116,7 +120,7 @@ class LogitNoise(dist.Distribution):
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Compute the log density of every response given the one before."""
-        noise = tuple(jnp.asarray(self.value.get(name, 0.0), float) for name in _NOISE[:3])
+        noise = tuple(jnp.asarray(self.value.get(name, 0.0), float) for name in _NOISE[:4])
         residual, log_scale = standardise(
             self.log_mean, self.slope, jnp.asarray(value), jnp.asarray(self.n_test), noise
         )
@@ -171,7 +175,7 @@ def standardise(log_mean: Any, slope: Any, response: Any, n_test: Any, noise: tu
         slope: d log error / d log density.
         response: The empirical logit measured; derivatives by it are left out.
         n_test: Test examples.
-        noise: `floor`, `sigma` and `kappa`.
+        noise: `floor`, `sigma`, `kappa` and `kappa_power`.
 
     Returns:
         Residual and log scale, broadcast.
@@ -182,14 +186,14 @@ def standardise(log_mean: Any, slope: Any, response: Any, n_test: Any, noise: tu
 def _standardise(
     log_mean: Any, slope: Any, response: Any, n_test: Any, noise: tuple[Any, ...]
 ) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
-    floor, sigma, kappa = noise
+    floor, sigma, kappa, power = noise
     known = jnp.isfinite(n_test)
     count, half = jnp.where(known, n_test, 1.0), jnp.where(known, 0.5, 0.0)
     mean = jnp.exp(log_mean)
     total, wrong = count + 2 * half, count * mean + half
     right = total - wrong
-    both, rest = 1 / (wrong * right), 1 / (1 - mean)
-    binomial, sideways = jnp.where(known, total * both, 0.0), slope * rest
+    both, lift = 1 / (wrong * right), jnp.exp(power * (log_mean + LOG_2)) / (1 - mean)
+    binomial, sideways = jnp.where(known, total * both, 0.0), slope * lift
     variance = floor**2 * binomial + sigma**2 + (kappa * sideways) ** 2
     precision = 1 / variance
     root = jnp.sqrt(precision)
@@ -201,7 +205,7 @@ def _standardise(
         wrong,
         right,
         both,
-        rest,
+        lift,
         binomial,
         sideways,
         precision,
@@ -213,17 +217,18 @@ def _standardise(
 def _standardise_jvp(primals: Any, tangents: Any) -> Any:
     log_mean, slope, response, n_test, noise = primals
     by_log_mean, by_slope, _, _, by_noise = tangents
-    floor, sigma, kappa = noise
+    floor, sigma, kappa, power = noise
     (residual, log_scale), parts = _standardise(log_mean, slope, response, n_test, noise)
-    count, mean, total, wrong, right, both, rest, binomial, sideways, precision, root = parts
-    pull = count * both
-    by_mean = precision * (kappa**2 * sideways**2 * rest - 0.5 * floor**2 * binomial * pull * (right - wrong))
+    count, mean, total, wrong, right, both, lift, binomial, sideways, precision, root = parts
+    pull, jitter = count * both, (kappa * sideways) ** 2
+    by_mean = jitter * (mean / (1 - mean) + power) - 0.5 * floor**2 * binomial * pull * (right - wrong) * mean
     change = (
-        by_mean * mean * by_log_mean
-        + precision * kappa**2 * sideways * rest * by_slope
+        precision * by_mean * by_log_mean
+        + precision * kappa**2 * sideways * lift * by_slope
         + precision * floor * binomial * by_noise[0]
         + precision * sigma * by_noise[1]
         + precision * kappa * sideways**2 * by_noise[2]
+        + precision * jitter * (log_mean + LOG_2) * by_noise[3]
     )
     moved = -pull * total * mean * root * by_log_mean - residual * change
     return (residual, log_scale), (moved, change)

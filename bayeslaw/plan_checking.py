@@ -241,7 +241,8 @@ class Truth:
         log_e = self._log_e + self._spread["tau_np"] * rng.standard_normal(count)
         effect = self._shift + self._spread["tau_p"] * rng.standard_normal(count)
         error, slope = curve(value, log_e, effect, self._covariates, self._design.chance_error, density)
-        scale = np.sqrt(value["sigma"] ** 2 + (value["kappa"] * slope / (1 - error)) ** 2)
+        jitter = value["kappa"] * slope / (1 - error) * (2 * error) ** value["kappa_power"]
+        scale = np.hypot(value["sigma"], jitter)
         logit = np.log(error / (1 - error)) + scale * rng.standard_t(value["nu"], count)
         return 1 / (1 + np.exp(-logit))
 

@@ -94,7 +94,14 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "growth_np": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spreads of eps_np", grown),
         "growth_p": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spread of p'", grown),
         "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels (logit)", small),
-        "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels (log m*)", small),
+        "kappa": Prior(
+            dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels where the error is a half (log m*)", small
+        ),
+        "kappa_power": Prior(
+            dist.LogNormal(-0.7, 0.6),
+            "exponent of the error in it",
+            "weak: .15 to 1.6; networks jitter most as they die",
+        ),
         "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),
         "nu": Prior(dist.Gamma(2.0, 0.1), "degrees of freedom of the noise", "Juarez and Steel 2010"),
         "rho": Prior(

@@ -238,7 +238,8 @@ def observation(design: Design, value: Mapping[str, Any], log_e_run: Any, effect
     density = np.tile(design.densities, len(design.configuration))
     effects = log_e_run[..., design.trajectory], effect_p[..., design.trajectory]
     error, slope = curve(value, *effects, covariates, design.chance_error, density)
-    variance = value["sigma"] ** 2 + (value.get("kappa", 0.0) * slope / (1 - error)) ** 2
+    jitter = value.get("kappa", 0.0) * slope / (1 - error) * (2 * error) ** value.get("kappa_power", 0.0)
+    variance = value["sigma"] ** 2 + jitter**2
     if design.n_test is None:
         return np.log(error / (1 - error)), np.sqrt(variance)
     wrong, right = design.n_test * error + 0.5, design.n_test * (1 - error) + 0.5

@@ -16,7 +16,7 @@ from bayeslaw.lines import LineNoise, Places, after, before
 
 LENGTH, LINES = 7, 12
 PARTS = [
-    ("floor", "sigma", "kappa", "nu", "rho"),
+    ("floor", "sigma", "kappa", "kappa_power", "nu", "rho"),
     ("floor", "sigma", "kappa", "nu"),
     ("sigma", "kappa", "rho"),
     ("sigma",),
@@ -44,7 +44,7 @@ def rows(n_test: float) -> tuple[Places, np.ndarray]:
 
 def parameters(names: tuple[str, ...]) -> dict:
     rng = np.random.default_rng(1)
-    noise = {"floor": 0.8, "sigma": 0.05, "kappa": 0.2, "nu": 3.5, "rho": 0.6}
+    noise = {"floor": 0.8, "sigma": 0.05, "kappa": 0.2, "kappa_power": 0.7, "nu": 3.5, "rho": 0.6}
     curve = Curve(rng.uniform(-3, -1, LINES), -0.11, 1.3, rng.uniform(-2, 0, LINES), 2.4)
     return jax.tree.map(jnp.asarray, {"curve": curve, "noise": {name: noise[name] for name in names}})
 

@@ -88,7 +88,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
         "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.4,
         "chi": 0.1, "sigma": 0.06,
-        "kappa": 0.15, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
+        "kappa": 0.15, "kappa_power": 0.6, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
         "sharpness": 2.5,
     }  # fmt: skip
     values = {}

@@ -67,8 +67,8 @@ def observation_of(error: Any, slope: Any, n_test: Any, value: Mapping[str, Any]
     count, half = np.where(known, n_test, 1.0), np.where(known, 0.5, 0.0)
     wrong, right = count * error + half, count * (1 - error) + half
     binomial = np.where(known, 1 / wrong + 1 / right, 0.0)
-    floor = value.get("floor", 0.0)
-    return np.log(wrong / right), np.sqrt(floor**2 * binomial + value["sigma"] ** 2 + (value["kappa"] * slope) ** 2)
+    floor, jitter = value.get("floor", 0.0), value["kappa"] * slope * (2 * error) ** value["kappa_power"]
+    return np.log(wrong / right), np.sqrt(floor**2 * binomial + value["sigma"] ** 2 + jitter**2)
 
 
 def spread_at(value: Mapping[str, Any], name: str, log_dense: Any) -> Any:
@@ -121,6 +121,7 @@ class Truth:
     tau_p: float = 0.12
     sigma: float = 0.05
     kappa: float = 0.1
+    kappa_power: float = 0.5
     floor: float = 1.0
     nu: float = 8.0
 
