@@ -252,10 +252,7 @@ def _looked_up(
     drawn = {network: recording.sizes(target) for network, recording in new.items()}
     visible = measured[~measured.index.isin(hidden)]
     optimum = np.minimum(np.min(list(drawn.values()), axis=0), visible.min())
-    axes: dict[str, Any] = {
-        "depths": sorted(recorded["depth"].unique()), "widths": sorted(recorded["width"].unique()),
-        "dataset_size": float(question["dataset_size"]),
-    }  # fmt: skip
+    axes = _full_grid(measured.index) | {"dataset_size": float(question["dataset_size"])}
     typical = size_draws(posterior, target, **axes, seed=seed).to_numpy().ravel()
     planned = float(np.quantile(typical, 0.5, method="lower"))
     row: dict[str, Any] = {str(name): part for name, part in question.items()}
@@ -271,8 +268,8 @@ def _looked_up(
         row |= dict.fromkeys(("depth", "width", "size", "regret"), np.nan)
     if chosen is not None:
         row |= dict(zip(_NETWORK, chosen, strict=True)) | {
-            "size": measured[chosen],
-            "regret": measured[chosen] / best - 1,
+            "size": measured.get(chosen, np.nan),
+            "regret": measured.get(chosen, np.nan) / best - 1,
         }
     row["near_by_seeds"] = _near(np.min(list(again.values()), axis=0), best)
     rows = []
@@ -287,6 +284,14 @@ def _looked_up(
         of_start |= {"p_finite": np.isfinite(draws).mean(), "asked": bool(np.isfinite(draws).mean() >= LIKELY)}
         rows.append(of_start | {"near_by_seeds": _near(again[network], size) if np.isfinite(size) else np.nan})
     return row, rows
+
+
+def _full_grid(networks: pd.Index) -> dict[str, Any]:
+    """Give all depths, and the widths that were recorded at each of them: of others nothing can be looked up."""
+    depths = sorted({depth for depth, _ in networks})
+    widths = sorted({width for _, width in networks})
+    full = [width for width in widths if all((depth, width) in networks for depth in depths)]
+    return {"depths": depths, "widths": full or widths}
 
 
 def _quantiles_of(draws: NDArray, size: float) -> dict[str, Any]:

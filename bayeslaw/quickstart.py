@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from bayeslaw.plan import Plan
 
 SWEEP = "digits_resnet"
-#: Left out by default: a network that trains and prunes in less than 40 core-seconds.
+#: Networks of one channel are left aside: some of their seeds never learn, and others have no plateau to speak of.
+NARROWEST = 2
+#: Left out by default: a network that trains and prunes in less than 20 core-seconds.
 NETWORK = (8, 4, 500)
-TARGET_ERROR = 0.1
+TARGET_ERROR = 0.03
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,15 @@ def quickstart(
     """
     began, output = time.perf_counter(), Path(output)
     runs = load_recorded(SWEEP)
+    runs = runs[runs["width"] >= NARROWEST].reset_index(drop=True)
     chosen = (runs[CONFIGURATION] == list(network)).all(axis=1)
     if not chosen.any():
         raise BayeslawError(f"network {network} is not in {SWEEP}; choose one of\n{_choices(runs)}")
     depth, width, size = network
     say(
-        f"{SWEEP}: {runs['trajectory'].nunique()} trajectories, {len(runs)} rows. Left out: depth {depth}, width "
-        f"{width}, n = {size}; it is trained and pruned live on one core while the posterior is sampled."
+        f"{SWEEP}: {runs['trajectory'].nunique()} trajectories of networks of {NARROWEST} channels and more, "
+        f"{len(runs)} rows. Left out: depth {depth}, width {width}, n = {size}; it is trained and pruned live on one "
+        "core while the posterior is sampled."
     )
     with tempfile.TemporaryDirectory() as scratch:
         live = LiveRun(runs[chosen].iloc[0], recorded_folder() / f"{SWEEP}.toml", Path(scratch) / "store")
@@ -102,7 +106,7 @@ def quickstart(
         dataset_size=int(runs["dataset_size"].max()),
         seed=seed,
     )
-    say(f"\nplan for error {target_error:g} at n = {plan.dataset_size}\n{plan}")
+    say(f"\nplan for error {target_error:g} at n = {plan.dataset_size:g}\n{plan}")
     _write(output, posterior, plan, measured, network)
     seconds = time.perf_counter() - began
     say(f"\nwritten to {output}/: fit.nc, runs.parquet, plan.csv, curve.png, frontier.png, posterior.png")

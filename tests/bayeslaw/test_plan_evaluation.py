@@ -8,7 +8,7 @@ from simulate import Truth, count_parameters, error_of, simulate
 
 from bayeslaw import BayeslawError, evaluate_plans
 from bayeslaw.measured import crossing, middle, run_sizes, smoothed, start_sizes
-from bayeslaw.plan_evaluation import _around, _near, _new_recordings, _quantiles_of, _resampled
+from bayeslaw.plan_evaluation import _around, _full_grid, _near, _new_recordings, _quantiles_of, _resampled
 from bayeslaw.promise_plots import plot_looked_up
 from bayeslaw.runs import load_runs
 
@@ -78,6 +78,12 @@ def test_the_middle_run_is_the_typical_one(sizes, expected) -> None:
 def test_a_network_and_its_neighbours_are_hidden(recorded) -> None:
     assert set(_around(recorded, 14, 4)) == {(14, 4), (8, 4), (20, 4), (14, 2), (14, 8)}
     assert set(_around(recorded, 8, 2)) == {(8, 2), (14, 2), (8, 4)}
+
+
+def test_networks_that_were_not_recorded_are_not_planned_with() -> None:
+    every = pd.MultiIndex.from_product([(8, 14), (2, 4, 8)])
+    assert _full_grid(every) == {"depths": [8, 14], "widths": [2, 4, 8]}
+    assert _full_grid(every.drop((14, 8))) == {"depths": [8, 14], "widths": [2, 4]}
 
 
 def test_recordings_made_again_spread_like_new_ones() -> None:
