@@ -252,7 +252,8 @@ def _looked_up(
     drawn = {network: recording.sizes(target) for network, recording in new.items()}
     visible = measured[~measured.index.isin(hidden)]
     optimum = np.minimum(np.min(list(drawn.values()), axis=0), visible.min())
-    axes = _full_grid(measured.index) | {"dataset_size": float(question["dataset_size"])}
+    axes: dict[str, Any] = _full_grid(measured.index)
+    axes["dataset_size"] = float(question["dataset_size"])
     typical = size_draws(posterior, target, **axes, seed=seed).to_numpy().ravel()
     planned = float(np.quantile(typical, 0.5, method="lower"))
     row: dict[str, Any] = {str(name): part for name, part in question.items()}
