@@ -27,7 +27,7 @@ from bayeslaw.frame import CONFIGURATION
 from bayeslaw.objectives import Question, draws_of, values_of
 from bayeslaw.plan import OUT_OF_REACH
 from bayeslaw.rank_store import RankStore
-from bayeslaw.simulation import Design, Simulated, curve, log_dense, simulate, spreads
+from bayeslaw.simulation import Design, Simulated, curve, log_dense, simulate, spreads, structural_scale
 from bayeslaw.starts import costs_of, make_starts
 from bayeslaw.uniformity import holm, uniformity_p_value
 
@@ -241,9 +241,7 @@ class Truth:
         log_e = self._log_e + self._spread["tau_np"] * rng.standard_normal(count)
         effect = self._shift + self._spread["tau_p"] * rng.standard_normal(count)
         error, slope = curve(value, log_e, effect, self._covariates, self._design.chance_error, density)
-        jitter = value["kappa"] * slope / (1 - error) * (2 * error) ** value["kappa_power"]
-        scale = np.hypot(value["sigma"], jitter)
-        logit = np.log(error / (1 - error)) + scale * rng.standard_t(value["nu"], count)
+        logit = np.log(error / (1 - error)) + structural_scale(value, error, slope) * rng.standard_t(value["nu"], count)
         return 1 / (1 + np.exp(-logit))
 
 

@@ -63,7 +63,8 @@ def quickstart(
 
     Args:
         output: Folder for `fit.nc`, `runs.parquet`, `plan.csv` and the figures.
-        network: Depth, width and dataset size of the network left out; must be one of the recorded ones.
+        network: Depth, width and dataset size of the network left out; must be one of the recorded ones of two channels
+            and more.
         target_error: Error that the plan aims at.
         seed: Seed of the sampler.
         say: Called with every block of text.
@@ -79,7 +80,10 @@ def quickstart(
     runs = runs[runs["width"] >= NARROWEST].reset_index(drop=True)
     chosen = (runs[CONFIGURATION] == list(network)).all(axis=1)
     if not chosen.any():
-        raise BayeslawError(f"network {network} is not in {SWEEP}; choose one of\n{_choices(runs)}")
+        raise BayeslawError(
+            f"network {network} is not in {SWEEP}; choose one of these, of {NARROWEST} channels and more:\n"
+            f"{_choices(runs)}"
+        )
     depth, width, size = network
     say(
         f"{SWEEP}: {runs['trajectory'].nunique()} trajectories of networks of {NARROWEST} channels and more, "

@@ -238,12 +238,17 @@ def observation(design: Design, value: Mapping[str, Any], log_e_run: Any, effect
     density = np.tile(design.densities, len(design.configuration))
     effects = log_e_run[..., design.trajectory], effect_p[..., design.trajectory]
     error, slope = curve(value, *effects, covariates, design.chance_error, density)
-    jitter = value.get("kappa", 0.0) * slope / (1 - error) * (2 * error) ** value.get("kappa_power", 0.0)
-    variance = value["sigma"] ** 2 + jitter**2
+    scale = structural_scale(value, error, slope)
     if design.n_test is None:
-        return np.log(error / (1 - error)), np.sqrt(variance)
+        return np.log(error / (1 - error)), scale
     wrong, right = design.n_test * error + 0.5, design.n_test * (1 - error) + 0.5
-    return np.log(wrong / right), np.sqrt(variance + value["floor"] ** 2 * (1 / wrong + 1 / right))
+    return np.log(wrong / right), np.sqrt(scale**2 + value["floor"] ** 2 * (1 / wrong + 1 / right))
+
+
+def structural_scale(value: Mapping[str, Any], error: Any, slope: Any) -> Any:
+    """Give the scale of a population error's logit about the curve, from the curve's error and slope, broadcast."""
+    jitter = value.get("kappa", 0.0) * slope / (1 - error) * (2 * error) ** value.get("kappa_power", 0.0)
+    return np.hypot(value["sigma"], jitter)
 
 
 def correlation(design: Design, rho: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -92,8 +91,7 @@ class _Run:
     def __init__(self, ray: Any, task: Any, tasks: Sequence[Task], settings: Settings, parallel: int) -> None:
         self._ray, self._task, self._settings, self._parallel = ray, task, settings, parallel
         self._tasks = {trajectory.key: (trajectory, store) for trajectory, store in tasks}
-        shares = shares_of(tasks, dataclasses.replace(settings, pack=settings.pack or 1), len(tasks))
-        self._waiting = [(0.0, share) for share in reversed(shares)]
+        self._waiting = [(0.0, share) for share in reversed(shares_of(tasks, settings, len(tasks)))]
         self._given: dict[Any, Share] = {}
         self._held: dict[str, float] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imp_runs import packing
 from imp_runs.config import Trajectory
 from imp_runs.errors import ImpRunsError, optional
 from imp_runs.files import on_disk, read_sealed, sealed, write_durably
 from imp_runs.life import stopping_on_signals
-from imp_runs.packing import shares_of
 from imp_runs.store import Store
 from imp_runs.work import Settings, work_all
 from imp_runs.workers import KERNELS, steady
@@ -67,7 +66,7 @@ def submit(
         return (), 0
     packs = _packs(missing, store, settings)
     tasks = min(len(packs), int(given.pop("tasks", TASKS)))
-    groups = [[t.key for pack, _ in packs[first::tasks] for t in pack] for first in range(tasks)]
+    groups = [[t.key for pack in packs[first::tasks] for t, _ in pack.tasks] for first in range(tasks)]
     beside = store.path.absolute() if on_disk(store.path) else Path(name).absolute()
     folder = Path(given.pop("folder", f"{beside}-jobs")).absolute()
     pins = KERNELS if settings.device == "cpu" else {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -96,11 +95,9 @@ def submit(
     return (job,), len(missing)
 
 
-def _packs(trajectories: Sequence[Trajectory], store: Store, settings: Settings) -> list[tuple[list[Trajectory], int]]:
-    """Group trajectories into stacks where `Settings.pack` asks for them, else one by one; with the stacks' size."""
-    asked = dataclasses.replace(settings, pack=settings.pack or 1)
-    shares = shares_of([(trajectory, store) for trajectory in trajectories], asked, len(trajectories))
-    return [([trajectory for trajectory, _ in share.tasks], share.size) for share in shares]
+def _packs(trajectories: Sequence[Trajectory], store: Store, settings: Settings) -> list[packing.Share]:
+    """Group trajectories into stacks where `Settings.pack` asks for them, else one by one."""
+    return packing.shares_of([(trajectory, store) for trajectory in trajectories], settings, len(trajectories))
 
 
 def _whole(name: str, value: Any) -> int:
@@ -155,8 +152,8 @@ class Share:
         store, states = Store(self.store), {}
         wanted = store.wanted()
         with stopping_on_signals():
-            for pack, size in _packs([wanted[key] for key in keys], store, self.settings):
-                for outcome in work_all(pack, self.store, self.settings, size=size):
+            for pack in _packs([wanted[key] for key in keys], store, self.settings):
+                for outcome in work_all([t for t, _ in pack.tasks], self.store, self.settings, size=pack.size):
                     said = f"{wanted[outcome.key]}: {outcome.state} {outcome.reason}".rstrip()
                     print(said, flush=True)  # noqa: T201 - the job's log
                     states[outcome.key] = outcome.state

@@ -41,16 +41,15 @@ def shares_of(tasks: Sequence[Task], settings: Settings, workers: int) -> list[S
         settings: How they are computed; `pack` says how many networks are stacked.
         workers: Processes that wait for shares.
     """
-    kinds: dict[tuple[object, ...], list[Task]] = {}
-    for trajectory, store in tasks:
-        kinds.setdefault((*alike(trajectory), str(store.path)), []).append((trajectory, store))
-    sizes, shares = Choices(settings.device, settings.pack), []
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for place, (trajectory, store) in enumerate(tasks):
+        kinds.setdefault((*alike(trajectory), str(store.path)), []).append(place)
+    sizes, shares = Choices(settings.device, settings.pack), {}
     for own in kinds.values():
-        size = sizes.of(own[0][0])
+        size = sizes.of(tasks[own[0]][0])
         parts = len(own) if size == 1 else min(workers, -(-len(own) // size))
-        shares += [Share(own[part::parts], size) for part in range(parts)]
-    order = {trajectory.key: place for place, (trajectory, _) in enumerate(tasks)}
-    return sorted(shares, key=lambda share: order[share.tasks[0][0].key])
+        shares |= {own[part]: Share([tasks[place] for place in own[part::parts]], size) for part in range(parts)}
+    return [shares[first] for first in sorted(shares)]
 
 
 def choices_file() -> Path:

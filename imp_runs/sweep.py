@@ -89,6 +89,8 @@ def run_sweep(
     opened.add_sweep(sweep)
     if not missing:
         return Submission(len(sweep.trajectories), 0)
+    # What was measured on a GPU here is not known of those of a cluster.
+    pack = pack if engine == "local" else pack or 1
     settings = Settings(Path(data_dir).absolute() if data_dir else None, device, kernels, pack)
     if engine == "local":
         outcomes = run_here(missing, sweep.name, settings, workers=workers, download=download)

@@ -157,9 +157,6 @@ def test_gradients_are_finite_where_an_anchor_has_no_plateau(name: str) -> None:
     assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(jax.grad(total, argnums=(0, 1))(*inputs)))
 
 
-JITTER = ("kappa", "kappa_power")
-
-
 def test_structure_says_what_each_law_lacks() -> None:
     full = dict.fromkeys(("depth_varies", "width_varies", "has_trajectories", "knows_n_test", "correlated"), True)
     assert Structure(**full).without() == set()
@@ -167,7 +164,7 @@ def test_structure_says_what_each_law_lacks() -> None:
     assert Structure(**full, effects=("p",)).without() == {"share_np"}
     assert Structure(**full, growth=False).without() == {"growth_np", "growth_p"}
     plain = Structure(**full, effects=(), noise="normal", steep=False, growth=False)
-    assert plain.without() == {"share_np", "spread_p", "share_p", "nu", *JITTER, "growth_np", "growth_p"}
+    assert plain.without() == {"share_np", "spread_p", "share_p", "nu", "kappa", "kappa_power", "growth_np", "growth_p"}
     assert "spread_np" not in Structure(**full, law="single").without()
     assert "spread_np" in Structure(**full, law="single", effects=()).without()
 
