@@ -40,7 +40,7 @@ CorrelatedOption = Annotated[
 def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results.")] = Path("quickstart"),
     network: Annotated[str, typer.Option(help="Network left out: depth,width,dataset_size.")] = "8,4,500",
-    target_error: Annotated[float, typer.Option(help="Error that the plan aims at.")] = 0.1,
+    target_error: Annotated[float, typer.Option(help="Error that the plan aims at.")] = 0.03,
     seed: Seed = 0,
 ) -> None:
     """Fit recorded runs, predict a network left out, train and prune it live, and plan."""

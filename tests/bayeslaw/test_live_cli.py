@@ -21,6 +21,7 @@ import bayeslaw
 from bayeslaw import BayeslawError, cli, suggest, width_grid
 from bayeslaw.campaign import add_runs
 from bayeslaw.live import Live, LiveRun
+from bayeslaw.quickstart import quickstart
 from bayeslaw.sweep_file import read_sweep
 
 SHORT = {"chains": 2, "warmup": 100, "draws": 50}
@@ -270,6 +271,12 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
         (["quickstart", "-o", tmp_path, "--network", "8,4,777"], "(8, 4, 777) is not in digits_resnet; choose one of"),
     ):
         assert words in refused(*arguments), arguments
+
+
+def test_the_quickstart_is_the_same_by_command_and_by_python() -> None:
+    ours, theirs = (inspect.signature(call).parameters for call in (quickstart, cli.quickstart))
+    assert theirs["target_error"].default == ours["target_error"].default
+    assert theirs["network"].default == ",".join(map(str, ours["network"].default))
 
 
 def test_help_of_every_command_names_its_options() -> None:
