@@ -14,6 +14,7 @@ import xarray as xr
 
 from bayeslaw.baseline import least_squares
 from bayeslaw.bootstrapping import bootstrap
+from bayeslaw.deaths import are_dead, fates_of
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
@@ -131,9 +132,8 @@ def evaluate(
     whole = fit(runs, **settings)
     gates["whole table"] = whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
-    return Evaluation(
-        deviation, _coverage(rows, leave_out, seed), rows, pd.concat(scores, ignore_index=True), gates, leave_out
-    )
+    coverage = _coverage(rows, leave_out, seed, whole.frame.chance_error)
+    return Evaluation(deviation, coverage, rows, pd.concat(scores, ignore_index=True), gates, leave_out)
 
 
 def _root_of_squares(errors: pd.Series) -> float:
@@ -250,8 +250,8 @@ def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
-    table, group, alive = [], _groups(rows, leave_out), ~is_dead(rows)
+def _coverage(rows: pd.DataFrame, leave_out: str, seed: int, chance_error: float) -> pd.DataFrame:
+    table, group, alive = [], _groups(rows, leave_out), ~is_dead(rows, chance_error)
     for name in ("posterior", "least_squares"):
         for level in LEVELS:
             lower, upper = rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"]
@@ -273,26 +273,24 @@ def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def is_dead(rows: pd.DataFrame) -> NDArray[np.bool_]:
-    """Tell the rows of networks that answer one class whatever they see, by their errors repeating to the last digit.
-
-    Such a network's error is that of the round before, and above half of the largest of the table.
+def is_dead(rows: pd.DataFrame, chance_error: float) -> NDArray[np.bool_]:
+    """Tell the rows of networks that answer one class whatever they see (`bayeslaw.deaths`).
 
     Args:
         rows: Rows of whole trajectories in any order, with configuration, `trajectory`, `density` and `error`.
+        chance_error: Error of random guessing.
 
     Returns:
         Whether a row is a dead network's, `[rows]`.
 
     Example:
         >>> rows = pd.DataFrame({"density": [1, 0.8, 0.64, 0.51], "error": [0.1, 0.1, 0.9, 0.9]})
-        >>> is_dead(rows.assign(depth=8, width=1, dataset_size=1000, trajectory="a")).tolist()
-        [False, False, False, True]
+        >>> is_dead(rows.assign(depth=8, width=1, dataset_size=1000, trajectory="a"), 0.9).tolist()
+        [False, False, True, True]
     """
-    place = rows.reset_index(drop=True)
-    ordered = place.sort_values("density", ascending=False)
-    repeated = ordered["error"] == ordered.groupby([*CONFIGURATION, "trajectory"])["error"].shift()
-    return (repeated & (ordered["error"] > rows["error"].max() / 2)).reindex(place.index).to_numpy()
+    run = rows.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
+    error, density = (rows[name].to_numpy(float) for name in ("error", "density"))
+    return are_dead(fates_of(error, run, np.log(density), chance_error))
 
 
 def log_width(lower: pd.Series, upper: pd.Series) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@ r"""How far latent effects are sampled in units of their spreads, so that they d
 
 Effects x have centres mu and spreads tau that are inferred too. Sampled is
 
-$$(x - \mu) \tau^{-w} + (1 - w) \mu$$
+$$(x - \mu) \tau^{-w} + (1 - w) (\mu + s)$$
 
 with w = 0, the effect itself, where its rows tell it, and w = 1, in units of its spread, where they say nothing of it;
 anything else would be a funnel (Papaspiliopoulos, Roberts and Skold 2003, "Non-centered parameterizations for
@@ -13,7 +13,8 @@ $$w = l^2 / (l^2 + h^2 (1 - l))$$
 with l the share of the effect's prior variance that is left when all else is known, and h a half-way mark below 1/2:
 l is found at one value of the spread, and more is left where the spread is smaller, which is where the funnel is. So
 for log e of networks, about their dense law; or, where runs have their own, for the mean of a network's runs about
-that, and for their distances from their mean. So for sideways effects, about 0.
+that, and for their distances from their mean. So for sideways effects, about 0. Rows tell the error of a network, which
+is e times the high plateau where it is small: s is the plateau's logarithm for log e, and 0 for sideways effects.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def unstandardise(
     others = group_total(jnp.ones(len(data.configuration)), data) - 1
     for name, spread in log_spread.items():
         log_determinant += jnp.sum(getattr(centring, name) * spread * (others if name in _WITHIN else 1.0))
-    for name, (log_scale, origin, shift) in _maps(centring, data, centre, log_spread).items():
+    for name, (log_scale, origin, shift) in _maps(centring, data, value, centre, log_spread).items():
         parts[name] = origin + jnp.exp(log_scale) * (parts[name] - shift)
     return _joined(data, parts), log_determinant
 
@@ -100,7 +101,7 @@ def standardise(centring: Centring, data: Data, value: Mapping[str, Any], effect
         return {}
     centre, log_spread = _priors(data, value, effects)
     parts = _parts(data, effects)
-    for name, (log_scale, origin, shift) in _maps(centring, data, centre, log_spread).items():
+    for name, (log_scale, origin, shift) in _maps(centring, data, value, centre, log_spread).items():
         parts[name] = (parts[name] - origin) * jnp.exp(-log_scale) + shift
     return _joined(data, parts)
 
@@ -158,12 +159,13 @@ def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) ->
 
 
 def _maps(
-    centring: Centring, data: Data, centre: Any, log_spread: Mapping[str, Any]
+    centring: Centring, data: Data, value: Mapping[str, Any], centre: Any, log_spread: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any, Any]]:
     """Give log scale, origin and shift of the lines x = origin + scale (z - shift) from what is sampled to effects."""
     log_scale = {name: getattr(centring, name) * spread for name, spread in log_spread.items()}
     log_scale |= {name: log_scale[name][..., data.configuration] for name in _WITHIN if name in log_scale}
-    about_law = {name: (centre, (1 - getattr(centring, name)) * centre) for name in ("log_e", "mean")}
+    measured = centre + jnp.log(value["plateau"])
+    about_law = {name: (centre, (1 - getattr(centring, name)) * measured) for name in ("log_e", "mean")}
     return {name: (scale, *about_law.get(name, (0.0, 0.0))) for name, scale in log_scale.items()}
 
 

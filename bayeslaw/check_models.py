@@ -66,11 +66,14 @@ def _hierarchy_priors() -> dict[str, Any]:
         "spread_p": dist.LogNormal(math.log(0.2), 0.3),
         "share_p": dist.Beta(4.0, 4.0),
         "kappa": dist.LogNormal(math.log(0.1), 0.3),
-        "kappa_power": dist.LogNormal(math.log(0.5), 0.3),
+        "noise_power": dist.LogNormal(math.log(0.5), 0.3),
         "floor": dist.LogNormal(0.0, 0.15),
         "nu": dist.Gamma(20.0, 2.0),
         "sharpness": dist.LogNormal(math.log(2.5), 0.2),
         "rho": dist.Beta(6.0, 4.0),
+        "dies": dist.Beta(4.0, 4.0),
+        "dies_power": dist.LogNormal(2.3, 0.3),
+        "stays": dist.Beta(8.0, 2.0),
     }
 
 
@@ -94,13 +97,13 @@ def models() -> dict[str, Model]:
         Model(
             "few", "the default model, three networks",
             Design(few, 2, tuple(0.8 ** np.arange(0, 28, 4)), n_test=10_000),
-            _hierarchy_priors(), {},
+            _hierarchy_priors(), {"deaths": True},
             {"prediction": (few[0], 0.02), "prediction_new": (new, 0.02)}, True, 1000,
         ),
         Model(
             "hierarchical", "the default model, twelve networks",
             Design(many, 2, tuple(0.8 ** np.arange(0, 28, 3)), n_test=10_000),
-            _hierarchy_priors() | growth, {"growth": True},
+            _hierarchy_priors() | growth, {"growth": True, "deaths": True},
             {"prediction": (many[0], 0.02), "prediction_new": (new, 0.02)}, True, 200,
         ),
     ]  # fmt: skip

@@ -270,7 +270,7 @@ def _quantities(model: Model, simulated: Simulated, posterior: Fit) -> xr.Datase
     log_e = found["log_e_run"] if "log_e_run" in found else found["log_e"]
     effect_p = found["effect_p"].to_numpy() if "effect_p" in found else np.zeros((*found["dense"].shape, count))
     value = {name: found[name].to_numpy()[..., None] for name in model.priors}
-    likelihood = log_likelihood(model.design, value, log_e.to_numpy(), effect_p, simulated.response)
+    likelihood = log_likelihood(model.design, value, log_e.to_numpy(), effect_p, simulated.response, simulated.dead)
     return xr.Dataset(draws | {"log_likelihood": (dims, likelihood)})
 
 
@@ -289,7 +289,7 @@ def _truth(model: Model, simulated: Simulated, rng: np.random.Generator) -> dict
     if model.effects:
         truth |= {f"{name}[0]": getattr(simulated, name)[0] for name in ("log_e", "log_e_run", "shift_p", "effect_p")}
     effects = simulated.log_e_run, simulated.effect_p
-    truth["log_likelihood"] = float(log_likelihood(design, value, *effects, simulated.response))
+    truth["log_likelihood"] = float(log_likelihood(design, value, *effects, simulated.response, simulated.dead))
     for name, (network, density) in model.predictions.items():
         if network in design.configurations:
             own = design.configurations.index(network)

@@ -140,6 +140,11 @@ def check_fits(fits: Mapping[str, Fit]) -> None:
         other = fits[name].runs[keys].to_numpy(float)
         if other.shape != first.shape or not (other == first).all():
             raise BayeslawError(f"compare: {name!r} was fitted to other runs than {names[0]!r}; fit the same table.")
+        if fits[name].structure.deaths != fits[names[0]].structure.deaths:
+            raise BayeslawError(
+                f"compare: {name!r} and {names[0]!r} differ in deaths; to one of them the levels of dead networks have "
+                "probabilities, to the other densities. Fit both with the same deaths=."
+            )
 
 
 @in_float64

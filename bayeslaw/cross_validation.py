@@ -141,6 +141,7 @@ def refit(fit: Fit, runs: pd.DataFrame, *, seed: int) -> Fit:
         steep=structure.steep,
         growth=structure.growth,
         correlated=structure.correlated,
+        deaths=structure.deaths,
         priors={name: prior.distribution for name, prior in fit.priors().items()},
         seed=seed,
         progress=False,

@@ -74,6 +74,7 @@ class Settings(TypedDict, total=False):
     steep: bool
     growth: bool | None
     correlated: bool
+    deaths: bool | None
     priors: Mapping[str, Distribution] | None
     seed: int
     chains: int
@@ -100,6 +101,7 @@ def fit(
     steep: bool = True,
     growth: bool | None = None,
     correlated: bool = True,
+    deaths: bool | None = None,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -128,6 +130,9 @@ def fit(
             default where there are 20 configurations or more to tell.
         correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory, by
             `rho` to the power of the rounds of 20 % between them.
+        deaths: Whether a network that answers one class, so that its error near random guessing repeats to the last
+            digit, counts as dead: its levels then tell how likely networks die and stay dead, and nothing of the curve;
+            by default where a trajectory of the table shows one.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`). Of pooled
             exponents they are those of the population's centre (`phi`) and of the spread between families
             (`between_phi`); all others hold for every family.
@@ -157,7 +162,7 @@ def fit(
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     parts = {
         "law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth,
-        "correlated": correlated,
+        "correlated": correlated, "deaths": deaths,
     }  # fmt: skip
     reading = {"n_test": n_test, "chance_error": chance_error}
     sampling = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}
@@ -242,7 +247,7 @@ def prepare(
     """
     structure = structure_of(table, **parts)
     frame = make_frame(table, chance_error_of(table))
-    data, labels = make_data(table, frame)
+    data, labels = make_data(table, frame, deaths=structure.deaths)
     own = {name: prior for name, prior in priors.items() if name not in structure.without()}
     prepared = Prepared(table, frame, structure, data, labels, own, len(labels.configurations) < FEW_CONFIGURATIONS)
     _warn_about(prepared, pooled=pooled)
@@ -418,6 +423,7 @@ def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], data: Da
         "log_density": ("row", rows.log_density),
         "n_test": ("row", rows.n_test),
         "trajectory_of_row": ("row", rows.trajectory),
+        "fate": ("row", rows.fate),
         "configuration_of_trajectory": ("run", data.configuration),
     }
     groups = {

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from bayeslaw.deaths import DIED, LIVED, STAYED, are_dead, count_dead, fates_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 
@@ -87,7 +88,8 @@ class Data(NamedTuple):
         log_density: `[length, lines]`.
         n_test: Number of test examples, `[length, lines]`; infinite where unknown.
         gap: Rounds of pruning since the row before in the trajectory; infinite for its first, `[length, lines]`.
-        measured: Whether there is a row, `[length, lines]`.
+        measured: Whether there is a row of a living network, `[length, lines]`.
+        at_risk: Whether there is a row by which a living network could have died; did, if not `measured`; likewise.
         configuration: Configuration of each trajectory, `[trajectories]`.
         trajectory: Trajectory of each line, `[lines]`.
         depth: Centred log depth, `[configurations]`.
@@ -95,6 +97,7 @@ class Data(NamedTuple):
         parameters: Centred log parameter count, `[configurations]`.
         dataset_size: Centred log dataset size, `[configurations]`.
         log_chance: Logarithm of the random-guess error.
+        dead: How many networks revived, and how many stayed dead from level to level, `[2]`.
     """
 
     response: Numbers
@@ -102,6 +105,7 @@ class Data(NamedTuple):
     n_test: Numbers
     gap: Numbers
     measured: Numbers
+    at_risk: Numbers
     configuration: Numbers
     trajectory: Numbers
     depth: Numbers
@@ -109,6 +113,7 @@ class Data(NamedTuple):
     parameters: Numbers
     dataset_size: Numbers
     log_chance: float | jax.Array
+    dead: Numbers
 
     def in_float32(self) -> Data:
         """Give the rows in the precision that they are sampled in: they are many, and measured to a few digits."""
@@ -153,12 +158,14 @@ class Rows(NamedTuple):
         log_density: Logarithm of density.
         n_test: Number of test examples; infinite where unknown.
         trajectory: Trajectory, numbered as in `Data`.
+        fate: What became of the level (`bayeslaw.deaths`).
     """
 
     response: NDArray
     log_density: NDArray
     n_test: NDArray
     trajectory: NDArray
+    fate: NDArray
 
 
 class Labels(NamedTuple):
@@ -175,8 +182,14 @@ class Labels(NamedTuple):
     rows: Rows
 
 
-def make_data(runs: pd.DataFrame, frame: Frame) -> tuple[Data, Labels]:
-    """Turn a validated run table into arrays, and say what their axes stand for."""
+def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tuple[Data, Labels]:
+    """Turn a validated run table into arrays, and say what their axes stand for.
+
+    Args:
+        runs: The runs.
+        frame: What turns networks into covariates.
+        deaths: Tell dead networks from living ones (`bayeslaw.deaths`).
+    """
     configurations = runs[CONFIGURATION].drop_duplicates().sort_values(CONFIGURATION, ignore_index=True)
     keys = runs["trajectory"] if "trajectory" in runs else pd.Series("all", runs.index)
     of_row = runs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"].to_numpy()
@@ -184,20 +197,30 @@ def make_data(runs: pd.DataFrame, frame: Frame) -> tuple[Data, Labels]:
     first = np.unique(labels, return_index=True)[1]
     n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
     response = empirical_logit(runs["error"].to_numpy(float), n_test)
-    rows = Rows(response, np.log(runs["density"].to_numpy(float)), n_test, labels)
+    log_density = np.log(runs["density"].to_numpy(float))
+    fate = np.zeros(len(runs), np.int8)
+    if deaths:
+        fate = fates_of(runs["error"].to_numpy(float), labels, log_density, frame.chance_error)
+    rows = Rows(response, log_density, n_test, labels, fate)
     order = along_trajectories(rows.trajectory, rows.log_density)
+    order = order[fate[order] != STAYED]
     gap = np.empty(len(rows.log_density))
-    gap[order] = gaps(rows.trajectory[order], rows.log_density[order])
+    gap[order] = gaps(rows.trajectory[order], rows.log_density[order], fate[order])
     places, trajectory = _lines(labels, order)
-    measured = places >= 0
+    measured, at_risk = places >= 0, np.zeros(places.shape, bool)
+    if deaths:
+        at_risk = measured & np.isin(fate[places], [LIVED, DIED])
+        measured &= ~are_dead(fate[places])
     columns = ((rows.response, 0.0), (rows.log_density, 0.0), (rows.n_test, 1.0), (gap, np.inf))
     data = Data(
-        *(np.where(measured, values[places], filler) for values, filler in columns),
+        *(np.where(places >= 0, values[places], filler) for values, filler in columns),
         measured=measured,
+        at_risk=at_risk,
         configuration=of_row[first],
         trajectory=trajectory,
         **frame.covariates(configurations),
         log_chance=math.log(frame.chance_error),
+        dead=count_dead(fate),
     )
     return data, Labels(configurations, pd.Index(keys.to_numpy()[first], name="trajectory"), rows)
 
@@ -207,18 +230,29 @@ def along_trajectories(trajectory: NDArray[np.integer], log_density: NDArray) ->
     return np.lexsort((-log_density, trajectory))
 
 
-def gaps(trajectory: NDArray[np.integer], log_density: NDArray) -> NDArray[np.float64]:
+def gaps(
+    trajectory: NDArray[np.integer], log_density: NDArray, fate: NDArray[np.integer] | None = None
+) -> NDArray[np.float64]:
     """Count the rounds of 20 % from every row to the next of its trajectory, rows being in order.
 
+    Args:
+        trajectory: Trajectory of every row.
+        log_density: Log density of every row.
+        fate: What became of the network, where that is looked at.
+
     Returns:
-        Rounds since the row before, not whole where rounds were other; infinite for the first of a trajectory.
+        Rounds since the row before, not whole where rounds were other; infinite for the first of a trajectory, and
+        after a dead network's.
 
     Example:
         >>> gaps(np.array([0, 0, 1]), np.log([1.0, 0.64, 1.0])).round(6).tolist()
         [inf, 2.0, inf]
     """
     rounds = -np.diff(log_density, prepend=np.inf) / ROUND
-    return np.where(np.diff(trajectory, prepend=-1) == 0, rounds, np.inf)
+    follows = np.diff(trajectory, prepend=-1) == 0
+    if fate is not None:
+        follows &= ~np.concatenate([[False], are_dead(fate[:-1])])
+    return np.where(follows, rounds, np.inf)
 
 
 def _lines(
@@ -228,12 +262,12 @@ def _lines(
 
     Args:
         trajectory: Trajectory of every row, `[rows]`.
-        order: Rows by trajectory, in the order within it.
+        order: Rows that are laid out, by trajectory, in the order within it; of every trajectory one or more.
 
     Returns:
         The row at every place, -1 where there is none, `[length, lines]`, and the trajectory of every line.
     """
-    counts = np.bincount(trajectory)
+    counts = np.bincount(trajectory[order])
     lengths = np.unique(counts)
     lines = -(-counts[:, None] // lengths)
     best = int(np.argmin(lines.sum(0) * (lengths + _LINE)))

@@ -25,13 +25,17 @@ class Places(NamedTuple):
         log_density: Log density.
         n_test: Test examples; infinite where unknown.
         gap: Rounds since the row before.
-        measured: Whether there is a row.
+        measured: Whether there is a row of a living network.
+        at_risk: Whether there is a row by which a living network could have died; did, if not `measured`.
+        log_chance: Logarithm of the random-guess error, a number.
     """
 
     log_density: Any
     n_test: Any
     gap: Any
     measured: Any
+    at_risk: Any
+    log_chance: Any
 
 
 class LineNoise(dist.Distribution):
@@ -69,12 +73,12 @@ class LineNoise(dist.Distribution):
 def log_density_of_lines(
     log_mean: jax.Array, slope: jax.Array, value: dict[str, Any], response: jax.Array, places: Places
 ) -> jax.Array:
-    """Compute the sum of `LogitNoise.log_prob` over the rows measured, derivatives written out.
+    """Compute the sum of `LogitNoise.log_prob` over the rows measured, and of deaths, derivatives written out.
 
     Args:
         log_mean: Log error of the curve, `[length, lines]`.
         slope: d log error / d log density, `[length, lines]`.
-        value: Parameters of the noise.
+        value: Parameters of the noise and of dying.
         response: Empirical logits, `[length, lines]`; no derivatives are given by them and by what follows.
         places: The rows.
 
@@ -92,18 +96,20 @@ def _total_and_derivatives(
     part = {name: jnp.asarray(v).astype(dtype) for name, v in value.items()}
     measured, known = jnp.asarray(places.measured).astype(dtype), jnp.isfinite(n_test)
     zero = jnp.zeros((), dtype)
-    floor, sigma, kappa, power = (part.get(name, zero) for name in ("floor", "sigma", "kappa", "kappa_power"))
+    floor, sigma, kappa, power = (part.get(name, zero) for name in ("floor", "sigma", "kappa", "noise_power"))
 
     count, half = jnp.where(known, n_test, 1), jnp.where(known, 0.5, 0).astype(dtype)
     mean = jnp.exp(log_mean)
     total, wrong = count + 2 * half, count * mean + half
     right = total - wrong
     both, rest = 1 / (wrong * right), 1 / (1 - mean)
-    risen = log_mean + LOG_2
-    lift = jnp.exp(power * risen) * rest if "kappa_power" in part else rest
+    above = log_mean + LOG_2
+    risen = jnp.exp(power * above) if "noise_power" in part else jnp.ones((), dtype)
+    lift = risen * rest
     binomial, sideways = jnp.where(known, total * both, 0), slope * lift
     jitter = (kappa * sideways) ** 2
-    precision = 1 / (floor**2 * binomial + sigma**2 + jitter)
+    own_variance = (sigma * risen) ** 2 + jitter
+    precision = 1 / (floor**2 * binomial + own_variance)
     root = jnp.sqrt(precision)
     residual = (response - jnp.log(wrong * wrong * both)) * root
     z, stretch, correlation, rounds = residual, jnp.ones((), dtype), zero, zero
@@ -126,24 +132,35 @@ def _total_and_derivatives(
     by_residual = own - after(own * correlation) if "rho" in part else own
     by_variance = -0.5 * precision * (measured + by_residual * residual)
     pull = count * both
-    by_log_mean = 2 * jitter * (mean * rest + power) - floor**2 * binomial * pull * (right - wrong) * mean
+    by_log_mean = 2 * (jitter * mean * rest + own_variance * power)
+    by_log_mean = by_log_mean - floor**2 * binomial * pull * (right - wrong) * mean
     by_log_mean = by_variance * by_log_mean - by_residual * root * pull * total * mean
     by_noise = {
         "floor": by_variance * binomial * 2 * floor,
-        "sigma": by_variance * 2 * sigma,
+        "sigma": by_variance * risen**2 * 2 * sigma,
         "kappa": by_variance * sideways**2 * 2 * kappa,
-        "kappa_power": by_variance * 2 * jitter * risen,
+        "noise_power": by_variance * 2 * own_variance * above,
         **by_nu,
     }
     if "rho" in part:
         shift = by_z * stretch * (z * correlation * stretch - before(residual)) + measured * correlation * stretch**2
         by_noise["rho"] = shift * correlation * rounds / part["rho"]
+    deaths = jnp.zeros_like(rows)
+    if "dies" in part:
+        at_risk = jnp.asarray(places.at_risk).astype(dtype)
+        short = log_mean - jnp.asarray(places.log_chance).astype(dtype)
+        log_dying = jnp.log(part["dies"]) + part["dies_power"] * short
+        dying, died = jnp.exp(log_dying), 1 - measured
+        deaths = at_risk * jnp.where(died > 0, log_dying, jnp.log1p(-dying))
+        by_dying = at_risk * (died - dying) / (1 - dying)
+        by_log_mean = by_log_mean + by_dying * part["dies_power"]
+        by_noise |= {"dies": by_dying / part["dies"], "dies_power": by_dying * short}
     noise = {name: _sum(by_noise[name]) for name in value}
     constant, by_constant = jax.value_and_grad(_constant)({k: jnp.asarray(v, float) for k, v in value.items()})
     count = _sum(measured)
     noise = {name: noise[name] + count * by_constant[name] for name in noise}
     derivatives = by_log_mean, by_variance * 2 * kappa**2 * sideways * lift, noise
-    return _sum(measured * rows) + count * constant, derivatives
+    return _sum(measured * rows + deaths) + count * constant, derivatives
 
 
 def _constant(value: Mapping[str, Any]) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
+from bayeslaw.deaths import are_dead, fates_of, log_density_of_dead
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, varies
 from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, spreads_at, standardised_effects
@@ -44,6 +45,7 @@ class Structure:
         steep: Whether noise grows with the local slope.
         growth: Whether spreads grow with the error that the dense law expects.
         correlated: Whether the noise of a level is correlated with that of the level before.
+        deaths: Whether networks die (`bayeslaw.deaths`).
     """
 
     depth_varies: bool
@@ -56,6 +58,7 @@ class Structure:
     steep: bool = True
     growth: bool = True
     correlated: bool = False
+    deaths: bool = False
 
     def without(self) -> set[str]:
         """Name the parameters that the model does not have."""
@@ -66,7 +69,8 @@ class Structure:
         absent |= set() if "p" in effects else {"share_p"}
         absent |= set() if self.knows_n_test else {"floor"}
         absent |= set() if self.noise == "student_t" else {"nu"}
-        absent |= set() if self.steep else {"kappa", "kappa_power"}
+        absent |= set() if self.steep else {"kappa", "noise_power"}
+        absent |= set() if self.deaths else {"dies", "dies_power", "stays"}
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
         absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
@@ -87,10 +91,12 @@ def structure_of(
     steep: bool = True,
     growth: bool | None = None,
     correlated: bool = True,
+    deaths: bool | None = None,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
 
-    Where `growth` is not given, it takes `MANY_CONFIGURATIONS` for the spreads' growth to be informed.
+    Where `growth` is not given, `MANY_CONFIGURATIONS` inform the spreads' growth; where `deaths` is not, one dead
+    network does (`bayeslaw.deaths`).
 
     Raises:
         BayeslawError: The law, an effect or the noise is unknown, or the law is for one configuration and there are
@@ -121,7 +127,18 @@ def structure_of(
         steep=steep,
         growth=configurations >= MANY_CONFIGURATIONS if growth is None else growth,
         correlated=correlated,
+        deaths=_any_died(runs) if deaths is None else deaths and "trajectory" in runs,
     )
+
+
+def _any_died(runs: pd.DataFrame) -> bool:
+    """Tell whether any network of a run table died; without trajectories nobody can."""
+    if "trajectory" not in runs:
+        return False
+    of_run = runs.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
+    chance = float(runs["chance_error"].iloc[0]) if "chance_error" in runs else 1.0
+    error, log_density = (runs[name].to_numpy(float) for name in ("error", "density"))
+    return bool(are_dead(fates_of(error, of_run, np.log(log_density), chance)).any())
 
 
 def make_model(structure: Structure, *, centred: bool = True):
@@ -138,10 +155,10 @@ def make_model(structure: Structure, *, centred: bool = True):
         eps_np    = eps_up e_it / sqrt(e_it^2 + 1)
         mean      = law(eps_np, eps_up, gamma, p', m*_r)
         response  ~ logit(mean) + scale z,   z_r = rho^gap z_before + sqrt(1 - rho^(2 gap)) StudentT(nu)
-        scale^2   = floor^2 binomial + sigma^2 + (kappa (2 mean)^kappa_power d logit mean / d log m*)^2
+        scale^2   = floor^2 binomial + (2 mean)^(2 noise_power) (sigma^2 + (kappa d logit mean / d log m*)^2)
 
     The response is the empirical logit, so both ends are safe: an error of 0 of n_test is an ordinary observation with
-    its binomial width, and no prediction leaves (0, 1).
+    its binomial width, and no prediction leaves (0, 1). Dead networks make no responses (`bayeslaw.deaths`).
 
     Args:
         structure: Which law, and which parts the model has.
@@ -172,7 +189,10 @@ def make_model(structure: Structure, *, centred: bool = True):
         covariates = {name: jnp.asarray(v)[data.configuration] for name, v in data.covariates.items()}
         curve = law.curve(value, covariates, log_e, effect_p)
         of_line = jax.tree.map(lambda part: part[data.trajectory] if jnp.ndim(part) else part, curve)
-        places = Places(*map(jnp.asarray, (data.log_density, data.n_test, data.gap, data.measured)))
+        rows = data.log_density, data.n_test, data.gap, data.measured, data.at_risk, data.log_chance
+        places = Places(*map(jnp.asarray, rows))
+        if structure.deaths:
+            numpyro.factor("dead", log_density_of_dead(value, data.dead))
         numpyro.sample("response", LineNoise(law, of_line, places, value), obs=data.response)
 
     return model
@@ -188,7 +208,8 @@ def starting_values(data: Data, structure: Structure) -> dict[str, NDArray]:
     chosen = log_density >= densest[of_row] - 1e-9
     configuration = np.asarray(data.configuration)[of_row][chosen]
     total = np.bincount(configuration, response[chosen], len(data.depth))
-    logit = total / np.bincount(configuration, minlength=len(data.depth))
+    count = np.bincount(configuration, minlength=len(data.depth))
+    logit = np.where(count > 0, total / np.maximum(count, 1), np.inf)  # dead from the first level on
     share = np.clip(1 / (1 + np.exp(-logit)) / math.exp(data.log_chance), 1e-4, 0.98)
     own, absent = np.log(share / np.sqrt(1 - share**2)), structure.without()
     values = {"log_e": own} if "share_np" in absent else {"log_e_run": own[data.configuration]}

@@ -24,7 +24,7 @@ def observation(
         curve: Its curve of the trajectory.
         log_density: Where on the curve.
         n_test: Test examples; infinite for the population error.
-        value: `sigma` and, where there are such parts, `kappa` with `kappa_power`, and `floor`.
+        value: `sigma` and, where there are such parts, `kappa` with `noise_power`, and `floor`.
 
     Returns:
         Location and scale, broadcast.
@@ -41,10 +41,9 @@ def location_and_scale(
     known = jnp.isfinite(n_test)
     count, half = jnp.where(known, n_test, 1.0), jnp.where(known, 0.5, 0.0)
     wrong, right = count * mean + half, count * (1 - mean) + half
-    variance = jnp.where(known, 1 / wrong + 1 / right, 0.0) * value.get("floor", 0.0) ** 2 + value["sigma"] ** 2
-    if "kappa" in value:
-        risen = jnp.exp(value.get("kappa_power", 0.0) * (log_mean + LOG_2))
-        variance = variance + (value["kappa"] * slope / (1 - mean) * risen) ** 2
+    risen = jnp.exp(value.get("noise_power", 0.0) * (log_mean + LOG_2))
+    own = value["sigma"] ** 2 + (value.get("kappa", 0.0) * slope / (1 - mean)) ** 2
+    variance = jnp.where(known, 1 / wrong + 1 / right, 0.0) * value.get("floor", 0.0) ** 2 + risen**2 * own
     return jnp.log(wrong) - jnp.log(right), jnp.sqrt(variance)
 
 
@@ -58,22 +57,22 @@ def response_distribution(
         curve: Its curve of the trajectory.
         log_density: Where on the curve, `[..., rows]`.
         n_test: Test examples; infinite for the population error.
-        value: `sigma` and, where there are such parts, `kappa`, `kappa_power`, `floor`, `nu` and `rho`.
+        value: `sigma` and, where there are such parts, `kappa`, `noise_power`, `floor`, `nu` and `rho`.
         gap: Rounds since the row before, of the same trajectory; infinite where there is none.
     """
     log_mean, slope = law.log_error_and_slope(curve, jnp.asarray(log_density))
     return LogitNoise(log_mean, slope, n_test, noise_of(value), gap)
 
 
-_NOISE = ("floor", "sigma", "kappa", "kappa_power", "nu", "rho")
+_NOISE = ("floor", "sigma", "kappa", "noise_power", "nu", "rho", "dies", "dies_power")
 
 
 def noise_of(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the parameters of the noise, as far as there are such parts."""
+    """Pick the parameters of the noise and of dying, as far as there are such parts."""
     return {name: value[name] for name in _NOISE if name in value}
 
 
-#: The error at which `kappa` is the jitter is one half.
+#: `sigma` and `kappa` are about an error of one half.
 LOG_2 = math.log(2.0)
 #: Rows of a trajectory that lie closer than this, in rounds, are taken to be this far apart.
 _CLOSEST = 0.1
@@ -92,7 +91,7 @@ class LogitNoise(dist.Distribution):
         log_mean: Log error of the curve.
         slope: d log error / d log density.
         n_test: Test examples; infinite for the population error.
-        value: `sigma` and, where there are such parts, `kappa` with `kappa_power`, `floor`, `nu` (else normal) and
+        value: `sigma` and, where there are such parts, `kappa` with `noise_power`, `floor`, `nu` (else normal) and
             `rho` (else independent).
         gap: Rounds since the row before; infinite where there is none.
     """
@@ -175,7 +174,7 @@ def standardise(log_mean: Any, slope: Any, response: Any, n_test: Any, noise: tu
         slope: d log error / d log density.
         response: The empirical logit measured; derivatives by it are left out.
         n_test: Test examples.
-        noise: `floor`, `sigma`, `kappa` and `kappa_power`.
+        noise: `floor`, `sigma`, `kappa` and `noise_power`.
 
     Returns:
         Residual and log scale, broadcast.
@@ -192,9 +191,10 @@ def _standardise(
     mean = jnp.exp(log_mean)
     total, wrong = count + 2 * half, count * mean + half
     right = total - wrong
-    both, lift = 1 / (wrong * right), jnp.exp(power * (log_mean + LOG_2)) / (1 - mean)
+    both, risen = 1 / (wrong * right), jnp.exp(power * (log_mean + LOG_2))
+    lift = risen / (1 - mean)
     binomial, sideways = jnp.where(known, total * both, 0.0), slope * lift
-    variance = floor**2 * binomial + sigma**2 + (kappa * sideways) ** 2
+    variance = floor**2 * binomial + (sigma * risen) ** 2 + (kappa * sideways) ** 2
     precision = 1 / variance
     root = jnp.sqrt(precision)
     residual = (response - jnp.log(wrong * wrong * both)) * root
@@ -205,6 +205,7 @@ def _standardise(
         wrong,
         right,
         both,
+        risen,
         lift,
         binomial,
         sideways,
@@ -219,16 +220,17 @@ def _standardise_jvp(primals: Any, tangents: Any) -> Any:
     by_log_mean, by_slope, _, _, by_noise = tangents
     floor, sigma, kappa, power = noise
     (residual, log_scale), parts = _standardise(log_mean, slope, response, n_test, noise)
-    count, mean, total, wrong, right, both, lift, binomial, sideways, precision, root = parts
+    count, mean, total, wrong, right, both, risen, lift, binomial, sideways, precision, root = parts
     pull, jitter = count * both, (kappa * sideways) ** 2
-    by_mean = jitter * (mean / (1 - mean) + power) - 0.5 * floor**2 * binomial * pull * (right - wrong) * mean
+    own = jitter + (sigma * risen) ** 2
+    by_mean = jitter * mean / (1 - mean) + own * power - 0.5 * floor**2 * binomial * pull * (right - wrong) * mean
     change = (
         precision * by_mean * by_log_mean
         + precision * kappa**2 * sideways * lift * by_slope
         + precision * floor * binomial * by_noise[0]
-        + precision * sigma * by_noise[1]
+        + precision * sigma * risen**2 * by_noise[1]
         + precision * kappa * sideways**2 * by_noise[2]
-        + precision * jitter * (log_mean + LOG_2) * by_noise[3]
+        + precision * own * (log_mean + LOG_2) * by_noise[3]
     )
     moved = -pull * total * mean * root * by_log_mean - residual * change
     return (residual, log_scale), (moved, change)

@@ -16,6 +16,7 @@ import scipy.special
 import xarray as xr
 
 from bayeslaw.compiled import jit
+from bayeslaw.deaths import DIED, let_die, log_hazard
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, ROUND, Frame
 from bayeslaw.hierarchy import spreads_at
@@ -34,6 +35,8 @@ CURVES = 30
 NODES = 7
 #: Designs computed at once; bounds the memory at draws x NODES^2 x this many numbers.
 BLOCK = 16
+#: Networks less likely to die by a level are not looked at.
+_LEAST_HAZARD = 1e-4
 #: What a fit keeps of trained networks, in the order of `Drawn`.
 _OWN = ("log_e", "shift_p")
 
@@ -58,8 +61,8 @@ def predict(
         kind: `"mean"`: the configuration's curve, averaged over runs; its own posterior where it was trained, else
             the dense law with a fresh discrepancy. `"run"`: what a new replicate would measure: run effects, jitter of
             single levels and the noise of `n_test` test examples on top. Draws of one configuration are those of one
-            run, its noise correlated from round to round as the posterior says; densities count as the nearest number
-            of rounds of 20 %.
+            run, its noise correlated from round to round as the posterior says; near random guessing it may die, and
+            then shows what dead networks of the table show; densities count as the nearest number of rounds of 20 %.
         seed: Seed of fresh effects and noise; they depend on seed and design alone, not on what else is asked for.
         return_draws: Return the joint draws instead of their summary.
 
@@ -346,7 +349,39 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     noise, rounds = np.empty_like(location), rounds_at(designs["density"])
     for i, row in enumerate(configurations.itertuples(index=False, name=None)):
         noise[:, index == i] = standard_noise(generator(seed, row, "noise"), value, rounds[index == i])
-    return error_from_logit(location + scale * noise, n_test)
+    errors = error_from_logit(location + scale * noise, n_test)
+    if "dies" in value:
+        hazard = _hazard(fit, value, location)
+        for i in np.unique(index[hazard.max(0) > _LEAST_HAZARD]):
+            own, network = index == i, configurations.iloc[[i]]
+            shown, dead = _paths(fit, network, int(rounds[own].max()), float(n_test[own][0]), seed)
+            errors[:, own] = np.where(dead[:, rounds[own]], shown[:, rounds[own]], errors[:, own])
+    return errors
+
+
+def _paths(fit: Fit, network: pd.DataFrame, rounds: int, n_test: float, seed: int) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Draw the new run of a network round by round, in which it may die.
+
+    Returns:
+        The errors, and whether the network is dead, each `[draws, rounds + 1]`.
+    """
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    path = network.loc[network.index.repeat(rounds + 1)].assign(density=np.exp(-ROUND * np.arange(rounds + 1)))
+    runs = Drawn(*(np.repeat(effect, len(path), axis=1) for effect in new_runs(fit, network, seed)))
+    count, row = np.full(len(path), n_test), tuple(network.iloc[0])
+    location, scale = observations(fit.law, value, fit.frame, path, runs, count)
+    noise = standard_noise(generator(seed, row, "noise"), value, np.arange(len(path)))
+    living = error_from_logit(location + scale * noise, count)
+    own = fit.runs["error"].to_numpy(float)[fit.tree["constant_data"]["fate"].to_numpy() == DIED]
+    stays = value["stays"][:, 0]
+    dead_errors = own if len(own) else np.array([fit.frame.chance_error])
+    dead_errors = np.round(dead_errors * n_test) / n_test if np.isfinite(n_test) else dead_errors
+    return let_die(living, _hazard(fit, value, location), stays, dead_errors, generator(seed, row, "death"))
+
+
+def _hazard(fit: Fit, value: dict[str, Any], location: NDArray) -> NDArray:
+    """Give the probability of dying by a level from the location of its empirical logit."""
+    return np.asarray(jnp.exp(log_hazard(value, scipy.special.log_expit(location), np.log(fit.frame.chance_error))))
 
 
 def new_runs(fit: Fit, configurations: pd.DataFrame, seed: int) -> Drawn:

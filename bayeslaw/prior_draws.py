@@ -144,7 +144,14 @@ def prior_predictive(
     if "n_test" not in designs and "n_test" in table:
         designs["n_test"] = table["n_test"].median()
     structure = structure_of(
-        table, law=law, effects=tuple(effects), noise=noise, steep=steep, growth=growth, correlated=correlated
+        table,
+        law=law,
+        effects=tuple(effects),
+        noise=noise,
+        steep=steep,
+        growth=growth,
+        correlated=correlated,
+        deaths=False,
     )
     resolved = resolve_priors(priors, law=law)
     distributions = {k: v.distribution for k, v in resolved.items() if k not in structure.without()}
@@ -229,10 +236,12 @@ def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_
         n_test=_n_test(designs)[None],
         gap=gaps(of_row, log_density)[None],
         measured=np.ones((1, len(designs)), bool),
+        at_risk=np.zeros((1, len(designs)), bool),
         configuration=np.arange(len(configurations)),
         trajectory=of_row,
         **frame.covariates(configurations),
         log_chance=jnp.log(frame.chance_error),
+        dead=np.zeros(2),
     )
 
 

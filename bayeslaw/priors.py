@@ -93,20 +93,23 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         ),
         "growth_np": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spreads of eps_np", grown),
         "growth_p": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spread of p'", grown),
-        "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels (logit)", small),
-        "kappa": Prior(
-            dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels where the error is a half (log m*)", small
-        ),
-        "kappa_power": Prior(
-            dist.LogNormal(-0.7, 0.6),
-            "exponent of the error in it",
-            "weak: .15 to 1.6; networks jitter most as they die",
+        "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels where the error is a half (logit)", small),
+        "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels there (log m*)", small),
+        "noise_power": Prior(
+            dist.LogNormal(-0.7, 0.8),
+            "exponent of the error in both",
+            "weak: .1 to 2; networks jitter most as they die",
         ),
         "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),
         "nu": Prior(dist.Gamma(2.0, 0.1), "degrees of freedom of the noise", "Juarez and Steel 2010"),
         "rho": Prior(
             dist.Beta(2.0, 2.0), "correlation of the noise from one round of 20 % to the next", "weak: .5 +- .22"
         ),
+        "dies": Prior(dist.Uniform(0.0, 1.0), "probability of dying by a level where the curve is at guessing", "flat"),
+        "dies_power": Prior(
+            dist.LogNormal(2.3, 0.7), "exponent of the error, as a share of guessing, in it", "weak: 3 to 30"
+        ),
+        "stays": Prior(dist.Uniform(0.0, 1.0), "probability that a dead network stays dead for a level", "flat"),
     }
     own = {
         "sharpness": Prior(

@@ -14,6 +14,7 @@ import scipy.special
 from tqdm import tqdm
 
 from bayeslaw.compiled import jit
+from bayeslaw.deaths import STAYED, are_dead, log_probability
 from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
@@ -38,6 +39,7 @@ def row_log_likelihood(fit: Fit, *, draws: int | None = None) -> Iterator[NDArra
     """Compute the log likelihood of the rows given their own runs' effects, a chunk of rows at a time.
 
     Rows come by trajectory, from the densest to the sparsest; where noise is correlated, each is given the one before.
+    That of a dead network's level is the log probability that it died, or stayed dead.
 
     Args:
         fit: The posterior.
@@ -50,15 +52,21 @@ def row_log_likelihood(fit: Fit, *, draws: int | None = None) -> Iterator[NDArra
     sample = Sample.of(fit, draws)
     log_e_run, effect = _thinned(fit, "log_e_run", draws), _thinned(fit, "effect_p", draws)
     assert log_e_run is not None
-    rows = len(sample.order)
-    for start in range(0, rows, _ROWS):
-        index = np.clip(np.arange(start - 1, start + _ROWS), 0, rows - 1)  # with the row before
+    own_row = sample.fate != STAYED
+    rows, place = int(own_row.sum()), np.cumsum(own_row)
+    log_stays = np.log(sample.value["stays"]) if "stays" in sample.value else 0.0
+    for start in range(0, len(own_row), _ROWS):
+        chunk = slice(start, start + _ROWS)
+        first, last = place[start] - own_row[start], place[chunk][-1]
+        index = np.clip(np.arange(first - 1, first + _ROWS), 0, rows - 1)  # with the row before
         own = sample.trajectory[index]
         part = in_float64(_row_densities)(
             fit.law, sample.value, {k: v[own] for k, v in sample.covariates.items()}, log_e_run[:, own],
             0.0 if effect is None else effect[:, own], *(values[index] for values in sample.columns),
         )  # fmt: skip
-        yield np.asarray(part)[:, 1 : 1 + rows - start]
+        found = np.zeros((len(log_e_run), len(own_row[chunk]))) + log_stays
+        found[:, own_row[chunk]] = np.asarray(part)[:, 1 : 1 + last - first]
+        yield found
 
 
 @in_float64
@@ -153,13 +161,14 @@ def _integrated(
         progress: Show a progress bar where standard error is a terminal.
     """
     longest = int(np.bincount(sample.trajectory).max())
-    columns = []
+    columns, log_stays = [], np.log(sample.value["stays"][:, 0]) if "stays" in sample.value else 0.0
     silent = None if progress else True
     for t in tqdm(range(location.shape[1]), desc="left out", unit="run", disable=silent, file=sys.stderr):
         rows = np.flatnonzero(sample.trajectory == t)
         index = np.pad(rows, (0, longest - len(rows)), mode="edge")
         columns.append(
-            _integrate(
+            log_stays * np.sum((sample.fate == STAYED) & (sample.of_fate == t))
+            + _integrate(
                 law, sample.value, {k: v[t] for k, v in sample.covariates.items()}, location[:, t], spread[:, t],
                 start[:, t], np.arange(longest) < len(rows), *(values[index] for values in sample.columns),
             )
@@ -173,20 +182,22 @@ class Sample(NamedTuple):
     Attributes:
         value: Parameters, `[draws, 1]` each.
         covariates: Of every trajectory.
-        trajectory: Trajectory of every row.
+        fate: What became of every row (`bayeslaw.deaths`).
+        of_fate: Trajectory of every row.
+        trajectory: Trajectory of every row that a network did not stay dead by.
         configuration: Configuration of every trajectory.
-        order: Position of every row in the run table.
         configurations: One row each, depth, width and dataset size.
-        columns: Response, log density, n_test and gap (`frame.gaps`) of every row.
+        columns: Response, log density, n_test, gap (`frame.gaps`) and fate of those rows.
     """
 
     value: dict[str, NDArray]
     covariates: dict[str, NDArray]
+    fate: NDArray[np.integer[Any]]
+    of_fate: NDArray[np.intp]
     trajectory: NDArray[np.intp]
     configuration: NDArray[np.intp]
-    order: NDArray[np.integer[Any]]
     configurations: pd.DataFrame
-    columns: tuple[NDArray, NDArray, NDArray, NDArray]
+    columns: tuple[NDArray, ...]
 
     @classmethod
     def of(cls, fit: Fit, draws: int, runs: pd.DataFrame | None = None) -> Sample:
@@ -194,28 +205,31 @@ class Sample(NamedTuple):
         if runs is None:
             configuration, configurations, rows = fitted_rows(fit)
         else:
-            data, labels = make_data(runs, fit.frame)
+            data, labels = make_data(runs, fit.frame, deaths=fit.structure.deaths)
             configuration, configurations, rows = np.asarray(data.configuration), labels.configurations, labels.rows
         index = _thinning(fit, draws)
         value = {name: values[index, None] for name, values in parameter_draws(fit).items()}
         covariates = fit.frame.covariates(configurations)
         order = along_trajectories(rows.trajectory, rows.log_density)
-        trajectory, log_density = rows.trajectory[order], rows.log_density[order]
+        fate, of_fate = rows.fate[order], rows.trajectory[order]
+        order = order[fate != STAYED]
+        trajectory, log_density, own = rows.trajectory[order], rows.log_density[order], rows.fate[order]
         return cls(
             value,
             {name: values[configuration] for name, values in covariates.items()},
+            fate,
+            of_fate,
             trajectory,
             configuration,
-            order,
             configurations,
-            (rows.response[order], log_density, rows.n_test[order], gaps(trajectory, log_density)),
+            (rows.response[order], log_density, rows.n_test[order], gaps(trajectory, log_density, own), own),
         )
 
 
 def fitted_rows(fit: Fit) -> tuple[NDArray[np.intp], pd.DataFrame, Rows]:
     """Give the configuration of every trajectory, the configurations and the rows that were fitted."""
     constant = fit.tree["constant_data"].to_dataset()
-    columns = [constant[name].to_numpy() for name in ("log_density", "n_test", "trajectory_of_row")]
+    columns = [constant[name].to_numpy() for name in ("log_density", "n_test", "trajectory_of_row", "fate")]
     rows = Rows(fit.tree["observed_data"]["response"].to_numpy(), *columns)
     return constant["configuration_of_trajectory"].to_numpy(), fit.configurations, rows
 
@@ -299,8 +313,12 @@ def _row_densities(
     law: Law, value: Any, covariates: Any, log_e: Any, effect: Any, response: Any, *columns: Any
 ) -> jax.Array:
     curve = law.curve(value, covariates, log_e, effect)
-    log_density, n_test, gap = columns
-    return jnp.asarray(response_distribution(law, curve, log_density, n_test, value, gap).log_prob(response))
+    log_density, n_test, gap, fate = columns
+    measured = response_distribution(law, curve, log_density, n_test, value, gap)
+    if "dies" not in value:
+        return jnp.asarray(measured.log_prob(response))
+    came = log_probability(value, fate, measured.log_mean, value["log_eps_up"] - jnp.log(value["plateau"]))
+    return came + jnp.where(are_dead(fate), 0.0, measured.log_prob(response))
 
 
 @jit(static_argnums=0)

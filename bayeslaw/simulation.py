@@ -119,6 +119,7 @@ class Simulated:
         shift_p: Sideways shift of the configurations, `[configurations]`.
         effect_p: Sideways effect of the trajectories, that of their configuration included, `[trajectories]`.
         response: Empirical logits of the errors, `[rows]`, every row once.
+        dead: Whether a row is a dead network's, `[rows]`.
     """
 
     runs: pd.DataFrame
@@ -128,6 +129,7 @@ class Simulated:
     shift_p: NDArray
     effect_p: NDArray
     response: NDArray
+    dead: NDArray
 
 
 def simulate(
@@ -172,15 +174,38 @@ def simulate(
     made_with = value | {"gamma": value["gamma"] * fault.gamma}
     location, scale = observation(design, made_with, log_e_run, effect_p)
     noise = rng.standard_t(value["nu"], location.shape) if "nu" in value else rng.standard_normal(location.shape)
-    if "rho" in value:
-        shares = correlation(design, value["rho"])
-        for row in np.flatnonzero(shares):
-            noise[row] = shares[row] * noise[row - 1] + np.sqrt(1 - shares[row] ** 2) * noise[row]
-    error = error_of_logit(location + fault.noise * scale * noise, design.n_test)
+    error, dead = _measure(design, value, location, fault.noise * scale, noise, rng)
     runs = design.rows().assign(error=error)
     levels = len(design.densities)
     runs = pd.concat([runs.assign(level=runs["level"] + i * levels) for i in range(fault.copies)], ignore_index=True)
-    return Simulated(runs, value, log_e, log_e_run, shift_p, effect_p, logit_of_error(error, design.n_test))
+    return Simulated(runs, value, log_e, log_e_run, shift_p, effect_p, logit_of_error(error, design.n_test), dead)
+
+
+def _measure(
+    design: Design, value: Mapping[str, float], location: NDArray, scale: NDArray, noise: NDArray, rng: Any
+) -> tuple[NDArray, NDArray]:
+    """Measure level by level: networks may die, and noise goes with that of the level before if there they lived.
+
+    Returns:
+        The errors, and whether they are of dead networks.
+    """
+    rounds = np.log(design.densities) / np.log(0.8)
+    error, dead = np.empty_like(location), np.zeros(location.shape, bool)
+    before = 0.0
+    for row, level in enumerate(np.arange(len(location)) % len(rounds)):
+        was_dead = level > 0 and dead[row - 1]
+        if "dies" in value:
+            mean = scipy.special.expit(location[row])
+            hazard = value["dies"] * (mean / design.chance_error) ** value["dies_power"]
+            dead[row] = rng.random() < (value["stays"] if was_dead else hazard)
+        if dead[row]:
+            error[row] = design.chance_error
+            continue
+        follows = level > 0 and not was_dead
+        share = value.get("rho", 0.0) ** (rounds[level] - rounds[level - 1]) if follows else 0.0
+        before = share * before + np.sqrt(1 - share**2) * noise[row]
+        error[row] = error_of_logit(location[row] + scale[row] * before, design.n_test)
+    return error, dead
 
 
 def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
@@ -247,24 +272,32 @@ def observation(design: Design, value: Mapping[str, Any], log_e_run: Any, effect
 
 def structural_scale(value: Mapping[str, Any], error: Any, slope: Any) -> Any:
     """Give the scale of a population error's logit about the curve, from the curve's error and slope, broadcast."""
-    jitter = value.get("kappa", 0.0) * slope / (1 - error) * (2 * error) ** value.get("kappa_power", 0.0)
-    return np.hypot(value["sigma"], jitter)
-
-
-def correlation(design: Design, rho: Any) -> Any:
-    """Correlate the noise of every row with that of the row before, rho a round; 0 for the first of a trajectory."""
-    rounds = np.tile(np.diff(-np.log(design.densities), prepend=np.nan) / np.log(1.25), len(design.configuration))
-    return np.where(np.isnan(rounds), 0.0, rho ** np.nan_to_num(rounds))
+    jitter = value.get("kappa", 0.0) * slope / (1 - error)
+    return np.hypot(value["sigma"], jitter) * (2 * error) ** value.get("noise_power", 0.0)
 
 
 def log_likelihood(
-    design: Design, value: Mapping[str, Any], log_e_run: Any, effect_p: Any, response: NDArray
+    design: Design, value: Mapping[str, Any], log_e_run: Any, effect_p: Any, response: NDArray, dead: NDArray
 ) -> NDArray[np.float64]:
-    """Compute the joint log density of all responses, given the effects of the trajectories, `[...]`."""
-    location, scale = observation(design, value, log_e_run, effect_p)
-    residual = (response - location) / scale
+    """Compute the joint log density of the responses of living networks, given the effects of the trajectories.
+
+    Args:
+        design: Where they were measured.
+        value: The parameters.
+        log_e_run: Log dense error of the trajectories, `[..., trajectories]`.
+        effect_p: Their sideways effects, likewise.
+        response: Empirical logits, `[rows]`.
+        dead: Whether a row is a dead network's, `[rows]`.
+
+    Returns:
+        Log densities, `[...]`.
+    """
+    location, scale = (part[..., ~dead] for part in observation(design, value, log_e_run, effect_p))
+    residual = (response[~dead] - location) / scale
     if "rho" in value:
-        share = correlation(design, value["rho"])
+        rounds = np.tile(np.log(design.densities) / np.log(0.8), len(design.configuration))[~dead]
+        follows = (np.diff(design.trajectory, prepend=-1) == 0) & ~np.concatenate([[False], dead[:-1]])
+        share = np.where(follows[~dead], value["rho"] ** np.abs(np.diff(rounds, prepend=0.0)), 0.0)
         before = np.concatenate([np.zeros_like(residual[..., :1]), residual[..., :-1]], axis=-1)
         residual, scale = (residual - share * before) / np.sqrt(1 - share**2), scale * np.sqrt(1 - share**2)
     squared = residual**2

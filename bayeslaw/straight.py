@@ -22,7 +22,8 @@ $$\log \left( \gamma \tanh \frac{k L}{4 \gamma} \right), \qquad
 a \log \left( \exp \frac{\log(1 + k / \gamma)}{a} - 1 \right)$$
 
 the slope in the middle of the rise, and what goes to k / gamma where that is small, but for the least values (beyond
-a = 0.1). The logits of bounded parameters have the tails of an exponential; sampled is z with
+a = 0.1). Runs tell errors, which are the high plateau times e~ where that is small: e~ is sampled by that product. The
+logits of bounded parameters have the tails of an exponential; sampled is z with
 logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
 
 Where exponents are to stay as they are, since families share them, shares are sampled by the falls that they make with
@@ -132,6 +133,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
     found, change = (_from_shares if context.ridges.rise is None else _from_falls)(context, values)
     values, log_determinant = values | found, log_determinant + change
+    values |= _lift_dense(context, values, -1)
     if _is_bent_freely(context):
         log_ratio, change = _hardened(straight["sharpness"])
         log_determinant += change
@@ -149,6 +151,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
     straight = {**values, **(_to_shares if context.ridges.rise is None else _to_falls)(context, values)}
+    straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1)
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
         straight["sharpness"] = _softened(log_ratio)
@@ -312,6 +315,14 @@ def _with_centre(context: StraightContext, values: Mapping[str, Any], sign: int)
         for name, (share, wide, spread) in _terms(context, values).items()
     ]
     return {"dense": values["dense"] + sign * sum(above)} if above else {}
+
+
+def _lift_dense(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
+    """Add the logarithm of the high plateau to that of the central dense error, or take it away (-1)."""
+    if not _are_positive(context, "dense"):
+        return {}
+    plateau = biject_to(context.plain.priors["plateau"].support)(values["plateau"])
+    return {"dense": values["dense"] + sign * jnp.log(plateau)}
 
 
 def _log_fall(log_exponent: Any, spread: Any) -> Any:

@@ -18,7 +18,7 @@ CONFIGURATION = np.array([0, 1, 2, 0, 0, 2])
 ABOVE = np.array([-0.5, 0.1, 0.4])
 VALUE = {
     "dense": 0.2, "share_c": 0.0, "share_n": 1.0, "alpha": 1.0, "beta": 1.0, "spread_np": 0.3, "share_np": 0.6,
-    "growth_np": 0.5, "spread_p": 0.15, "share_p": 0.3, "growth_p": -0.8,
+    "growth_np": 0.5, "spread_p": 0.15, "share_p": 0.3, "growth_p": -0.8, "plateau": 0.7,
 }  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def float64() -> Iterator[None]:
 def data() -> Data:
     """With alpha = 1 and nothing but it, log dataset size sets the dense law: each network lies `ABOVE` the centre."""
     nothing, zeros = np.zeros(0), np.zeros(3)
-    return Data(*[nothing] * 5, CONFIGURATION, nothing, zeros, zeros, zeros, -ABOVE, 0.0)
+    return Data(*[nothing] * 6, CONFIGURATION, nothing, zeros, zeros, zeros, -ABOVE, 0.0, nothing)
 
 
 def spreads(name: str) -> np.ndarray:
@@ -57,25 +57,28 @@ def test_effects_are_in_units_of_their_spreads_by_the_formula() -> None:
     effects = {"log_e_run": rng.standard_normal(6), "effect_p": rng.standard_normal(6)}
     found = {k: np.asarray(v) for k, v in standardise(centring, data(), VALUE, effects).items()}
     centre = np.log(0.2) + ABOVE
-    for name, about, mean_name, within_name in (
-        ("log_e_run", centre, "mean", "within"),
-        ("effect_p", np.zeros(3), "mean_p", "within_p"),
+    plateau = np.log(VALUE["plateau"])
+    for name, about, lifted, mean_name, within_name in (
+        ("log_e_run", centre, plateau, "mean", "within"),
+        ("effect_p", np.zeros(3), 0.0, "mean_p", "within_p"),
     ):
         for i in range(3):
             own = effects[name][i == CONFIGURATION]
             w = getattr(centring, mean_name)[i]
-            mean = (own.mean() - about[i]) / spreads(mean_name)[i] ** w + (1 - w) * about[i]
+            mean = (own.mean() - about[i]) / spreads(mean_name)[i] ** w + (1 - w) * (about[i] + lifted)
             apart = (own - own.mean()) / spreads(within_name)[i] ** getattr(centring, within_name)[i]
             assert found[name][i == CONFIGURATION] == pytest.approx(mean + apart)
     alone = {"log_e": rng.standard_normal(3)}
     w, found = centring.log_e, standardise(centring, data(), VALUE, alone)["log_e"]
-    assert np.asarray(found) == pytest.approx((alone["log_e"] - centre) / spreads("log_e") ** w + (1 - w) * centre)
+    expected = (alone["log_e"] - centre) / spreads("log_e") ** w + (1 - w) * (centre + plateau)
+    assert np.asarray(found) == pytest.approx(expected)
 
 
-def test_effects_taken_as_they_are_stay_as_they_are() -> None:
+def test_effects_taken_as_they_are_stay_as_they_are_but_errors_are_in_units_of_the_plateau() -> None:
     effects = {"log_e_run": np.arange(6.0), "effect_p": np.arange(6.0)}
     found = standardise(centred(data()), data(), VALUE, effects)
-    assert all(np.asarray(found[name]) == pytest.approx(effects[name]) for name in effects)
+    assert np.asarray(found["effect_p"]) == pytest.approx(effects["effect_p"])
+    assert np.asarray(found["log_e_run"]) == pytest.approx(effects["log_e_run"] + np.log(VALUE["plateau"]))
 
 
 def test_by_how_much_is_what_is_left_of_their_prior_variance() -> None:

@@ -117,8 +117,12 @@ def test_log_likelihood_is_that_of_the_oracle(hierarchical) -> None:
     # The oracle counts the parameters of networks for one input channel, these have three.
     reference.log_parameters = model.design.covariates()["parameters"]
     rows = reference.log_likelihood_of_rows(simulated.value, simulated.log_e_run, simulated.effect_p)
-    ours = log_likelihood(model.design, simulated.value, simulated.log_e_run, simulated.effect_p, simulated.response)
-    assert ours == pytest.approx(rows.sum(), rel=ROUNDING)
+    effects = simulated.log_e_run, simulated.effect_p
+    ours = log_likelihood(model.design, simulated.value, *effects, simulated.response, simulated.dead)
+    dead = simulated.dead
+    assert dead.any() and (np.isin(reference.fates(), ["died", "stayed"]) == dead).all()
+    came = reference.log_probability_of_fates(simulated.value, *effects)
+    assert ours == pytest.approx(rows.sum() - came.sum(), rel=ROUNDING)
     assert [tuple(name[:3]) for name in reference.trajectories[::2]] == list(model.design.configurations)
 
 
@@ -155,7 +159,7 @@ def test_noise_and_effects_have_the_spreads_of_the_model(hierarchical) -> None:
     for _ in range(40):
         drawn = simulate(design, value, rng)
         location, scale = observation(design, value, drawn.log_e_run, drawn.effect_p)
-        noise.append((drawn.response - location) / scale)
+        noise.append(((drawn.response - location) / scale)[~drawn.dead])
         up.append((drawn.log_e_run - drawn.log_e[of_run]) / spread["tau_np"][of_run])
         sideways.append((drawn.effect_p - drawn.shift_p[of_run]) / spread["tau_p"][of_run])
         own.append(drawn.log_e)
@@ -163,7 +167,7 @@ def test_noise_and_effects_have_the_spreads_of_the_model(hierarchical) -> None:
     own = (np.array(own) - np.mean(own, axis=0)) / spread["sigma_np"] * np.sqrt(40 / 39)
     for sample in (up, sideways, own, shifts):
         assert scipy.stats.kstest(np.ravel(sample), "norm").pvalue > 1e-3
-    assert scipy.stats.kstest(np.ravel(noise), scipy.stats.t(value["nu"]).cdf).pvalue > 1e-3
+    assert scipy.stats.kstest(np.concatenate(noise), scipy.stats.t(value["nu"]).cdf).pvalue > 1e-3
     central = value["spread_p"] * np.sqrt(1 - value["share_p"])
     total = value["spread_np"] ** 2 * np.exp(
         2 * value["growth_np"] * np.log(spread["tau_p"] / central) / value["growth_p"]

@@ -56,7 +56,7 @@ def moments(weight: np.ndarray, grid: np.ndarray) -> tuple[float, float]:
 
 CONSTANTS = {
     "gamma": 1.3, "phi": 0.9, "psi": 1.2, "knee": 0.016, "plateau": 0.975, "dense": 0.12, "share_c": 0.08,
-    "share_n": 0.55, "alpha": 0.6, "beta": 0.5, "chi": 0.1, "sigma": 0.05, "kappa": 0.1, "kappa_power": 0.5,
+    "share_n": 0.55, "alpha": 0.6, "beta": 0.5, "chi": 0.1, "sigma": 0.05, "kappa": 0.1, "noise_power": 0.5,
     "floor": 1.0, "nu": 8.0,
 }  # fmt: skip
 
@@ -174,7 +174,7 @@ def test_known_constants_are_recovered(simulated, fitted) -> None:
     truth = simulated.truth
     expected = {name: getattr(truth, name) for name in ("gamma", "phi", "psi", "chi", "p_prime", "eps_up", "a")}
     names = ("b", "c", "alpha", "beta", "sigma_np", "tau_np", "sigma_p", "tau_p", "sigma", "kappa")
-    names += ("kappa_power", "floor", "nu")
+    names += ("noise_power", "floor", "nu")
     expected |= {name: getattr(truth, name) for name in names}
     for name, value in expected.items():
         lower, upper = np.quantile(fitted.posterior[name], [0.0005, 0.9995])
@@ -281,7 +281,7 @@ def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fit_file, "FORMAT", 99)
     fitted.save(tmp_path / "future.nc")
     monkeypatch.undo()
-    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 4; fit again"):
+    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 5; fit again"):
         bayeslaw.load(tmp_path / "future.nc")
     with pytest.raises(BayeslawError, match=r"nowhere\.nc: there is no such file; give the path"):
         bayeslaw.load(tmp_path / "nowhere.nc")

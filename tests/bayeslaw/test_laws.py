@@ -158,13 +158,16 @@ def test_gradients_are_finite_where_an_anchor_has_no_plateau(name: str) -> None:
 
 
 def test_structure_says_what_each_law_lacks() -> None:
-    full = dict.fromkeys(("depth_varies", "width_varies", "has_trajectories", "knows_n_test", "correlated"), True)
+    names = ("depth_varies", "width_varies", "has_trajectories", "knows_n_test", "correlated", "deaths")
+    full = dict.fromkeys(names, True)
     assert Structure(**full).without() == set()
     assert Structure(**full, law="parameter_count").without() == {"phi", "psi"}
     assert Structure(**full, effects=("p",)).without() == {"share_np"}
     assert Structure(**full, growth=False).without() == {"growth_np", "growth_p"}
     plain = Structure(**full, effects=(), noise="normal", steep=False, growth=False)
-    assert plain.without() == {"share_np", "spread_p", "share_p", "nu", "kappa", "kappa_power", "growth_np", "growth_p"}
+    assert plain.without() == {
+        "share_np", "spread_p", "share_p", "nu", "kappa", "noise_power", "growth_np", "growth_p"
+    }  # fmt: skip
     assert "spread_np" not in Structure(**full, law="single").without()
     assert "spread_np" in Structure(**full, law="single", effects=()).without()
 

@@ -16,7 +16,7 @@ from bayeslaw.lines import LineNoise, Places, after, before
 
 LENGTH, LINES = 7, 12
 PARTS = [
-    ("floor", "sigma", "kappa", "kappa_power", "nu", "rho"),
+    ("floor", "sigma", "kappa", "noise_power", "nu", "rho", "dies", "dies_power"),
     ("floor", "sigma", "kappa", "nu"),
     ("sigma", "kappa", "rho"),
     ("sigma",),
@@ -38,13 +38,15 @@ def rows(n_test: float) -> tuple[Places, np.ndarray]:
     gap[0, np.arange(LINES) % 3 != 2] = np.inf
     measured = np.arange(LENGTH)[:, None] < np.where(np.arange(LINES) % 3 == 2, 4, LENGTH)
     known = np.where(rng.random((LENGTH, LINES)) < 0.8, n_test, np.inf)
-    places = Places(*map(jnp.asarray, (log_density, known, gap, measured)))
-    return places, rng.uniform(-3.0, 2.0, (LENGTH, LINES))
+    at_risk, died = measured & (rng.random((LENGTH, LINES)) < 0.9), rng.random((LENGTH, LINES)) < 0.1
+    rows = log_density, known, gap, measured & ~(at_risk & died), at_risk, -0.1
+    return Places(*map(jnp.asarray, rows)), rng.uniform(-3.0, 2.0, (LENGTH, LINES))
 
 
 def parameters(names: tuple[str, ...]) -> dict:
     rng = np.random.default_rng(1)
-    noise = {"floor": 0.8, "sigma": 0.05, "kappa": 0.2, "kappa_power": 0.7, "nu": 3.5, "rho": 0.6}
+    noise = {"floor": 0.8, "sigma": 0.05, "kappa": 0.2, "noise_power": 0.7, "nu": 3.5, "rho": 0.6}
+    noise |= {"dies": 0.7, "dies_power": 5.0}
     curve = Curve(rng.uniform(-3, -1, LINES), -0.11, 1.3, rng.uniform(-2, 0, LINES), 2.4)
     return jax.tree.map(jnp.asarray, {"curve": curve, "noise": {name: noise[name] for name in names}})
 
@@ -73,7 +75,7 @@ def test_float32_rows_change_the_log_density_by_less_than_a_thousandth_a_row(nam
     places, _ = rows(800.0)
     value = parameters(names)
     response = LineNoise(LAW, value["curve"], places, value["noise"]).sample(jax.random.PRNGKey(0))
-    single = Places(*(part.astype(jnp.float32) for part in places[:3]), places.measured)
+    single = Places(*(part.astype(jnp.float32) for part in places[:3]), *places[3:])
     exact, rounded = (
         jax.value_and_grad(fast)(value, where, own)
         for where, own in ((places, response), (single, response.astype(jnp.float32)))

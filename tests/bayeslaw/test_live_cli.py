@@ -228,7 +228,7 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
         (["fit", "digits_resnet", "--law", "cubic"], "law = 'cubic' must be one of joint, parameter_count"),
         (["fit", "digits_resnet", "--effects", "q"], "effects = ['q'] must be of np, p"),
         (["fit", "digits_resnet", "--noise", "white"], "noise = 'white' must be one of student_t, normal"),
-        (["fit", "digits_resnet", "--law", "single"], "is equation (1), for one network; the table has 43"),
+        (["fit", "digits_resnet", "--law", "single"], "is equation (1), for one network; the table has 45"),
         (["compare", fit_file], "two fits or more; got 1"),
         (["fit", table, "--column", "depth"], "--column 'depth' must be ours=yours"),
         (["fit", table, "--column", "depth=layer"], "layer"),

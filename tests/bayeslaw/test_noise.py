@@ -57,7 +57,7 @@ EVERY = derivatives(slow), derivatives(fast)
             "floor": st.floats(0.3, 3),
             "sigma": st.floats(0.01, 1),
             "kappa": st.floats(0.01, 1),
-            "kappa_power": st.floats(0.0, 2.0),
+            "noise_power": st.floats(0.0, 2.0),
             "nu": st.floats(1.0, 60.0),
         }
     ),
@@ -84,7 +84,7 @@ def test_the_jitter_grows_with_a_power_of_the_error_and_is_kappa_where_it_is_a_h
     noise, error = {"sigma": 0.0, "kappa": 0.2}, np.array([0.1, 0.5, 0.8])
     plain, grown = (
         np.asarray(location_and_scale(jnp.log(error), -1.5, np.inf, noise | power)[1])
-        for power in ({}, {"kappa_power": 0.7})
+        for power in ({}, {"noise_power": 0.7})
     )
     assert plain == pytest.approx(0.2 * 1.5 / (1 - error))
     assert grown / plain == pytest.approx((error / 0.5) ** 0.7)
@@ -104,7 +104,7 @@ def test_noise_is_correlated_along_the_rows() -> None:
     rng, rho = np.random.default_rng(0), 0.6
     log_mean, slope, n_test = np.log(rng.uniform(0.05, 0.5, 12)), -rng.uniform(0, 2, 12), 500.0
     response, gap = rng.standard_normal(12), np.array([np.inf, 1, 1, 2.5, 1, np.inf, 1, 3, 1, 1, 1, 1])
-    noise = {"sigma": 0.2, "kappa": 0.1, "kappa_power": 0.6, "floor": 0.8, "nu": 5.0}
+    noise = {"sigma": 0.2, "kappa": 0.1, "noise_power": 0.6, "floor": 0.8, "nu": 5.0}
     location, scale = (np.asarray(part) for part in location_and_scale(log_mean, slope, n_test, noise))
     residual, expected = (response - location) / scale, []
     for row in range(12):

@@ -85,7 +85,7 @@ def near(rng: np.random.Generator, name: str, middle: float) -> float:
 MIDDLE = {
     "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15, "share_n": 0.5,
     "alpha": 0.6, "beta": 0.5, "chi": 0.1, "spread_np": 0.2, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.5,
-    "growth_np": 0.2, "growth_p": -0.2, "sigma": 0.05, "kappa": 0.2, "kappa_power": 0.5,
+    "growth_np": 0.2, "growth_p": -0.2, "sigma": 0.05, "kappa": 0.2, "noise_power": 0.5,
     "floor": 1.0, "nu": 8.0,
 }  # fmt: skip
 

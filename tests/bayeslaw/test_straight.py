@@ -104,7 +104,7 @@ def test_coordinates_are_those_of_the_formulas() -> None:
         assert straight[name] == pytest.approx(np.log(share * np.sinh(exponent * spread) / spread))
         ends = [np.log(share * np.exp(sign * exponent * spread) + 1 - share) for sign in (-1, 1)]
         middle = middle + np.mean(ends)
-    assert straight["dense"] == pytest.approx(middle)
+    assert straight["dense"] == pytest.approx(middle - np.log1p(np.exp(-values["plateau"])))
     binomial = np.exp(context.ridges.log_binomial)
     noises = np.exp(values["floor"]) * binomial, np.exp(values["sigma"])
     assert straight["floor"] == pytest.approx(np.log(np.hypot(*noises)))

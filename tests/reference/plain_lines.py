@@ -19,10 +19,15 @@ class PlainLines(LineNoise):
     def __init__(self, law: Law, curve: Any, places: Places, value: Mapping[str, Any]) -> None:
         super().__init__(law, curve, places, value)
         curve = jax.tree.map(lambda part: part[:, None] if jnp.ndim(part) else part, curve)
-        log_density, n_test, gap, self.measured = (part.T for part in places)
+        log_density, n_test, gap, self.measured, self.at_risk = (part.T for part in places[:5])
         log_mean, slope = law.log_error(curve, log_density), law.log_slope(curve, log_density)
         self.rows = LogitNoise(log_mean, slope, n_test, self.value, gap)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Compute the log density of all responses together."""
-        return jnp.sum(jnp.where(self.measured, self.rows.log_prob(jnp.asarray(value).T), 0.0))
+        total = jnp.sum(jnp.where(self.measured, self.rows.log_prob(jnp.asarray(value).T), 0.0))
+        if "dies" not in self.value:
+            return total
+        share = jnp.exp(self.rows.log_mean - self.places.log_chance)
+        hazard = self.value["dies"] * share ** self.value["dies_power"]
+        return total + jnp.sum(jnp.where(self.at_risk, jnp.log(jnp.where(self.measured, 1 - hazard, hazard)), 0.0))

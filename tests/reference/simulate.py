@@ -67,8 +67,9 @@ def observation_of(error: Any, slope: Any, n_test: Any, value: Mapping[str, Any]
     count, half = np.where(known, n_test, 1.0), np.where(known, 0.5, 0.0)
     wrong, right = count * error + half, count * (1 - error) + half
     binomial = np.where(known, 1 / wrong + 1 / right, 0.0)
-    floor, jitter = value.get("floor", 0.0), value["kappa"] * slope * (2 * error) ** value["kappa_power"]
-    return np.log(wrong / right), np.sqrt(floor**2 * binomial + value["sigma"] ** 2 + jitter**2)
+    floor, risen = value.get("floor", 0.0), (2 * error) ** value["noise_power"]
+    own = value["sigma"] ** 2 + (value["kappa"] * slope) ** 2
+    return np.log(wrong / right), np.sqrt(floor**2 * binomial + risen**2 * own)
 
 
 def spread_at(value: Mapping[str, Any], name: str, log_dense: Any) -> Any:
@@ -121,7 +122,7 @@ class Truth:
     tau_p: float = 0.12
     sigma: float = 0.05
     kappa: float = 0.1
-    kappa_power: float = 0.5
+    noise_power: float = 0.5
     floor: float = 1.0
     nu: float = 8.0
 
@@ -214,8 +215,54 @@ class Reference:
         b = value["dense"] - c - a
         return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * parameters) + c)
 
+    def fates(self) -> list[str]:
+        """Tell row by row what became of the network: dead is guessing, and what comes three times running near it."""
+        error, density = (self.runs[name].to_numpy(float) for name in ("error", "density"))
+        orders = []
+        for t in range(len(self.trajectories)):
+            own = np.flatnonzero(self.trajectory == t)
+            orders.append(own[np.argsort(-density[own])])
+        dead_errors = {self.chance_error}
+        for order in orders:
+            for first, second, third in zip(order, order[1:], order[2:], strict=False):
+                if error[first] == error[second] == error[third] >= 0.9 * self.chance_error:
+                    dead_errors.add(error[first])
+        found, names = [""] * len(error), {True: ("died", "stayed"), False: ("lived", "revived")}
+        for order in orders:
+            was_dead = False
+            for row in order:
+                dead = any(abs(error[row] - own) < 1e-9 for own in dead_errors)
+                found[row], was_dead = names[dead][was_dead], dead
+        return found
+
+    def log_probability_of_fates(self, value: Mapping[str, Any], log_e: Any, effect_p: Any) -> Any:
+        """Compute the log probability of what became of every row's network, as `log_likelihood_of_rows` does."""
+        mean = error_of(*self._curves(value, log_e, effect_p))
+        hazard = value["dies"] * (mean / self.chance_error) ** value["dies_power"]
+        stays = value["stays"] + 0 * mean
+        each = {"lived": 1 - hazard, "died": hazard, "revived": 1 - stays, "stayed": stays}
+        return np.stack([np.log(each[fate])[..., row] for row, fate in enumerate(self.fates())], axis=-1)
+
     def log_likelihood_of_rows(self, value: Mapping[str, Any], log_e: Any, effect_p: Any) -> Any:
-        """Compute the log density of every response, given those of trajectories; values are `[..., 1]`."""
+        """Compute the log density of every response, given those of trajectories; values are `[..., 1]`.
+
+        With deaths among the values, that of dead networks is the probability of their fate, of the others of both.
+        """
+        curve = self._curves(value, log_e, effect_p)
+        mean = error_of(*curve)
+        location, scale = observation_of(mean, slope_of_logit(*curve), self.n_test, value)
+        dead = np.zeros(len(self.runs), bool)
+        if "dies" in value:
+            dead = np.isin(self.fates(), ["died", "stayed"])
+        if "rho" not in value:
+            measured = log_student_t(self.response, value["nu"], location, scale)
+        else:
+            measured = self._given_the_row_before(value, location, scale, dead)
+        measured = np.where(dead, 0.0, measured)
+        return measured + self.log_probability_of_fates(value, log_e, effect_p) if "dies" in value else measured
+
+    def _curves(self, value: Mapping[str, Any], log_e: Any, effect_p: Any) -> tuple[Any, ...]:
+        """Give the arguments of `error_of` for every row."""
         of_row = self.configuration[self.trajectory]
         depth, width = np.exp(self.log_depth[of_row]), np.exp(self.log_width[of_row])
         eps_up = self.chance_error * value["plateau"]
@@ -223,17 +270,21 @@ class Reference:
         p = self.p_prime(value) * np.exp(effect_p[..., self.trajectory])
         m = depth ** value["phi"] * width ** value["psi"] * self.runs["density"].to_numpy(float)
         m = m * np.exp(value.get("chi", 0.0) * (self.log_size - self.log_size.mean())[of_row])
-        curve = (eps_np, eps_up, value["gamma"], p, m, value.get("sharpness", 2.0))
-        location, scale = observation_of(error_of(*curve), slope_of_logit(*curve), self.n_test, value)
-        if "rho" not in value:
-            return log_student_t(self.response, value["nu"], location, scale)
-        return self._given_the_row_before(value, location, scale)
+        return (eps_np, eps_up, value["gamma"], p, m, value.get("sharpness", 2.0))
 
-    def _given_the_row_before(self, value: Mapping[str, Any], location: Any, scale: Any) -> Any:
-        """Correlate residuals along each trajectory, row by row, rho a round of 20 %; locations are `[..., rows]`."""
-        result = np.empty(np.broadcast_shapes(location.shape, scale.shape))
+    def _given_the_row_before(self, value: Mapping[str, Any], location: Any, scale: Any, dead: NDArray) -> Any:
+        """Correlate residuals along each trajectory, row by row, rho a round of 20 %; locations are `[..., rows]`.
+
+        Dead rows part a trajectory.
+        """
+        result, density = np.zeros(np.broadcast_shapes(location.shape, scale.shape)), self.runs["density"].to_numpy()
+        part = np.zeros(len(dead), int)
         for t in range(len(self.trajectories)):
             own = np.flatnonzero(self.trajectory == t)
+            order = own[np.argsort(-density[own])]
+            part[order] = np.cumsum(dead[order])
+        for t, k in set(zip(self.trajectory[~dead].tolist(), part[~dead].tolist(), strict=True)):
+            own = np.flatnonzero((self.trajectory == t) & (part == k) & ~dead)
             parts = (self.runs["density"].to_numpy(float)[own], self.response[own], location[..., own], scale[..., own])
             result[..., own] = log_density_along(value, *parts)
         return result

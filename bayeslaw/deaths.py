@@ -1,0 +1,121 @@
+r"""Networks that have died: they answer one class whatever they see.
+
+The error of a dead network is that of its class, to the last digit, and comes again level after level. A living network
+dies between a level and the next with a hazard that rises with the error of its curve there,
+
+$$h = \mathrm{dies} \, (\epsilon / \epsilon_{chance})^{\mathrm{dies\_power}}$$
+
+and a dead one stays dead with probability `stays`. Levels of living networks are measured around the curve; those of
+dead ones say that the network died where it did, and nothing else of the curve and its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Share of the random-guess error from which on an error that comes three times running is a dead network's; twice it
+#: comes by chance, where test examples are few.
+NEAR = 0.9
+#: What became of a network from a level to the next: lived on, died, revived, stayed dead. It lives before its first.
+LIVED, DIED, REVIVED, STAYED = range(4)
+
+
+def fates_of(
+    error: NDArray, trajectory: NDArray[np.integer], log_density: NDArray, chance_error: float
+) -> NDArray[np.int8]:
+    """Tell what became of every level's network: `LIVED`, `DIED`, `REVIVED` or `STAYED`.
+
+    Dead are those whose error is that of random guessing, or one near it that a trajectory of the table shows three
+    times running.
+
+    Args:
+        error: Errors, `[rows]`.
+        trajectory: Trajectory of every row.
+        log_density: Log density of every row.
+        chance_error: Error of random guessing.
+
+    Returns:
+        The fates, `[rows]`.
+
+    Example:
+        >>> density = np.array([1, 0.8, 0.64, 0.51, 0.41, 0.33])
+        >>> error = np.array([0.1, 0.88, 0.903, 0.903, 0.903, 0.87])
+        >>> fates_of(error, np.zeros(6, int), np.log(density), 0.9).tolist()
+        [0, 0, 1, 3, 3, 2]
+    """
+    order = np.lexsort((-log_density, trajectory))
+    ordered = error[order]
+    follows = (np.diff(trajectory[order], prepend=-1) == 0) & (np.diff(log_density[order], prepend=np.inf) < 0)
+    again = follows & (ordered >= NEAR * chance_error) & (np.diff(ordered, prepend=np.inf) == 0)
+    thrice = again & np.concatenate([[False], again[:-1]])
+    dead = np.isin(ordered, ordered[thrice]) | np.isclose(ordered, chance_error, rtol=0, atol=1e-9)
+    before = np.concatenate([[False], dead[:-1]]) & (np.diff(trajectory[order], prepend=-1) == 0)
+    fates = np.empty(len(error), np.int8)
+    fates[order] = np.select([before & dead, before, dead], [STAYED, REVIVED, DIED], LIVED)
+    return fates
+
+
+def are_dead(fates: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Tell the levels of dead networks."""
+    return (fates == DIED) | (fates == STAYED)
+
+
+def log_hazard(value: Mapping[str, Any], log_mean: Any, log_chance: Any) -> Any:
+    """Give the log probability that a living network dies by a level, from the log error of its curve there."""
+    return jnp.log(value["dies"]) + value["dies_power"] * (log_mean - log_chance)
+
+
+def log_probability(value: Mapping[str, Any], fates: Any, log_mean: Any, log_chance: Any) -> Any:
+    """Give the log probability of every level's fate given the level before, broadcast.
+
+    Args:
+        value: `dies`, `dies_power` and `stays`.
+        fates: What became of the networks.
+        log_mean: Log error of their curves.
+        log_chance: Logarithm of the random-guess error.
+    """
+    dying, stays = log_hazard(value, log_mean, log_chance), value["stays"]
+    each = jnp.log1p(-jnp.exp(dying)), dying, jnp.log1p(-stays), jnp.log(stays)
+    return jnp.select([fates == fate for fate in range(4)], each)
+
+
+def log_density_of_dead(value: Mapping[str, Any], counts: Any) -> jax.Array:
+    """Give the log probability of how many networks revived, and how many stayed dead."""
+    return jnp.log1p(-value["stays"]) * counts[0] + jnp.log(value["stays"]) * counts[1]
+
+
+def count_dead(fates: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Count `REVIVED` and `STAYED`."""
+    return np.bincount(fates, minlength=4)[REVIVED:].astype(float)
+
+
+def let_die(
+    living: NDArray, hazard: NDArray, stays: NDArray, dead_errors: NDArray, rng: np.random.Generator
+) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Let networks die along runs.
+
+    Args:
+        living: Errors of levels, one after the other, that living networks would show, `[draws, levels]`.
+        hazard: Probability of dying by a level, likewise.
+        stays: Probability of staying dead, `[draws]`.
+        dead_errors: What dead networks show, one of them each.
+        rng: Source of randomness.
+
+    Returns:
+        The errors shown, and whether they are a dead network's.
+    """
+    shown, dead, fresh = living.copy(), np.zeros(living.shape, bool), rng.random(living.shape)
+    own = rng.choice(dead_errors, len(living))
+    was_dead = np.zeros(len(living), bool)
+    for level in range(living.shape[1]):
+        dead[:, level] = was_dead = fresh[:, level] < np.where(was_dead, stays, hazard[:, level])
+        shown[:, level] = np.where(was_dead, own, living[:, level])
+    return shown, dead

@@ -1,0 +1,173 @@
+"""Networks that die: who counts as dead, what that says of the curve, and runs that die when they are predicted."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from simulate import Reference
+
+import bayeslaw
+from bayeslaw import BayeslawError
+from bayeslaw.check_models import model_named
+from bayeslaw.checking import draw_values
+from bayeslaw.deaths import DIED, LIVED, REVIVED, STAYED, fates_of, let_die, log_probability
+from bayeslaw.frame import CONFIGURATION, make_data
+from bayeslaw.model import structure_of
+from bayeslaw.precision import in_float64
+from bayeslaw.predict import predict
+from bayeslaw.run_likelihood import Sample, new_run_log_likelihood, row_log_likelihood
+from bayeslaw.runs import load_runs
+from bayeslaw.simulation import simulate
+
+#: Tests that can go wrong by chance do so once in a thousand runs of new seeds.
+LEVEL = 1e-3
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    model = model_named("hierarchical")
+    value = draw_values(model, 5) | {"dies": 0.7, "dies_power": 8.0, "stays": 0.9}
+    return load_runs(simulate(model.design, value, np.random.default_rng(1)).runs)
+
+
+@pytest.fixture(scope="module")
+def fitted(table: pd.DataFrame) -> bayeslaw.Fit:
+    return bayeslaw.fit(table, seed=0, draws=200, progress=False)
+
+
+def of_one_run(error: list[float], chance_error: float = 0.9) -> list[int]:
+    density = 0.8 ** np.arange(len(error))
+    return fates_of(np.array(error), np.zeros(len(error), int), np.log(density), chance_error).tolist()
+
+
+def test_an_error_near_guessing_that_comes_three_times_running_is_a_dead_networks_wherever_it_comes() -> None:
+    errors = [0.1, 0.903, 0.903, 0.903, 0.87, 0.903]
+    assert of_one_run(errors) == [LIVED, DIED, STAYED, STAYED, REVIVED, DIED]
+    assert of_one_run([0.1, 0.903, 0.903, 0.87, 0.903]) == [LIVED] * 5
+
+
+def test_the_error_of_guessing_is_a_dead_networks_though_it_comes_once() -> None:
+    assert of_one_run([0.1, 0.7, 0.9]) == [LIVED, LIVED, DIED]
+    assert of_one_run([0.1, 0.5, 1 - 1 / 3], 1 - 1 / 3) == [LIVED, LIVED, DIED]
+
+
+def test_the_same_error_twice_far_from_guessing_is_chance() -> None:
+    assert of_one_run([0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.8]) == [LIVED] * 7
+
+
+def test_rows_of_one_level_do_not_follow_each_other() -> None:
+    error, density = np.array([0.1, 0.85, 0.85, 0.85]), np.array([1.0, 0.5, 0.5, 0.5])
+    assert fates_of(error, np.zeros(4, int), np.log(density), 0.9).tolist() == [LIVED] * 4
+
+
+def test_runs_and_their_order_are_kept_apart() -> None:
+    error, run = np.array([0.9, 0.85, 0.1, 0.9]), np.array([1, 0, 0, 1])
+    density = np.array([0.8, 0.8, 1.0, 1.0])
+    assert fates_of(error, run, np.log(density), 0.9).tolist() == [STAYED, LIVED, LIVED, DIED]
+
+
+def test_deaths_are_part_of_the_model_where_there_are_any(table: pd.DataFrame) -> None:
+    assert structure_of(table).deaths
+    assert not structure_of(table, deaths=False).deaths
+    living = table[table["error"] < 0.7]
+    assert not structure_of(living).deaths
+    assert structure_of(living, deaths=True).deaths
+    assert not structure_of(table.drop(columns="trajectory"), deaths=True).deaths
+
+
+def test_levels_of_dead_networks_are_not_among_the_responses(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
+    data, labels = make_data(table, fitted.frame, deaths=True)
+    fate = labels.rows.fate
+    assert int(data.measured.sum()) == np.isin(fate, [LIVED, REVIVED]).sum()
+    assert int(data.at_risk.sum()) == np.isin(fate, [LIVED, DIED]).sum()
+    assert int((data.at_risk & ~data.measured).sum()) == (fate == DIED).sum() > 5
+    assert data.dead.tolist() == [(fate == REVIVED).sum(), (fate == STAYED).sum()]
+    assert (np.asarray(data.gap)[data.measured & ~data.at_risk] == np.inf).all()
+
+
+@in_float64
+def test_likelihoods_of_rows_are_those_of_plain_numpy(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
+    draws = 7
+    found = np.concatenate(list(row_log_likelihood(fitted, draws=draws)), axis=1)
+    reference = Reference(table)
+    reference.log_parameters = np.log(fitted.frame.family.parameters(*np.array(reference.configurations)[:, :2].T))
+    value = Sample.of(fitted, draws).value
+    chosen = np.linspace(0, 799, draws).round().astype(int)
+    effects = [fitted.posterior[name].to_numpy().reshape(800, -1)[chosen] for name in ("log_e_run", "effect_p")]
+    expected = reference.log_likelihood_of_rows(value, *effects)
+    order = np.lexsort((-table["density"].to_numpy(), reference.trajectory))
+    assert found == pytest.approx(expected[:, order], rel=1e-6, abs=1e-6)
+
+
+@in_float64
+def test_runs_that_stay_dead_are_as_likely_as_their_levels(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
+    """A level more that a network stays dead by changes the likelihood of its run by `stays`, whatever its effects."""
+    died = table[table["error"] == 0.9]["trajectory"].iloc[0]
+    run = table[table["trajectory"] == died].sort_values("density", ascending=False)
+    until = run.iloc[: int(np.argmax(run["error"].to_numpy() == 0.9)) + 1]
+    longer = pd.concat([until, until.iloc[[-1]].assign(density=until["density"].min() * 0.5)])
+    one, other = (new_run_log_likelihood(fitted, rows, draws=50, progress=False) for rows in (until, longer))
+    stays = Sample.of(fitted, 50, until).value["stays"]
+    assert other - one == pytest.approx(np.log(stays), rel=1e-6)
+
+
+def test_posteriors_find_how_networks_die(fitted: bayeslaw.Fit) -> None:
+    """The truth within the 99.9 % intervals of a fit to 24 runs; beside the exact posterior of `stays`."""
+    posterior = fitted.posterior
+    for name, truth in (("dies", 0.7), ("dies_power", 8.0), ("stays", 0.9)):
+        lower, upper = np.quantile(posterior[name], [LEVEL / 2, 1 - LEVEL / 2])
+        assert lower < truth < upper, name
+    fate = fitted.tree["constant_data"]["fate"].to_numpy()
+    exact = scipy.stats.beta(1 + (fate == STAYED).sum(), 1 + (fate == REVIVED).sum())
+    stays = posterior["stays"].to_numpy().ravel()
+    assert stays.mean() == pytest.approx(exact.mean(), abs=5 * exact.std() / np.sqrt(400))
+    assert stays.std() == pytest.approx(exact.std(), rel=0.2)
+
+
+def test_runs_die_as_the_hazard_says_and_stay_dead() -> None:
+    rng, draws = np.random.default_rng(0), 4000
+    living, hazard = np.full((draws, 6), 0.4), np.tile([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], (draws, 1))
+    shown, dead = let_die(living, hazard, np.full(draws, 0.8), np.array([0.9, 0.91]), rng)
+    assert (np.isin(shown, [0.9, 0.91]) == dead).all() and (shown[~dead] == 0.4).all()
+    before, now = dead[:, :-1].ravel(), dead[:, 1:].ravel()
+    again = scipy.stats.binomtest(int(now[before].sum()), int(before.sum()), 0.8)
+    first = scipy.stats.binomtest(int(dead[:, 1].sum()), draws, 0.1)
+    assert min(again.pvalue, first.pvalue) > LEVEL
+    assert not dead[:, 0].any()
+
+
+@in_float64
+def test_the_hazard_is_a_power_of_the_error() -> None:
+    value = {name: jnp.asarray([[own]]) for name, own in (("dies", 0.5), ("dies_power", 3.0), ("stays", 0.9))}
+    found = log_probability(value, np.array([LIVED, DIED, REVIVED, STAYED]), np.log(0.45), np.log(0.9))
+    assert np.exp(np.asarray(found))[0] == pytest.approx([1 - 0.0625, 0.0625, 0.1, 0.9])
+
+
+def test_new_runs_die_and_their_errors_repeat(fitted: bayeslaw.Fit) -> None:
+    networks = fitted.configurations.iloc[[0]]
+    designs = networks.merge(pd.DataFrame({"density": 0.8 ** np.arange(0, 40)}), how="cross").assign(n_test=10_000)
+    runs = predict(fitted, designs, kind="run", seed=1, return_draws=True).to_numpy().reshape(-1, 40)
+    twice = (np.diff(runs) == 0) & (runs[:, 1:] == 0.9)
+    assert twice[:, :5].mean() < 0.05 and twice[:, -5:].mean() > 0.3
+    alone = predict(fitted, designs.iloc[[39]], kind="run", seed=1, return_draws=True).to_numpy().ravel()
+    np.testing.assert_array_equal(alone, runs[:, 39])
+
+
+def test_fits_that_differ_in_deaths_are_not_compared(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
+    other = bayeslaw.fit(table, seed=0, draws=50, warmup=100, deaths=False, progress=False)
+    with pytest.raises(BayeslawError, match="differ in deaths"):
+        bayeslaw.compare({"a": fitted, "b": other})
+
+
+def test_networks_dead_from_the_first_level_on_are_fitted(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
+    first = table[CONFIGURATION].drop_duplicates().iloc[0]
+    dead = table.drop(columns="n_wrong")
+    dead.loc[(dead[CONFIGURATION] == first).all(axis=1), "error"] = 0.9
+    fit = bayeslaw.fit(dead, seed=0, draws=100, progress=False)
+    assert np.isfinite(fit.posterior["log_e"]).all()
+    designs = fit.configurations.iloc[[0]].assign(density=1.0)
+    worse, before = (own.predict(designs)["median"].iloc[0] for own in (fit, fitted))
+    assert worse > 1.2 * before
