@@ -21,9 +21,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Share of the random-guess error from which on an error that comes three times running is a dead network's; twice it
-#: comes by chance, where test examples are few.
-NEAR = 0.9
+#: Share of the random-guess error from which on an error that is repeated is a dead network's, and how often it is to
+#: be repeated in a table: once comes by chance, where test examples are few.
+NEAR, REPEATED = 0.9, 2
 #: What became of a network from a level to the next: lived on, died, revived, stayed dead. It lives before its first.
 LIVED, DIED, REVIVED, STAYED = range(4)
 
@@ -33,8 +33,8 @@ def fates_of(
 ) -> NDArray[np.int8]:
     """Tell what became of every level's network: `LIVED`, `DIED`, `REVIVED` or `STAYED`.
 
-    Dead are those whose error is that of random guessing, or one near it that a trajectory of the table shows three
-    times running.
+    Dead are those whose error is that of random guessing, or one near it that twice or more in the table comes again
+    at a trajectory's next level.
 
     Args:
         error: Errors, `[rows]`.
@@ -55,8 +55,8 @@ def fates_of(
     ordered = error[order]
     follows = (np.diff(trajectory[order], prepend=-1) == 0) & (np.diff(log_density[order], prepend=np.inf) < 0)
     again = follows & (ordered >= NEAR * chance_error) & (np.diff(ordered, prepend=np.inf) == 0)
-    thrice = again & np.concatenate([[False], again[:-1]])
-    dead = np.isin(ordered, ordered[thrice]) | np.isclose(ordered, chance_error, rtol=0, atol=1e-9)
+    repeated, count = np.unique(ordered[again], return_counts=True)
+    dead = np.isin(ordered, repeated[count >= REPEATED]) | np.isclose(ordered, chance_error, rtol=0, atol=1e-9)
     before = np.concatenate([[False], dead[:-1]]) & (np.diff(trajectory[order], prepend=-1) == 0)
     fates = np.empty(len(error), np.int8)
     fates[order] = np.select([before & dead, before, dead], [STAYED, REVIVED, DIED], LIVED)

@@ -43,10 +43,11 @@ def of_one_run(error: list[float], chance_error: float = 0.9) -> list[int]:
     return fates_of(np.array(error), np.zeros(len(error), int), np.log(density), chance_error).tolist()
 
 
-def test_an_error_near_guessing_that_comes_three_times_running_is_a_dead_networks_wherever_it_comes() -> None:
+def test_an_error_near_guessing_that_is_repeated_twice_is_a_dead_networks_wherever_it_comes() -> None:
     errors = [0.1, 0.903, 0.903, 0.903, 0.87, 0.903]
     assert of_one_run(errors) == [LIVED, DIED, STAYED, STAYED, REVIVED, DIED]
     assert of_one_run([0.1, 0.903, 0.903, 0.87, 0.903]) == [LIVED] * 5
+    assert of_one_run([0.903, 0.903, 0.87, 0.903, 0.903]) == [DIED, STAYED, REVIVED, DIED, STAYED]
 
 
 def test_the_error_of_guessing_is_a_dead_networks_though_it_comes_once() -> None:

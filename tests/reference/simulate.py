@@ -216,17 +216,16 @@ class Reference:
         return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * parameters) + c)
 
     def fates(self) -> list[str]:
-        """Tell row by row what became of the network: dead is guessing, and what comes three times running near it."""
+        """Tell row by row what became of the network: dead is guessing, and what is repeated twice or more near it."""
         error, density = (self.runs[name].to_numpy(float) for name in ("error", "density"))
         orders = []
         for t in range(len(self.trajectories)):
             own = np.flatnonzero(self.trajectory == t)
             orders.append(own[np.argsort(-density[own])])
-        dead_errors = {self.chance_error}
+        dead_errors, repeats = {self.chance_error}, []
         for order in orders:
-            for first, second, third in zip(order, order[1:], order[2:], strict=False):
-                if error[first] == error[second] == error[third] >= 0.9 * self.chance_error:
-                    dead_errors.add(error[first])
+            repeats += [error[row] for before, row in itertools.pairwise(order) if error[row] == error[before]]
+        dead_errors |= {own for own in repeats if repeats.count(own) >= 2 and own >= 0.9 * self.chance_error}
         found, names = [""] * len(error), {True: ("died", "stayed"), False: ("lived", "revived")}
         for order in orders:
             was_dead = False
