@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from bayeslaw.plan import Plan
 
 SWEEP = "digits_resnet"
-#: Networks of one channel are left aside: some of their seeds never learn, and others have no plateau to speak of.
-NARROWEST = 2
 #: Left out by default: a network that trains and prunes in less than 20 core-seconds.
 NETWORK = (8, 4, 500)
 TARGET_ERROR = 0.03
@@ -63,8 +61,7 @@ def quickstart(
 
     Args:
         output: Folder for `fit.nc`, `runs.parquet`, `plan.csv` and the figures.
-        network: Depth, width and dataset size of the network left out; must be one of the recorded ones of two channels
-            and more.
+        network: Depth, width and dataset size of the network left out; must be one of the recorded ones.
         target_error: Error that the plan aims at.
         seed: Seed of the sampler.
         say: Called with every block of text.
@@ -77,18 +74,13 @@ def quickstart(
     """
     began, output = time.perf_counter(), Path(output)
     runs = load_recorded(SWEEP)
-    runs = runs[runs["width"] >= NARROWEST].reset_index(drop=True)
     chosen = (runs[CONFIGURATION] == list(network)).all(axis=1)
     if not chosen.any():
-        raise BayeslawError(
-            f"network {network} is not in {SWEEP}; choose one of these, of {NARROWEST} channels and more:\n"
-            f"{_choices(runs)}"
-        )
+        raise BayeslawError(f"network {network} is not in {SWEEP}; choose one of these:\n{_choices(runs)}")
     depth, width, size = network
     say(
-        f"{SWEEP}: {runs['trajectory'].nunique()} trajectories of networks of {NARROWEST} channels and more, "
-        f"{len(runs)} rows. Left out: depth {depth}, width {width}, n = {size}; it is trained and pruned live on one "
-        "core while the posterior is sampled."
+        f"{SWEEP}: {runs['trajectory'].nunique()} trajectories, {len(runs)} rows. Left out: depth {depth}, width "
+        f"{width}, n = {size}; it is trained and pruned live on one core while the posterior is sampled."
     )
     with tempfile.TemporaryDirectory() as scratch:
         live = LiveRun(runs[chosen].iloc[0], recorded_folder() / f"{SWEEP}.toml", Path(scratch) / "store")
