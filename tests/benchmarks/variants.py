@@ -1,6 +1,7 @@
 """What each part of the model is worth: fit one table in several ways, and leave whole trajectories out.
 
     uv run python tests/benchmarks/variants.py digits_resnet -o variants
+    uv run python tests/benchmarks/variants.py digits_resnet -o variants --only default law=joint
 
 Prints what `compare` estimates from one fit each, and the same for trajectories exactly, from a fit without each third
 of them. Half an hour on two cores and more; fits and scores are kept in the folder, and not made again.
@@ -33,12 +34,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", nargs="?", default="digits_resnet")
     parser.add_argument("-o", "--output", type=Path, default=Path("variants"))
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     arguments = parser.parse_args()
     runs, fits = bayeslaw.load_recorded(arguments.sweep), {}
     folder = arguments.output / arguments.sweep
     folder.mkdir(parents=True, exist_ok=True)
     for number, (name, settings) in enumerate(VARIANTS.items()):
         path = folder / f"{number}.nc"
+        if name not in arguments.only:
+            continue
         if not path.exists():
             bayeslaw.fit(runs, **settings).save(path)
         fits[name] = bayeslaw.load(path)
