@@ -69,6 +69,7 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
     paper, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
     grown = "weak; small networks jitter most"
     small = "seeds of small runs spread by 5 to 35 %; keeps off 0 (Chung et al. 2013)"
+    both = "weak: .1 to .9; keeps off 0 and 1, where funnels are"
     priors = {
         "gamma": Prior(dist.LogNormal(0.0, 0.75), "slope of the power-law region", paper),
         "phi": Prior(dist.Normal(1.0, 1.0), "exponent of depth in m*", f"{paper}; negative values allowed"),
@@ -85,11 +86,11 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "beta": Prior(dist.LogNormal(-0.6, 0.5), "exponent of parameter count (.53 there)", dense),
         "spread_np": Prior(dist.LogNormal(-1.6, 0.9), "spread of eps_np around the dense law (log)", small),
         "share_np": Prior(
-            dist.Uniform(0.0, 1.0), "share of that variance that belongs to the configuration, not the seed", "flat"
+            dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both
         ),
         "spread_p": Prior(dist.LogNormal(-1.6, 0.8), "spread of runs in p' (log, sideways)", small),
         "share_p": Prior(
-            dist.Uniform(0.0, 1.0), "share of that variance that belongs to the configuration, not the seed", "flat"
+            dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both
         ),
         "growth_np": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spreads of eps_np", grown),
         "growth_p": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spread of p'", grown),
@@ -156,6 +157,7 @@ def _between(name: str) -> Prior:
     """
     what, wide = (name, ".09 to .7") if name in ON_LINE else (f"log {name}", "factors of 1.1 to 2")
     source = f"weak: {wide}; keeps off 0 (Chung et al. 2013)"
+    both = "weak: .1 to .9; keeps off 0 and 1, where funnels are"
     return Prior(dist.Weibull(0.4, 2.0), f"spread of {what} between families", source)
 
 
