@@ -157,7 +157,6 @@ def _between(name: str) -> Prior:
     """
     what, wide = (name, ".09 to .7") if name in ON_LINE else (f"log {name}", "factors of 1.1 to 2")
     source = f"weak: {wide}; keeps off 0 (Chung et al. 2013)"
-    both = "weak: .1 to .9; keeps off 0 and 1, where funnels are"
     return Prior(dist.Weibull(0.4, 2.0), f"spread of {what} between families", source)
 
 
