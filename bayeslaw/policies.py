@@ -52,6 +52,8 @@ class Runs(NamedTuple):
 def new_runs_of(fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, seed: int) -> Iterator[Runs]:
     """Draw a new run of every start from every posterior draw, its effects and the jitter of its levels included.
 
+    Networks do not die here: where their error is near a target, they hardly ever do.
+
     Args:
         fit: The posterior.
         question: What is asked; its budget ends the runs, its policy says whether errors are measured.
@@ -115,7 +117,7 @@ def _test_noise(
 def measured_logits(
     fit: Fit, network: pd.DataFrame, density: NDArray, *, seed: int, replicate: int
 ) -> NDArray[np.float64]:
-    """Draw what a new run of a network would measure, from every posterior draw.
+    """Draw what a new run of a network would measure if it lived on, from every posterior draw.
 
     Args:
         fit: The posterior.
