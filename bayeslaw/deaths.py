@@ -112,8 +112,9 @@ def let_die(
     Returns:
         The errors shown, and whether they are a dead network's.
     """
-    shown, dead, fresh = living.copy(), np.zeros(living.shape, bool), rng.random(living.shape)
+    shown, dead = living.copy(), np.zeros(living.shape, bool)
     own = rng.choice(dead_errors, len(living))
+    fresh = rng.random(living.shape[::-1]).T  # levels first, so that none depends on how many follow
     was_dead = np.zeros(len(living), bool)
     for level in range(living.shape[1]):
         dead[:, level] = was_dead = fresh[:, level] < np.where(was_dead, stays, hazard[:, level])

@@ -59,10 +59,11 @@ def predict(
             `kind="run"`, optionally `n_test` (else that of the fitted runs).
         interval: Probability of the equal-tailed interval, in (0, 1).
         kind: `"mean"`: the configuration's curve while it lives, averaged over runs; its own posterior where it was
-            trained, else the dense law with a fresh discrepancy. `"run"`: what a new replicate would measure: run effects, jitter of
-            single levels and the noise of `n_test` test examples on top. Draws of one configuration are those of one
-            run, its noise correlated from round to round as the posterior says; near random guessing it may die, and
-            then shows what dead networks of the table show; densities count as the nearest number of rounds of 20 %.
+            trained, else the dense law with a fresh discrepancy. `"run"`: what a new replicate would measure: run
+            effects, jitter of single levels and the noise of `n_test` test examples on top. Draws of one configuration
+            are those of one run, its noise correlated from round to round as the posterior says; near random guessing
+            it may die, and then shows what dead networks of the table show; densities count as the nearest number of
+            rounds of 20 %.
         seed: Seed of fresh effects and noise; they depend on seed and design alone, not on what else is asked for.
         return_draws: Return the joint draws instead of their summary.
 
