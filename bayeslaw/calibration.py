@@ -290,7 +290,8 @@ def is_dead(rows: pd.DataFrame, chance_error: float) -> NDArray[np.bool_]:
     """
     run = rows.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
     error, density = (rows[name].to_numpy(float) for name in ("error", "density"))
-    return are_dead(fates_of(error, run, np.log(density), chance_error))
+    n_test = rows["n_test"].to_numpy(float) if "n_test" in rows else np.inf
+    return are_dead(fates_of(error, run, np.log(density), chance_error, n_test))
 
 
 def log_width(lower: pd.Series, upper: pd.Series) -> NDArray[np.float64]:

@@ -17,30 +17,34 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Share of the random-guess error from which on an error that is repeated is a dead network's, and how often it is to
-#: be repeated in a table: once comes by chance, where test examples are few.
-NEAR, REPEATED = 0.9, 2
+#: Share of the random-guess error from which on an error that is repeated can be a dead network's.
+NEAR = 0.9
+#: It is where it is repeated more often in a table than living networks would by chance, at this level.
+LEVEL = 0.01
 #: What became of a network from a level to the next: lived on, died, revived, stayed dead. It lives before its first.
 LIVED, DIED, REVIVED, STAYED = range(4)
 
 
 def fates_of(
-    error: NDArray, trajectory: NDArray[np.integer], log_density: NDArray, chance_error: float
+    error: NDArray, trajectory: NDArray[np.integer], log_density: NDArray, chance_error: float, n_test: Any = np.inf
 ) -> NDArray[np.int8]:
     """Tell what became of every level's network: `LIVED`, `DIED`, `REVIVED` or `STAYED`.
 
-    Dead are those whose error is that of random guessing, or one near it that twice or more in the table comes again
-    at a trajectory's next level.
+    Dead are those whose error, near that of random guessing, comes again at a trajectory's next level more often than
+    by chance: two counts of n_test examples, of share e wrong each, are the same with a probability of about
+    1 / (2 sqrt(pi n_test e (1 - e))). With so many that this is rare, also those whose error is that of guessing.
 
     Args:
         error: Errors, `[rows]`.
         trajectory: Trajectory of every row.
         log_density: Log density of every row.
         chance_error: Error of random guessing.
+        n_test: Test examples; infinite where unknown, broadcast.
 
     Returns:
         The fates, `[rows]`.
@@ -48,19 +52,34 @@ def fates_of(
     Example:
         >>> density = np.array([1, 0.8, 0.64, 0.51, 0.41, 0.33])
         >>> error = np.array([0.1, 0.88, 0.903, 0.903, 0.903, 0.87])
-        >>> fates_of(error, np.zeros(6, int), np.log(density), 0.9).tolist()
+        >>> fates_of(error, np.zeros(6, int), np.log(density), 0.9, n_test=10_000).tolist()
         [0, 0, 1, 3, 3, 2]
     """
     order = np.lexsort((-log_density, trajectory))
     ordered = error[order]
     follows = (np.diff(trajectory[order], prepend=-1) == 0) & (np.diff(log_density[order], prepend=np.inf) < 0)
     again = follows & (ordered >= NEAR * chance_error) & (np.diff(ordered, prepend=np.inf) == 0)
-    repeated, count = np.unique(ordered[again], return_counts=True)
-    dead = np.isin(ordered, repeated[count >= REPEATED]) | np.isclose(ordered, chance_error, rtol=0, atol=1e-9)
+    count = np.broadcast_to(n_test, error.shape)[order]
+    own = [error for error in np.unique(ordered[again]) if _too_often(error, ordered, follows, count)]
+    dead = np.isin(ordered, own)
+    if _coincidence(chance_error, count) < LEVEL:
+        dead |= np.isclose(ordered, chance_error, rtol=0, atol=1e-9)
     before = np.concatenate([[False], dead[:-1]]) & (np.diff(trajectory[order], prepend=-1) == 0)
     fates = np.empty(len(error), np.int8)
     fates[order] = np.select([before & dead, before, dead], [STAYED, REVIVED, DIED], LIVED)
     return fates
+
+
+def _too_often(own: float, error: NDArray, follows: NDArray[np.bool_], n_test: NDArray) -> bool:
+    """Tell whether levels of one error are followed by the same more often than by chance, rows being in order."""
+    here = np.append((error[:-1] == own) & follows[1:], False)
+    repeats, chances = np.sum(error[1:][here[:-1]] == own), here.sum()
+    return bool(scipy.stats.binom.sf(repeats - 1, chances, _coincidence(own, n_test[here])) < LEVEL)
+
+
+def _coincidence(error: float, n_test: NDArray) -> float:
+    """Give the probability that two counts of wrong answers are the same, or one of them one that is given."""
+    return 1 / (2 * np.sqrt(np.pi * max(np.median(n_test) * error * (1 - error), 0.25)))
 
 
 def are_dead(fates: NDArray[np.integer]) -> NDArray[np.bool_]:

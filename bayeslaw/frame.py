@@ -200,7 +200,7 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tupl
     log_density = np.log(runs["density"].to_numpy(float))
     fate = np.zeros(len(runs), np.int8)
     if deaths:
-        fate = fates_of(runs["error"].to_numpy(float), labels, log_density, frame.chance_error)
+        fate = fates_of(runs["error"].to_numpy(float), labels, log_density, frame.chance_error, n_test)
     rows = Rows(response, log_density, n_test, labels, fate)
     order = along_trajectories(rows.trajectory, rows.log_density)
     order = order[fate[order] != STAYED]

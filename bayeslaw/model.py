@@ -137,8 +137,9 @@ def _any_died(runs: pd.DataFrame) -> bool:
         return False
     of_run = runs.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
     chance = float(runs["chance_error"].iloc[0]) if "chance_error" in runs else 1.0
-    error, log_density = (runs[name].to_numpy(float) for name in ("error", "density"))
-    return bool(are_dead(fates_of(error, of_run, np.log(log_density), chance)).any())
+    error, density = (runs[name].to_numpy(float) for name in ("error", "density"))
+    n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.inf
+    return bool(are_dead(fates_of(error, of_run, np.log(density), chance, n_test)).any())
 
 
 def make_model(structure: Structure, *, centred: bool = True):

@@ -38,20 +38,28 @@ def fitted(table: pd.DataFrame) -> bayeslaw.Fit:
     return bayeslaw.fit(table, seed=0, draws=200, progress=False)
 
 
-def of_one_run(error: list[float], chance_error: float = 0.9) -> list[int]:
+def of_one_run(error: list[float], chance_error: float = 0.9, n_test: float = 10_000) -> list[int]:
     density = 0.8 ** np.arange(len(error))
-    return fates_of(np.array(error), np.zeros(len(error), int), np.log(density), chance_error).tolist()
+    return fates_of(np.array(error), np.zeros(len(error), int), np.log(density), chance_error, n_test).tolist()
 
 
-def test_an_error_near_guessing_that_is_repeated_twice_is_a_dead_networks_wherever_it_comes() -> None:
+def test_an_error_near_guessing_that_is_repeated_more_than_by_chance_is_a_dead_networks_wherever_it_comes() -> None:
     errors = [0.1, 0.903, 0.903, 0.903, 0.87, 0.903]
     assert of_one_run(errors) == [LIVED, DIED, STAYED, STAYED, REVIVED, DIED]
     assert of_one_run([0.1, 0.903, 0.903, 0.87, 0.903]) == [LIVED] * 5
     assert of_one_run([0.903, 0.903, 0.87, 0.903, 0.903]) == [DIED, STAYED, REVIVED, DIED, STAYED]
 
 
+def test_few_test_examples_repeat_by_chance_and_populations_never_do() -> None:
+    few, twice = [0.1, 0.86, 0.86, 0.83, 0.86, 0.86, 0.84], [0.1, 0.86, 0.86, 0.83]
+    assert of_one_run(few, n_test=200) == [LIVED] * 7
+    assert of_one_run(few, n_test=10_000) == [LIVED, DIED, STAYED, REVIVED, DIED, STAYED, REVIVED]
+    assert of_one_run(twice, n_test=np.inf) == [LIVED, DIED, STAYED, REVIVED]
+
+
 def test_the_error_of_guessing_is_a_dead_networks_though_it_comes_once() -> None:
     assert of_one_run([0.1, 0.7, 0.9]) == [LIVED, LIVED, DIED]
+    assert of_one_run([0.1, 0.7, 0.9], n_test=1000) == [LIVED] * 3  # as one in thirty living ones have
     assert of_one_run([0.1, 0.5, 1 - 1 / 3], 1 - 1 / 3) == [LIVED, LIVED, DIED]
 
 

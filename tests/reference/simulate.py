@@ -216,16 +216,21 @@ class Reference:
         return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * parameters) + c)
 
     def fates(self) -> list[str]:
-        """Tell row by row what became of the network: dead is guessing, and what is repeated twice or more near it."""
+        """Tell row by row what became of the network: dead is guessing, and near it what is repeated beyond chance."""
         error, density = (self.runs[name].to_numpy(float) for name in ("error", "density"))
         orders = []
         for t in range(len(self.trajectories)):
             own = np.flatnonzero(self.trajectory == t)
             orders.append(own[np.argsort(-density[own])])
-        dead_errors, repeats = {self.chance_error}, []
+        rare = 1 / np.sqrt(4 * np.pi * np.median(self.n_test) * self.chance_error * (1 - self.chance_error)) < 0.01
+        dead_errors, followed = {self.chance_error} if rare else set(), []
         for order in orders:
-            repeats += [error[row] for before, row in itertools.pairwise(order) if error[row] == error[before]]
-        dead_errors |= {own for own in repeats if repeats.count(own) >= 2 and own >= 0.9 * self.chance_error}
+            followed += [(error[before], error[row]) for before, row in itertools.pairwise(order)]
+        for own in {own for own, then in followed if own == then and own >= 0.9 * self.chance_error}:
+            then = [after == own for before, after in followed if before == own]
+            same = 1 / np.sqrt(4 * np.pi * np.median(self.n_test) * own * (1 - own))
+            if scipy.stats.binomtest(sum(then), len(then), same, alternative="greater").pvalue < 0.01:
+                dead_errors.add(own)
         found, names = [""] * len(error), {True: ("died", "stayed"), False: ("lived", "revived")}
         for order in orders:
             was_dead = False
