@@ -269,7 +269,7 @@ def tables() -> list[pd.DataFrame]:
 def fitted(tables) -> tuple[bayeslaw.PooledFit, list[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit = bayeslaw.fit(pd.concat(tables), pool="family", priors=PRIORS, seed=1, draws=1000, **SETTINGS)
+        fit = bayeslaw.fit(pd.concat(tables), pool="family", priors=PRIORS, seed=1, draws=1500, **SETTINGS)
     return fit, caught
 
 
@@ -290,7 +290,7 @@ def apart(tables, pooled) -> bayeslaw.PooledFit:
     jax.monitoring.register_event_duration_secs_listener(listen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        fit = bayeslaw.fit(tables, pool="family", priors=PRIORS | WIDE, seed=2, draws=1000, **SETTINGS)
+        fit = bayeslaw.fit(tables, pool="family", priors=PRIORS | WIDE, seed=2, draws=1500, **SETTINGS)
     jax.monitoring.clear_event_listeners()
     assert not compiled
     return fit
