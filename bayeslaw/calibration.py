@@ -14,11 +14,10 @@ import xarray as xr
 
 from bayeslaw.baseline import least_squares
 from bayeslaw.bootstrapping import bootstrap
-from bayeslaw.deaths import are_dead, fates_of
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
-from bayeslaw.frame import CONFIGURATION, make_frame
+from bayeslaw.frame import CONFIGURATION, is_dead, make_frame
 from bayeslaw.predict import extrapolation
 from bayeslaw.run_likelihood import score_runs
 
@@ -271,27 +270,6 @@ def _coverage(rows: pd.DataFrame, leave_out: str, seed: int, chance_error: float
                 }
             )
     return pd.DataFrame(table)
-
-
-def is_dead(rows: pd.DataFrame, chance_error: float) -> NDArray[np.bool_]:
-    """Tell the rows of networks that answer one class whatever they see (`bayeslaw.deaths`).
-
-    Args:
-        rows: Rows of whole trajectories in any order, with configuration, `trajectory`, `density` and `error`.
-        chance_error: Error of random guessing.
-
-    Returns:
-        Whether a row is a dead network's, `[rows]`.
-
-    Example:
-        >>> rows = pd.DataFrame({"density": [1, 0.8, 0.64, 0.51], "error": [0.1, 0.1, 0.9, 0.9]})
-        >>> is_dead(rows.assign(depth=8, width=1, dataset_size=1000, trajectory="a"), 0.9).tolist()
-        [False, False, True, True]
-    """
-    run = rows.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
-    error, density = (rows[name].to_numpy(float) for name in ("error", "density"))
-    n_test = rows["n_test"].to_numpy(float) if "n_test" in rows else np.inf
-    return are_dead(fates_of(error, run, np.log(density), chance_error, n_test))
 
 
 def log_width(lower: pd.Series, upper: pd.Series) -> NDArray[np.float64]:

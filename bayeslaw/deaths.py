@@ -57,14 +57,15 @@ def fates_of(
     """
     order = np.lexsort((-log_density, trajectory))
     ordered = error[order]
-    follows = (np.diff(trajectory[order], prepend=-1) == 0) & (np.diff(log_density[order], prepend=np.inf) < 0)
+    same_run = np.diff(trajectory[order], prepend=-1) == 0
+    follows = same_run & (np.diff(log_density[order], prepend=np.inf) < 0)
     again = follows & (ordered >= NEAR * chance_error) & (np.diff(ordered, prepend=np.inf) == 0)
     count = np.broadcast_to(n_test, error.shape)[order]
     own = [error for error in np.unique(ordered[again]) if _too_often(error, ordered, follows, count)]
     dead = np.isin(ordered, own)
     if _coincidence(chance_error, count) < LEVEL:
         dead |= np.isclose(ordered, chance_error, rtol=0, atol=1e-9)
-    before = np.concatenate([[False], dead[:-1]]) & (np.diff(trajectory[order], prepend=-1) == 0)
+    before = np.concatenate([[False], dead[:-1]]) & same_run
     fates = np.empty(len(error), np.int8)
     fates[order] = np.select([before & dead, before, dead], [STAYED, REVIVED, DIED], LIVED)
     return fates

@@ -142,7 +142,7 @@ def fit(
         draws: Transitions kept per chain.
         n_test: Number of test examples, for tables without that column.
         chance_error: Error of random guessing, in (0, 1), for tables without `classes` or `chance_error`.
-        target_acceptance: Acceptance rate that the step size aims at, in (0, 1).
+        target_acceptance: Acceptance rate that the step size aims at, in (0, 1); .95 at least for pooled families.
         progress: Show a progress bar where standard error is a terminal.
 
     Returns:

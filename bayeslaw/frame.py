@@ -195,7 +195,7 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tupl
     of_row = runs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"].to_numpy()
     labels = pd.Series(np.arange(len(runs))).groupby([of_row, keys.to_numpy()], sort=True).ngroup().to_numpy()
     first = np.unique(labels, return_index=True)[1]
-    n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
+    n_test = _n_test(runs)
     response = empirical_logit(runs["error"].to_numpy(float), n_test)
     log_density = np.log(runs["density"].to_numpy(float))
     fate = np.zeros(len(runs), np.int8)
@@ -207,15 +207,12 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tupl
     gap = np.empty(len(rows.log_density))
     gap[order] = gaps(rows.trajectory[order], rows.log_density[order], fate[order])
     places, trajectory = _lines(labels, order)
-    measured, at_risk = places >= 0, np.zeros(places.shape, bool)
-    if deaths:
-        at_risk = measured & np.isin(fate[places], [LIVED, DIED])
-        measured &= ~are_dead(fate[places])
+    laid = places >= 0
     columns = ((rows.response, 0.0), (rows.log_density, 0.0), (rows.n_test, 1.0), (gap, np.inf))
     data = Data(
-        *(np.where(places >= 0, values[places], filler) for values, filler in columns),
-        measured=measured,
-        at_risk=at_risk,
+        *(np.where(laid, values[places], filler) for values, filler in columns),
+        measured=laid & ~are_dead(fate[places]),
+        at_risk=laid & np.isin(fate[places], [LIVED, DIED]),
         configuration=of_row[first],
         trajectory=trajectory,
         **frame.covariates(configurations),
@@ -223,6 +220,31 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tupl
         dead=count_dead(fate),
     )
     return data, Labels(configurations, pd.Index(keys.to_numpy()[first], name="trajectory"), rows)
+
+
+def is_dead(rows: pd.DataFrame, chance_error: float) -> NDArray[np.bool_]:
+    """Tell the rows of networks that answer one class whatever they see (`bayeslaw.deaths`).
+
+    Args:
+        rows: Rows of whole trajectories in any order, with configuration, `trajectory`, `density`, `error` and, as far
+            as known, `n_test`.
+        chance_error: Error of random guessing.
+
+    Returns:
+        Whether a row is a dead network's, `[rows]`.
+
+    Example:
+        >>> rows = pd.DataFrame({"density": [1, 0.8, 0.64, 0.51], "error": [0.1, 0.1, 0.9, 0.9]})
+        >>> is_dead(rows.assign(depth=8, width=1, dataset_size=1000, trajectory="a"), 0.9).tolist()
+        [False, False, True, True]
+    """
+    run = rows.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
+    error, density = (rows[name].to_numpy(float) for name in ("error", "density"))
+    return are_dead(fates_of(error, run, np.log(density), chance_error, _n_test(rows)))
+
+
+def _n_test(runs: pd.DataFrame) -> NDArray[np.float64]:
+    return runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
 
 
 def along_trajectories(trajectory: NDArray[np.integer], log_density: NDArray) -> NDArray[np.integer]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
+from bayeslaw.deaths import log_hazard
 from bayeslaw.laws import Law
 from bayeslaw.noise import LOG_2, LogitNoise, correlation_over, noise_of
 
@@ -145,22 +146,30 @@ def _total_and_derivatives(
     if "rho" in part:
         shift = by_z * stretch * (z * correlation * stretch - before(residual)) + measured * correlation * stretch**2
         by_noise["rho"] = shift * correlation * rounds / part["rho"]
-    deaths = jnp.zeros_like(rows)
+    total_of_rows = measured * rows
     if "dies" in part:
-        at_risk = jnp.asarray(places.at_risk).astype(dtype)
-        short = log_mean - jnp.asarray(places.log_chance).astype(dtype)
-        log_dying = jnp.log(part["dies"]) + part["dies_power"] * short
-        dying, died = jnp.exp(log_dying), 1 - measured
-        deaths = at_risk * jnp.where(died > 0, log_dying, jnp.log1p(-dying))
-        by_dying = at_risk * (died - dying) / (1 - dying)
-        by_log_mean = by_log_mean + by_dying * part["dies_power"]
-        by_noise |= {"dies": by_dying / part["dies"], "dies_power": by_dying * short}
+        deaths, through_mean, by_dying = _deaths_and_derivatives(log_mean, part, places, measured)
+        total_of_rows, by_log_mean = total_of_rows + deaths, by_log_mean + through_mean
+        by_noise |= by_dying
     noise = {name: _sum(by_noise[name]) for name in value}
     constant, by_constant = jax.value_and_grad(_constant)({k: jnp.asarray(v, float) for k, v in value.items()})
     count = _sum(measured)
     noise = {name: noise[name] + count * by_constant[name] for name in noise}
     derivatives = by_log_mean, by_variance * 2 * kappa**2 * sideways * lift, noise
-    return _sum(measured * rows + deaths) + count * constant, derivatives
+    return _sum(total_of_rows) + count * constant, derivatives
+
+
+def _deaths_and_derivatives(
+    log_mean: jax.Array, part: Mapping[str, jax.Array], places: Places, measured: jax.Array
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Give the log probability of having died or not by every row, and its derivatives by log mean and parameters."""
+    at_risk, log_chance = (jnp.asarray(v).astype(log_mean.dtype) for v in (places.at_risk, places.log_chance))
+    log_dying, died = log_hazard(part, log_mean, log_chance), 1 - measured
+    dying = jnp.exp(log_dying)
+    by_dying = at_risk * (died - dying) / (1 - dying)
+    by_parameters = {"dies": by_dying / part["dies"], "dies_power": by_dying * (log_mean - log_chance)}
+    deaths = at_risk * jnp.where(died > 0, log_dying, jnp.log1p(-dying))
+    return deaths, by_dying * part["dies_power"], by_parameters
 
 
 def _constant(value: Mapping[str, Any]) -> jax.Array:

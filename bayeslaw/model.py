@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
-from bayeslaw.deaths import are_dead, fates_of, log_density_of_dead
+from bayeslaw.deaths import log_density_of_dead
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, Data, varies
+from bayeslaw.frame import CONFIGURATION, Data, is_dead, varies
 from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, spreads_at, standardised_effects
 from bayeslaw.laws import law_named, log_dense_at, split_dense
 from bayeslaw.lines import LineNoise, Places
@@ -135,11 +135,7 @@ def _any_died(runs: pd.DataFrame) -> bool:
     """Tell whether any network of a run table died; without trajectories nobody can."""
     if "trajectory" not in runs:
         return False
-    of_run = runs.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
-    chance = float(runs["chance_error"].iloc[0]) if "chance_error" in runs else 1.0
-    error, density = (runs[name].to_numpy(float) for name in ("error", "density"))
-    n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.inf
-    return bool(are_dead(fates_of(error, of_run, np.log(density), chance, n_test)).any())
+    return bool(is_dead(runs, float(runs["chance_error"].iloc[0]) if "chance_error" in runs else 1.0).any())
 
 
 def make_model(structure: Structure, *, centred: bool = True):

@@ -345,7 +345,8 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     configurations, index = unique_configurations(designs)
     n_test = _n_test(fit, designs)
-    runs = Drawn(*(effect[:, index] for effect in new_runs(fit, configurations, seed)))
+    fresh = new_runs(fit, configurations, seed)
+    runs = Drawn(*(effect[:, index] for effect in fresh))
     location, scale = observations(fit.law, value, fit.frame, designs, runs, n_test)
     noise, rounds = np.empty_like(location), rounds_at(designs["density"])
     for i, row in enumerate(configurations.itertuples(index=False, name=None)):
@@ -354,30 +355,40 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
     if "dies" in value:
         hazard = _hazard(fit, value, location)
         for i in np.unique(index[hazard.max(0) > _LEAST_HAZARD]):
-            own, network = index == i, configurations.iloc[[i]]
-            shown, dead = _paths(fit, network, int(rounds[own].max()), float(n_test[own][0]), seed)
+            own, run = index == i, Drawn(*(effect[:, [i]] for effect in fresh))
+            last, count = int(rounds[own].max()), float(n_test[own][0])
+            shown, dead = _path(fit, value, configurations.iloc[[i]], run, last, count, seed)
             errors[:, own] = np.where(dead[:, rounds[own]], shown[:, rounds[own]], errors[:, own])
     return errors
 
 
-def _paths(fit: Fit, network: pd.DataFrame, rounds: int, n_test: float, seed: int) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Draw the new run of a network round by round, in which it may die.
+def _path(
+    fit: Fit, value: dict[str, NDArray], network: pd.DataFrame, run: Drawn, last: int, n_test: float, seed: int
+) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Draw a new run round by round, in which it may die.
+
+    Args:
+        fit: The posterior.
+        value: Its parameters, `[draws, 1]` each.
+        network: One row.
+        run: Where its curve lies, `[draws, 1]`.
+        last: Round that it ends with.
+        n_test: Test examples.
+        seed: That of the prediction.
 
     Returns:
-        The errors, and whether the network is dead, each `[draws, rounds + 1]`.
+        The errors, and whether the network is dead, each `[draws, last + 1]`.
     """
-    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    path = network.loc[network.index.repeat(rounds + 1)].assign(density=np.exp(-ROUND * np.arange(rounds + 1)))
-    runs = Drawn(*(np.repeat(effect, len(path), axis=1) for effect in new_runs(fit, network, seed)))
+    path = network.loc[network.index.repeat(last + 1)].assign(density=np.exp(-ROUND * np.arange(last + 1)))
+    along = Drawn(*(np.repeat(effect, len(path), axis=1) for effect in run))
     count, row = np.full(len(path), n_test), tuple(network.iloc[0])
-    location, scale = observations(fit.law, value, fit.frame, path, runs, count)
+    location, scale = observations(fit.law, value, fit.frame, path, along, count)
     noise = standard_noise(generator(seed, row, "noise"), value, np.arange(len(path)))
-    living = error_from_logit(location + scale * noise, count)
-    own = fit.runs["error"].to_numpy(float)[fit.tree["constant_data"]["fate"].to_numpy() == DIED]
-    stays = value["stays"][:, 0]
-    dead_errors = own if len(own) else np.array([fit.frame.chance_error])
+    living, hazard = error_from_logit(location + scale * noise, count), _hazard(fit, value, location)
+    died = fit.tree["constant_data"]["fate"].to_numpy() == DIED
+    dead_errors = fit.runs["error"].to_numpy(float)[died] if died.any() else np.array([fit.frame.chance_error])
     dead_errors = np.round(dead_errors * n_test) / n_test if np.isfinite(n_test) else dead_errors
-    return let_die(living, _hazard(fit, value, location), stays, dead_errors, generator(seed, row, "death"))
+    return let_die(living, hazard, value["stays"][:, 0], dead_errors, generator(seed, row, "death"))
 
 
 def _hazard(fit: Fit, value: dict[str, Any], location: NDArray) -> NDArray:

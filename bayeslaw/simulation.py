@@ -56,6 +56,11 @@ class Design:
         """Trajectory of each row, `[rows]`."""
         return np.repeat(np.arange(len(self.configuration)), len(self.densities))
 
+    @property
+    def rounds(self) -> NDArray[np.float64]:
+        """Rounds of 20 % that lead to each density, `[levels]`."""
+        return np.log(self.densities) / np.log(0.8)
+
     def rows(self) -> pd.DataFrame:
         """List the rows of the run table, without their errors."""
         networks = pd.DataFrame(self.configurations, columns=pd.Index(CONFIGURATION)).iloc[self.configuration]
@@ -189,7 +194,7 @@ def _measure(
     Returns:
         The errors, and whether they are of dead networks.
     """
-    rounds = np.log(design.densities) / np.log(0.8)
+    rounds = design.rounds
     error, dead = np.empty_like(location), np.zeros(location.shape, bool)
     before = 0.0
     for row, level in enumerate(np.arange(len(location)) % len(rounds)):
@@ -295,7 +300,7 @@ def log_likelihood(
     location, scale = (part[..., ~dead] for part in observation(design, value, log_e_run, effect_p))
     residual = (response[~dead] - location) / scale
     if "rho" in value:
-        rounds = np.tile(np.log(design.densities) / np.log(0.8), len(design.configuration))[~dead]
+        rounds = np.tile(design.rounds, len(design.configuration))[~dead]
         follows = (np.diff(design.trajectory, prepend=-1) == 0) & ~np.concatenate([[False], dead[:-1]])
         share = np.where(follows[~dead], value["rho"] ** np.abs(np.diff(rounds, prepend=0.0)), 0.0)
         before = np.concatenate([np.zeros_like(residual[..., :1]), residual[..., :-1]], axis=-1)

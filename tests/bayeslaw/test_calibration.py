@@ -8,9 +8,9 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, load_runs
-from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of, is_dead
+from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of
 from bayeslaw.diagnostics import Diagnosis
-from bayeslaw.frame import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION, is_dead
 
 
 @pytest.fixture(scope="module")
