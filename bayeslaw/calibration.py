@@ -17,12 +17,12 @@ from bayeslaw.bootstrapping import bootstrap
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
-from bayeslaw.frame import CONFIGURATION, is_dead, make_frame
+from bayeslaw.frame import CONFIGURATION, make_frame
 from bayeslaw.predict import extrapolation
 from bayeslaw.run_likelihood import score_runs
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 #: Resamples of configurations behind the interval of a coverage.
 RESAMPLES = 2000
@@ -36,6 +36,8 @@ LEAVE_OUT = ("configurations", "trajectories", "largest")
 SMALLEST = 2 / 3
 #: Error below which the width of an interval is no longer looked at in logarithms.
 _LEAST = 1e-4
+#: Errors that are closer than this are the same count.
+_TIE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Evaluation:
             posterior's mean curve and for least squares, beside the spread of seeds.
         coverage: Share of left-out measured errors inside their 50 % and 90 % intervals, with 90 % intervals of that
             share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
-            intervals in natural logs; `alive` is the share among the rows of networks that are not dead (`is_dead`),
-            which any interval holds. Least squares is absent where a fold does not let it be fitted.
+            intervals in natural logs. Predicted errors are counts, and dead networks show one error: an interval holds
+            all of the probability at its ends, more than it says. `pit`, with `pit_lower` and `pit_upper`, is the share
+            with ties split (`pit_share`).
+            Least squares is absent where a fold does not let it be fitted.
         rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
         scores: Log predictive density, by the posterior, of every trajectory left out
             (`bayeslaw.run_likelihood.score_runs`).
@@ -131,7 +135,7 @@ def evaluate(
     whole = fit(runs, **settings)
     gates["whole table"] = whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
-    coverage = _coverage(rows, leave_out, seed, whole.frame.chance_error)
+    coverage = _coverage(rows, leave_out, seed)
     return Evaluation(deviation, coverage, rows, pd.concat(scores, ignore_index=True), gates, leave_out)
 
 
@@ -191,6 +195,8 @@ def _predict_left_out(
         for level in LEVELS:
             tail = (1 - level / 100) / 2
             rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(values, [tail, 1 - tail], 0)
+        above = values - outside["error"].to_numpy(float)
+        rows[f"{name}_below"], rows[f"{name}_not_above"] = (above < -_TIE).mean(0), (above <= _TIE).mean(0)
     return rows, score_runs(posterior, outside, draws=SCORED), posterior.diagnose()
 
 
@@ -249,15 +255,17 @@ def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _coverage(rows: pd.DataFrame, leave_out: str, seed: int, chance_error: float) -> pd.DataFrame:
-    table, group, alive = [], _groups(rows, leave_out), ~is_dead(rows, chance_error)
+def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
+    table, group = [], _groups(rows, leave_out)
     for name in ("posterior", "least_squares"):
         for level in LEVELS:
             lower, upper = rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"]
             if lower.isna().any():
                 continue
-            inside = rows["error"].between(lower, upper)
-            low, high = bootstrap_share(inside.to_numpy(), group, seed)
+            inside = rows["error"].between(lower, upper).to_numpy()
+            pit = pit_share(rows[f"{name}_below"], rows[f"{name}_not_above"], level / 100)
+            low, high = bootstrap_share(inside, group, seed)
+            pit_low, pit_high = bootstrap_share(pit, group, seed)
             table.append(
                 {
                     "method": name.replace("_", " "),
@@ -265,11 +273,42 @@ def _coverage(rows: pd.DataFrame, leave_out: str, seed: int, chance_error: float
                     "coverage": inside.mean(),
                     "lower": low,
                     "upper": high,
-                    "alive": inside[alive].mean(),
+                    "pit": pit.mean(),
+                    "pit_lower": pit_low,
+                    "pit_upper": pit_high,
                     "log_width": np.median(log_width(lower, upper)),
                 }
             )
     return pd.DataFrame(table)
+
+
+def pit_share(below: ArrayLike, not_above: ArrayLike, level: float) -> NDArray[np.float64]:
+    """Give the share of a measured value's probability integral transform that is inside a central interval.
+
+    Where what is predicted is discrete the transform is not a number but a range, from the probability of less to that
+    of no more; its uniform share between the interval's tails, averaged over values, is `level` where predictions are
+    calibrated.
+
+    Args:
+        below: Predicted probability of a value below the measured one.
+        not_above: That of a value not above it.
+        level: Probability of the interval.
+
+    Returns:
+        The shares, broadcast.
+
+    Source:
+        Czado, Gneiting and Held, Biometrics 2009, "Predictive model assessment for count data".
+
+    Example:
+        >>> pit_share([0.1, 0.4, 0.2], [0.1, 0.4, 0.4], 0.5).round(2).tolist()
+        [0.0, 1.0, 0.75]
+    """
+    low, high, tail = np.asarray(below, float), np.asarray(not_above, float), (1 - level) / 2
+    width = high - low
+    overlap = np.minimum(high, 1 - tail) - np.maximum(low, tail)
+    whole = (low > tail) & (low < 1 - tail)
+    return np.where(width > 0, np.clip(overlap, 0, None) / np.where(width > 0, width, 1.0), whole)
 
 
 def log_width(lower: pd.Series, upper: pd.Series) -> NDArray[np.float64]:
@@ -277,11 +316,11 @@ def log_width(lower: pd.Series, upper: pd.Series) -> NDArray[np.float64]:
     return np.log(upper.clip(lower=_LEAST).to_numpy(float) / lower.clip(lower=_LEAST).to_numpy(float))
 
 
-def bootstrap_share(inside: NDArray[np.bool_], group: NDArray[np.integer], seed: int) -> tuple[float, float]:
+def bootstrap_share(inside: NDArray[Any], group: NDArray[np.integer], seed: int) -> tuple[float, float]:
     """Give the 90 % interval of a share whose rows are dependent within groups, by resampling groups.
 
     Args:
-        inside: What is counted, `[rows]`.
+        inside: What is counted, or by how much, `[rows]`.
         group: Group of every row, numbered from 0, `[rows]`.
         seed: Seed of the resampling.
 

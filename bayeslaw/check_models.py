@@ -61,6 +61,7 @@ def _hierarchy_priors() -> dict[str, Any]:
         "share_n": dist.Beta(3.0, 3.0),
         "alpha": dist.LogNormal(-0.5, 0.3),
         "beta": dist.LogNormal(-0.6, 0.3),
+        "omega": dist.Normal(0.0, 0.5),
         "spread_np": dist.LogNormal(math.log(0.2), 0.3),
         "share_np": dist.Beta(4.0, 4.0),
         "spread_p": dist.LogNormal(math.log(0.2), 0.3),

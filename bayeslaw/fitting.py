@@ -322,10 +322,11 @@ def _warn_about(own: Prepared, *, pooled: bool) -> None:
     whose, driver, support = (
         (f"{own.frame.label}: ", "the other families", "them") if pooled else ("", "its prior alone", "the prior")
     )
-    by_size = ("alpha",) if pooled else ("alpha", "chi")  # families do not share chi
+    # Families share neither chi nor omega.
+    by_size, by_depth = (("alpha",), ("phi",)) if pooled else (("alpha", "chi"), ("phi", "omega"))
     fixed = [
         f"{name} never varies, so {' and '.join(known)} {'is' if len(known) == 1 else 'are'} driven by {driver}"
-        for name, parameters in (("depth", ("phi",)), ("width", ("psi",)), ("dataset_size", by_size))
+        for name, parameters in (("depth", by_depth), ("width", ("psi",)), ("dataset_size", by_size))
         if (known := [parameter for parameter in parameters if parameter in own.priors]) and not varies(own.table[name])
     ]
     if fixed:

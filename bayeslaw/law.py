@@ -259,7 +259,7 @@ def log_dense(dense: Dense, log_parameters: ArrayLike, log_dataset_size: ArrayLi
 
     Args:
         dense: The constants.
-        log_parameters: Logarithm of the parameter count, relative to its reference.
+        log_parameters: Logarithm of the parameter count (or of another measure of capacity), relative to its reference.
         log_dataset_size: Logarithm of the dataset size, relative to its reference.
 
     Returns:

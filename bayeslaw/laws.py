@@ -312,13 +312,13 @@ _LAWS = (
         "sparse scaling law",
         "Frantar et al., arXiv 2309.08520",
         own=("sparse_share", "sparse_exponent"),
-        without=("gamma", "phi", "psi", "chi", "knee"),
+        without=("gamma", "phi", "psi", "chi", "knee", "omega"),
     ),
     SingleLaw(
         "single",
         "one network",
         "Rosenfeld et al., ICML 2021, equation (1)",
-        without=("phi", "psi", "share_c", "share_n", "alpha", "beta", "share_np", "share_p", "chi"),
+        without=("phi", "psi", "share_c", "share_n", "alpha", "beta", "omega", "share_np", "share_p", "chi"),
     ),
 )
 LAWS = {law.name: law for law in _LAWS}
@@ -364,5 +364,9 @@ def dense_of(value: Mapping[str, Any]) -> Dense:
 
 
 def log_dense_at(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> jax.Array:
-    """Compute log e of networks by the dense law, from parameter values and centred covariates."""
-    return log_dense(dense_of(value), covariates["parameters"], covariates["dataset_size"])
+    """Compute log e of networks by the dense law, from parameter values and centred covariates.
+
+    Its m is the parameter count times depth^`omega`: deep and wide networks of one count need not be equally good.
+    """
+    capacity = covariates["parameters"] + value.get("omega", 0.0) * covariates["depth"]
+    return log_dense(dense_of(value), capacity, covariates["dataset_size"])

@@ -143,7 +143,7 @@ def make_model(structure: Structure, *, centred: bool = True):
 
     For configuration i, trajectory t and row r
 
-        log e~_i  = log(a n^-alpha + b m^-beta + c)                            the dense law
+        log e~_i  = log(a n^-alpha + b (m l^omega)^-beta + c)                  the dense law
         log e_i   ~ Normal(log e~_i, sigma_np g_np)                            discrepancy of the configuration
         log e_it  = log e_i + effect_np,   effect_np ~ Normal(0, tau_np g_np)  the trajectory, up and down
         shift_i   ~ Normal(0, sigma_p g_p)                                     the configuration, sideways

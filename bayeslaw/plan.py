@@ -369,7 +369,7 @@ def _novelty_notes(fit: Fit, chosen: pd.DataFrame) -> list[str]:
 def _dense_exponents(fit: Fit, chosen: pd.DataFrame) -> list[str]:
     """Name the exponents of the dense law that the plateaus of starts rest on: none where all were trained."""
     names = []
-    for name, columns in (("beta", ["depth", "width"]), ("alpha", ["dataset_size"])):
+    for name, columns in (("beta", ["depth", "width"]), ("omega", ["depth"]), ("alpha", ["dataset_size"])):
         there, asked = (pd.MultiIndex.from_frame(rows[columns].astype(float)) for rows in (fit.configurations, chosen))
         names += [name] if not asked.isin(there).all() else []
     return names

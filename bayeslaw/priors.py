@@ -84,6 +84,9 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "share_n": Prior(dist.Uniform(0.0, 1.0), "share of the rest that data remove (a), not parameters (b)", "flat"),
         "alpha": Prior(dist.LogNormal(-0.5, 0.5), "exponent of dataset size (.66 there)", dense),
         "beta": Prior(dist.LogNormal(-0.6, 0.5), "exponent of parameter count (.53 there)", dense),
+        "omega": Prior(
+            dist.Normal(0.0, 1.0), "exponent of depth in the dense law, beside parameter count", "0 there; weak"
+        ),
         "spread_np": Prior(dist.LogNormal(-1.6, 0.9), "spread of eps_np around the dense law (log)", small),
         "share_np": Prior(
             dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both

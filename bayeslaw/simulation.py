@@ -214,14 +214,17 @@ def _measure(
 
 
 def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
-    """Compute log(a n^-alpha + b m^-beta + c) of networks; of a single one it is a constant."""
+    """Compute log(a n^-alpha + b (m l^omega)^-beta + c) of networks; of a single one it is a constant."""
     if "share_c" not in value:
         return np.log(value["dense"]) + 0 * covariates["depth"]
     c = value["dense"] * value["share_c"]
     a = (value["dense"] - c) * value["share_n"]
     b = value["dense"] - c - a
-    size, parameters = covariates["dataset_size"], covariates["parameters"]
-    return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * parameters) + c)
+    size, capacity = (
+        covariates["dataset_size"],
+        covariates["parameters"] + value.get("omega", 0.0) * covariates["depth"],
+    )
+    return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * capacity) + c)
 
 
 def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, load_runs
-from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of
+from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of, pit_share
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.frame import CONFIGURATION, is_dead
 
@@ -67,13 +68,32 @@ def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(ru
         rows[f"posterior_lower_{level}"] = rows["error"] * np.where(inside, 0.5, 2.0)
         rows[f"posterior_upper_{level}"] = rows["error"] * np.where(inside, 2.0, 8.0)
         rows[f"least_squares_lower_{level}"] = rows[f"least_squares_upper_{level}"] = np.nan
-    table = _coverage(rows, "trajectories", 0, 0.9)
+    rows["posterior_below"], rows["posterior_not_above"] = np.where(inside, 0.5, 0.1), np.where(inside, 0.6, 0.4)
+    table = _coverage(rows, "trajectories", 0)
     assert table["method"].tolist() == ["posterior", "posterior"]
     assert table["coverage"].tolist() == pytest.approx([inside.mean()] * 2)
     assert (table["lower"] <= table["coverage"]).all() and (table["coverage"] <= table["upper"]).all()
     assert table["log_width"].tolist() == pytest.approx([np.log(4.0)] * 2)
-    alive = ~is_dead(rows, 0.9)
-    assert table["alive"].tolist() == pytest.approx([inside[alive].mean()] * 2)
+    # Of the ranges of the others, .1 to .4, a half lies within .25 to .75, and all within .05 to .95.
+    assert table["pit"].tolist() == pytest.approx([(1 + inside.mean()) / 2, 1.0])
+    assert (table["pit_lower"] <= table["pit"]).all() and (table["pit"] <= table["pit_upper"]).all()
+
+
+def test_ties_are_split_where_predictions_are_counts() -> None:
+    """Counts with a mean of 4, by a predictive distribution that is right: closed intervals hold too much, ranges of
+    the transform what they say, within 4 standard errors.
+    """
+    rng, predicted = np.random.default_rng(0), scipy.stats.binom(20, 0.2)
+    measured = predicted.rvs(20_000, random_state=rng)
+    for level in (0.5, 0.9):
+        shares = pit_share(predicted.cdf(measured - 1), predicted.cdf(measured), level)
+        assert abs(shares.mean() - level) < 4 * shares.std() / np.sqrt(len(shares))
+        lower, upper = predicted.ppf([(1 - level) / 2, (1 + level) / 2])
+        assert np.mean((measured >= lower) & (measured <= upper)) > level + 0.03
+    continuous = rng.random(20_000)
+    shares = pit_share(continuous, continuous, 0.5)
+    assert set(shares) == {0.0, 1.0}
+    assert abs(shares.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(shares))
 
 
 def test_rows_of_dead_networks_are_told_apart_in_any_order(runs) -> None:

@@ -57,7 +57,8 @@ def test_trajectories_are_integrated_over_their_effects(correlated) -> None:
         for t in (0, 7, 12, 23):
             i = configuration[t]
             dense = draw["a"] * np.exp(-draw["alpha"] * covariates["dataset_size"][i])
-            dense += draw["b"] * np.exp(-draw["beta"] * covariates["parameters"][i]) + draw["c"]
+            capacity = covariates["parameters"][i] + draw["omega"] * covariates["depth"][i]
+            dense += draw["b"] * np.exp(-draw["beta"] * capacity) + draw["c"]
             # The other trajectory of the configuration is one more observation of its log e, and of its shift.
             (other,) = np.flatnonzero((configuration == i) & (np.arange(24) != t))
             known = []

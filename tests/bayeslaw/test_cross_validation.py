@@ -40,7 +40,8 @@ def test_runs_that_were_not_fitted_are_integrated_over_their_effects(fitted, tra
     draw = draw_of(fitted, 0)
     covariates = {name: float(values[0]) for name, values in fitted.frame.covariates(rows).items()}
     by_size = draw["a"] * np.exp(-draw["alpha"] * covariates["dataset_size"])
-    dense = np.log(by_size + draw["b"] * np.exp(-draw["beta"] * covariates["parameters"]) + draw["c"])
+    capacity = covariates["parameters"] + draw["omega"] * covariates["depth"]
+    dense = np.log(by_size + draw["b"] * np.exp(-draw["beta"] * capacity) + draw["c"])
     spread = {name: spread_at(draw, name, dense) for name in ("sigma_np", "tau_np", "sigma_p", "tau_p")}
     if trained:
         network = tuple(rows[CONFIGURATION].iloc[0])

@@ -27,7 +27,7 @@ from bayeslaw.runs import load_runs
 #: How far a Monte Carlo estimate may lie from the truth, in its standard errors; fixed before any seed was drawn.
 STANDARD_ERRORS = 5.0
 #: Parameters on the whole line, and between 0 and 1; all others are positive.
-UNBOUNDED = ("phi", "psi", "chi", "growth_np", "growth_p")
+UNBOUNDED = ("phi", "psi", "chi", "omega", "growth_np", "growth_p")
 SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p", "rho")
 with jax.enable_x64(True):
     PRIORS = default_priors()
@@ -87,7 +87,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
     middle = {
         "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15,
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.4,
-        "chi": 0.1, "sigma": 0.06,
+        "chi": 0.1, "omega": -0.3, "sigma": 0.06,
         "kappa": 0.15, "noise_power": 0.6, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
         "sharpness": 2.5,
     }  # fmt: skip

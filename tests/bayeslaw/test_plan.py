@@ -198,7 +198,8 @@ def dense_of(fit, draws: dict, depth: float, width: float, dataset_size: int) ->
     """Compute log e of a network by the dense law, draw by draw."""
     at = fit.frame.covariates(pd.DataFrame({"depth": [depth], "width": [width], "dataset_size": [dataset_size]}))
     by_size = draws["a"] * np.exp(-draws["alpha"] * at["dataset_size"])
-    return np.log(by_size + draws["b"] * np.exp(-draws["beta"] * at["parameters"]) + draws["c"])
+    capacity = at["parameters"] + draws["omega"] * at["depth"]
+    return np.log(by_size + draws["b"] * np.exp(-draws["beta"] * capacity) + draws["c"])
 
 
 def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) -> None:

@@ -167,9 +167,10 @@ def test_a_trained_configuration_has_its_own_posterior_and_another_a_fresh_discr
         np.testing.assert_array_equal(one[:, :12], own)
         np.testing.assert_array_equal(other[:, :12], own)
     value, covariates = parameter_draws(fitted), fitted.frame.covariates(others)
-    columns = {name: value[name][:, None] for name in ("a", "alpha", "b", "beta", "c")}
+    columns = {name: value[name][:, None] for name in ("a", "alpha", "b", "beta", "omega", "c")}
     by_size = columns["a"] * np.exp(-columns["alpha"] * covariates["dataset_size"])
-    by_parameters = columns["b"] * np.exp(-columns["beta"] * covariates["parameters"])
+    capacity = covariates["parameters"] + columns["omega"] * covariates["depth"]
+    by_parameters = columns["b"] * np.exp(-columns["beta"] * capacity)
     centre = np.log(by_size + by_parameters + columns["c"])
     spreads = [spread_at({k: v[:, None] for k, v in value.items()}, name, centre) for name in ("sigma_np", "sigma_p")]
     sets = [

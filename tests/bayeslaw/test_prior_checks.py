@@ -67,7 +67,7 @@ def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
         "alpha": rng.lognormal(-0.5, 0.5, count), "beta": rng.lognormal(-0.6, 0.5, count),
         "spread_np": rng.lognormal(-1.6, 0.9, count), "share_np": rng.beta(2, 2, count),
         "spread_p": rng.lognormal(-1.6, 0.8, count), "share_p": rng.beta(2, 2, count),
-        "chi": rng.normal(0, 0.3, count), "growth_np": rng.normal(1.5, 0.1, count),
+        "chi": rng.normal(0, 0.3, count), "omega": rng.normal(0, 1, count), "growth_np": rng.normal(1.5, 0.1, count),
         "growth_p": rng.normal(2.0, 0.1, count), "sigma": rng.lognormal(-3, 1, count),
         "kappa": rng.lognormal(-1.6, 0.8, count), "noise_power": rng.lognormal(-0.7, 0.8, count),
         "floor": rng.lognormal(0, 0.25, count),
@@ -293,7 +293,7 @@ def test_a_loaded_fit_has_its_priors(fitted) -> None:
         "knee": scipy.stats.lognorm(1.5, scale=np.exp(-3.5)), "plateau": scipy.stats.beta(8, 1),
         "dense": scipy.stats.lognorm(1, scale=np.exp(-2)), "share_c": scipy.stats.beta(2, 20),
         "share_n": scipy.stats.uniform(), "alpha": scipy.stats.lognorm(0.5, scale=np.exp(-0.5)),
-        "beta": scipy.stats.lognorm(0.5, scale=np.exp(-0.6)),
+        "beta": scipy.stats.lognorm(0.5, scale=np.exp(-0.6)), "omega": scipy.stats.norm(0, 1),
         "spread_np": scipy.stats.lognorm(0.9, scale=np.exp(-1.6)), "share_np": scipy.stats.beta(4, 4),
         "spread_p": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "share_p": scipy.stats.beta(4, 4),
         "chi": scipy.stats.norm(0, 0.3), "sigma": scipy.stats.lognorm(1, scale=np.exp(-3)),
@@ -490,7 +490,7 @@ def test_what_cannot_be_judged_is_refused(fitted) -> None:
 
 
 #: Least squares knows no exponent of dataset size in m*, nor shifts of networks.
-PAPERS = simulate(Truth(chi=0.0, sigma_p=0.0), seed=1)
+PAPERS = simulate(Truth(chi=0.0, omega=0.0, sigma_p=0.0), seed=1)
 
 
 def test_the_baseline_stands_beside_the_posterior() -> None:

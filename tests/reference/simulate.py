@@ -115,6 +115,7 @@ class Truth:
     alpha: float = 0.6
     b: float = 0.05
     beta: float = 0.5
+    omega: float = -0.3
     c: float = 0.01
     sigma_np: float = 0.08
     tau_np: float = 0.1
@@ -152,7 +153,7 @@ def simulate(
     rng, of_shifts = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     grid = list(itertools.product(depths, widths, dataset_sizes))
     grid = grid if chosen is None else [grid[i] for i in chosen]
-    log_m = {(d, w, n): np.log(sum(count_parameters(d, w))) for d, w, n in grid}
+    log_m = {(d, w, n): np.log(sum(count_parameters(d, w)) * d**truth.omega) for d, w, n in grid}
     m_0, n_0 = np.mean(list(log_m.values())), np.mean([np.log(n) for _, _, n in grid])
     t, rows, plateaus = truth, [], {}
     for d, w, n in grid:
@@ -209,11 +210,13 @@ class Reference:
 
     def log_dense(self, value: Mapping[str, Any]) -> Any:
         """Compute the log of the dense law about the centre, `[..., configurations]`."""
-        size, parameters = self.log_size - self.log_size.mean(), self.log_parameters - self.log_parameters.mean()
+        log_capacity = self.log_parameters + value.get("omega", 0.0) * self.log_depth
+        mean = self.log_parameters.mean() + value.get("omega", 0.0) * self.log_depth.mean()
+        size, capacity = self.log_size - self.log_size.mean(), log_capacity - mean
         c = value["dense"] * value["share_c"]
         a = (value["dense"] - c) * value["share_n"]
         b = value["dense"] - c - a
-        return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * parameters) + c)
+        return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * capacity) + c)
 
     def fates(self) -> list[str]:
         """Tell row by row what became of the network: dead is guessing, and near it what is repeated beyond chance."""
