@@ -242,7 +242,7 @@ def test_a_laplace_approximation_is_carried_over_to_relative_coordinates() -> No
 # A pooled fit
 
 LEVELS = tuple(range(0, 33, 3))
-STEADY = {"kappa": 0.0, "nu": 1e6, "sigma_p": 0.0, "tau_p": 0.0, "chi": 0.0}
+STEADY = {"kappa": 0.0, "nu": 1e6, "sigma_p": 0.0, "tau_p": 0.0, "chi": 0.0, "omega": 0.0}
 RICH = Truth(gamma=1.2, phi=0.7, psi=1.1, sigma_np=0.15, tau_np=0.15, **STEADY)
 POOR = Truth(gamma=1.5, phi=1.5, psi=1.3, sigma_np=0.3, tau_np=0.3, p_prime=0.2, **STEADY)
 with jax.enable_x64(True):  # of the same type as the defaults, so that all fits below are compiled once
