@@ -117,7 +117,7 @@ def suggest(
 
     $$\min_s \mathrm{E} [L_s] - \mathrm{E} [\min_s \mathrm{E} [L_s \mid y]]$$
 
-    Every posterior draw makes a run of the candidate, effects, jitter and test noise included; the conditional
+    Every posterior draw makes a run of the candidate, effects, jitter, test noise and death included; the conditional
     expectation is a regression of the losses on what the run shows (the first principal components of its logits, their
     squares and products), and is judged on draws that it was not fitted to, so that it does not flatter itself.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from bayeslaw.frame import CONFIGURATION
+from bayeslaw.frame import CONFIGURATION, empirical_logit
 from bayeslaw.objectives import Question, sparsest_density
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import (
@@ -19,6 +19,7 @@ from bayeslaw.predict import (
     new_runs,
     observations,
     parameter_draws,
+    path_with_deaths,
     rounds_at,
     standard_noise,
 )
@@ -117,7 +118,7 @@ def _test_noise(
 def measured_logits(
     fit: Fit, network: pd.DataFrame, density: NDArray, *, seed: int, replicate: int
 ) -> NDArray[np.float64]:
-    """Draw what a new run of a network would measure if it lived on, from every posterior draw.
+    """Draw what a new run of a network would measure, from every posterior draw; where networks die, it may.
 
     Args:
         fit: The posterior.
@@ -135,11 +136,18 @@ def measured_logits(
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     wanted, drawn = (configuration_draws(fit, network, at) for at in (seed, own))
     runs = zip(new_runs(fit, network, own), wanted, drawn, strict=True)
-    effects = Drawn(*(np.repeat(run + mine - fresh, len(density), axis=1) for run, mine, fresh in runs))
+    run = Drawn(*(run + mine - fresh for run, mine, fresh in runs))
+    effects, rounds = Drawn(*(np.repeat(effect, len(density), axis=1) for effect in run)), rounds_at(density)
     known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
     location, scale = observations(fit.law, value, fit.frame, designs, effects, np.full(len(density), known))
     rng = generator(own, tuple(network.iloc[0]), "candidate")
-    return location + scale * standard_noise(rng, value, rounds_at(density))
+    logits = location + scale * standard_noise(rng, value, rounds)
+    if "dies" not in value:
+        return logits
+    shown, dead = (
+        path[:, rounds] for path in path_with_deaths(fit, value, network, run, int(rounds.max()), known, own)
+    )
+    return np.where(dead, empirical_logit(shown, np.asarray(known)), logits)
 
 
 def fixed(question: Question, starts: pd.DataFrame, runs: Iterable[Runs], costs: Costs) -> pd.DataFrame:

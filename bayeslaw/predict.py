@@ -357,12 +357,12 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
         for i in np.unique(index[hazard.max(0) > _LEAST_HAZARD]):
             own, run = index == i, Drawn(*(effect[:, [i]] for effect in fresh))
             last, count = int(rounds[own].max()), float(n_test[own][0])
-            shown, dead = _path(fit, value, configurations.iloc[[i]], run, last, count, seed)
+            shown, dead = path_with_deaths(fit, value, configurations.iloc[[i]], run, last, count, seed)
             errors[:, own] = np.where(dead[:, rounds[own]], shown[:, rounds[own]], errors[:, own])
     return errors
 
 
-def _path(
+def path_with_deaths(
     fit: Fit, value: dict[str, NDArray], network: pd.DataFrame, run: Drawn, last: int, n_test: float, seed: int
 ) -> tuple[NDArray, NDArray[np.bool_]]:
     """Draw a new run round by round, in which it may die.

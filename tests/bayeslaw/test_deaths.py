@@ -14,8 +14,9 @@ from bayeslaw import BayeslawError
 from bayeslaw.check_models import model_named
 from bayeslaw.checking import draw_values
 from bayeslaw.deaths import DIED, LIVED, REVIVED, STAYED, fates_of, let_die, log_probability
-from bayeslaw.frame import CONFIGURATION, make_data
+from bayeslaw.frame import CONFIGURATION, empirical_logit, make_data
 from bayeslaw.model import structure_of
+from bayeslaw.policies import measured_logits
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import predict
 from bayeslaw.run_likelihood import Sample, new_run_log_likelihood, row_log_likelihood
@@ -164,6 +165,21 @@ def test_new_runs_die_and_their_errors_repeat(fitted: bayeslaw.Fit) -> None:
     for level in (25, 39):  # whatever else is asked for
         alone = predict(fitted, designs.iloc[[level]], kind="run", seed=1, return_draws=True).to_numpy().ravel()
         np.testing.assert_array_equal(alone, runs[:, level])
+
+
+def test_candidate_runs_die_as_often_as_predicted_ones(fitted: bayeslaw.Fit) -> None:
+    """Shares of dead networks, within 4 standard errors; the others' logits are spread as those of predicted runs."""
+    network, density = fitted.configurations.iloc[[0]], 0.8 ** np.array([0, 5, 12, 20, 30])
+    logits = measured_logits(fitted, network, density, seed=3, replicate=0)
+    designs = network.merge(pd.DataFrame({"density": density}), how="cross")
+    predicted = predict(fitted, designs, kind="run", seed=8, return_draws=True).to_numpy().reshape(-1, 5)
+    guessing = float(empirical_logit(np.array(0.9), np.array(10_000.0)))
+    dies, shown = np.isclose(logits, guessing, rtol=0, atol=1e-9), predicted == 0.9
+    error = np.sqrt(2 * shown.mean(0) * (1 - shown.mean(0)) / len(shown))
+    assert (np.abs(dies.mean(0) - shown.mean(0)) <= 4 * error + 1e-3).all()
+    assert dies.mean(0)[0] < 0.02 and dies.mean(0)[-1] > 0.3
+    living = empirical_logit(predicted[~shown[:, 2], 2], np.array(10_000.0))
+    assert scipy.stats.ks_2samp(living, logits[~dies[:, 2], 2]).pvalue > LEVEL
 
 
 def test_fits_that_differ_in_deaths_are_not_compared(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
