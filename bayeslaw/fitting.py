@@ -319,13 +319,13 @@ def chance_error_of(table: pd.DataFrame) -> float:
 
 
 def _warn_about(own: Prepared, *, pooled: bool) -> None:
-    whose, driver, support = (
-        (f"{own.frame.label}: ", "the other families", "them") if pooled else ("", "its prior alone", "the prior")
-    )
+    whose, support = (f"{own.frame.label}: ", "them") if pooled else ("", "the prior")
+    driven = ["is driven by its prior alone", "are driven by their priors alone"]
+    driven = [f"{verb} driven by the other families" for verb in ("is", "are")] if pooled else driven
     # Families share neither chi nor omega.
     by_size, by_depth = (("alpha",), ("phi",)) if pooled else (("alpha", "chi"), ("phi", "omega"))
     fixed = [
-        f"{name} never varies, so {' and '.join(known)} {'is' if len(known) == 1 else 'are'} driven by {driver}"
+        f"{name} never varies, so {' and '.join(known)} {driven[len(known) > 1]}"
         for name, parameters in (("depth", by_depth), ("width", ("psi",)), ("dataset_size", by_size))
         if (known := [parameter for parameter in parameters if parameter in own.priors]) and not varies(own.table[name])
     ]

@@ -35,7 +35,7 @@ class Structure:
     """Say which parts the model has.
 
     Attributes:
-        depth_varies: Else `phi` is driven by its prior alone.
+        depth_varies: Else `phi` and `omega` are driven by their priors alone.
         width_varies: Else `psi` is driven by its prior alone.
         has_trajectories: Else there are no trajectory effects.
         knows_n_test: Else there is no binomial floor.

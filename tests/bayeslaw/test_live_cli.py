@@ -82,7 +82,7 @@ def test_fit_prints_the_posterior_the_gate_and_what_rests_on_the_prior(fitted_by
         ["The", "table", "has"], ["depth", "never", "varies,"], ["The", "table", "has"],
     ]  # fmt: skip
     assert "eps_up is only bounded by 1" in lines[0]
-    assert "phi is driven by its prior alone" in lines[1]
+    assert "phi and omega are driven by their priors alone" in lines[1]
     assert "there are no trajectory effects" in lines[2]
 
 
