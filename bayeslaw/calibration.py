@@ -51,8 +51,7 @@ class Evaluation:
             share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
             intervals in natural logs. Predicted errors are counts, and dead networks show one error: an interval holds
             all of the probability at its ends, more than it says. `pit`, with `pit_lower` and `pit_upper`, is the share
-            with ties split (`pit_share`).
-            Least squares is absent where a fold does not let it be fitted.
+            with ties split (`pit_share`). Least squares is absent where a fold does not let it be fitted.
         rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
         scores: Log predictive density, by the posterior, of every trajectory left out
             (`bayeslaw.run_likelihood.score_runs`).

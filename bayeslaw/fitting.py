@@ -35,7 +35,7 @@ from bayeslaw.law import saturate
 from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
-from bayeslaw.priors import POOLS, Prior, describe_prior, resolve_priors, store_prior
+from bayeslaw.priors import EXPONENTS, POOLS, Prior, describe_prior, resolve_priors, store_prior
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
 from bayeslaw.straight import (
@@ -320,15 +320,13 @@ def chance_error_of(table: pd.DataFrame) -> float:
 
 def _warn_about(own: Prepared, *, pooled: bool) -> None:
     whose, support = (f"{own.frame.label}: ", "them") if pooled else ("", "the prior")
-    driven = ["is driven by its prior alone", "are driven by their priors alone"]
-    driven = [f"{verb} driven by the other families" for verb in ("is", "are")] if pooled else driven
-    # Families share neither chi nor omega.
-    by_size, by_depth = (("alpha",), ("phi",)) if pooled else (("alpha", "chi"), ("phi", "omega"))
-    fixed = [
-        f"{name} never varies, so {' and '.join(known)} {driven[len(known) > 1]}"
-        for name, parameters in (("depth", by_depth), ("width", ("psi",)), ("dataset_size", by_size))
-        if (known := [parameter for parameter in parameters if parameter in own.priors]) and not varies(own.table[name])
-    ]
+    fixed = []
+    for name, parameters in (("depth", ("phi", "omega")), ("width", ("psi",)), ("dataset_size", ("alpha", "chi"))):
+        known = [each for each in parameters if each in own.priors and (each in EXPONENTS or not pooled)]
+        if known and not varies(own.table[name]):
+            verb, prior = ("is", "its prior") if len(known) == 1 else ("are", "their priors")
+            driver = "the other families" if pooled else f"{prior} alone"
+            fixed.append(f"{name} never varies, so {' and '.join(known)} {verb} driven by {driver}")
     if fixed:
         warnings.warn(
             f"{whose}{'; '.join(fixed)}: predictions along it rest on {support}.", skip_file_prefixes=(PACKAGE,)

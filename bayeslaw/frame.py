@@ -195,7 +195,7 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tupl
     of_row = runs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"].to_numpy()
     labels = pd.Series(np.arange(len(runs))).groupby([of_row, keys.to_numpy()], sort=True).ngroup().to_numpy()
     first = np.unique(labels, return_index=True)[1]
-    n_test = _n_test(runs)
+    n_test = n_test_of(runs)
     response = empirical_logit(runs["error"].to_numpy(float), n_test)
     log_density = np.log(runs["density"].to_numpy(float))
     fate = np.zeros(len(runs), np.int8)
@@ -240,11 +240,12 @@ def is_dead(rows: pd.DataFrame, chance_error: float) -> NDArray[np.bool_]:
     """
     run = rows.groupby([*CONFIGURATION, "trajectory"]).ngroup().to_numpy()
     error, density = (rows[name].to_numpy(float) for name in ("error", "density"))
-    return are_dead(fates_of(error, run, np.log(density), chance_error, _n_test(rows)))
+    return are_dead(fates_of(error, run, np.log(density), chance_error, n_test_of(rows)))
 
 
-def _n_test(runs: pd.DataFrame) -> NDArray[np.float64]:
-    return runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
+def n_test_of(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Give the number of test examples of every row; infinite where the table does not say."""
+    return rows["n_test"].to_numpy(float) if "n_test" in rows else np.full(len(rows), np.inf)
 
 
 def along_trajectories(trajectory: NDArray[np.integer], log_density: NDArray) -> NDArray[np.integer]:

@@ -10,7 +10,7 @@ import scipy.optimize
 import scipy.special
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, empirical_logit, family_of
+from bayeslaw.frame import CONFIGURATION, empirical_logit, family_of, n_test_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,8 +35,7 @@ class Recorded:
         names, self._curves = [], []
         for _, own in runs.groupby([*CONFIGURATION, "trajectory"]):
             own = own.sort_values("density", ascending=False)
-            n_test = own["n_test"].to_numpy(float) if "n_test" in own else np.full(len(own), np.inf)
-            logits = empirical_logit(own["error"].to_numpy(float), n_test)
+            logits = empirical_logit(own["error"].to_numpy(float), n_test_of(own))
             self._curves.append((smoothed(logits[None]), np.log(own["density"].to_numpy(float))))
             names.append(own.iloc[0][[*CONFIGURATION, "trajectory"]].to_dict())
         self._names = pd.DataFrame(names, columns=pd.Index([*CONFIGURATION, "trajectory"]))

@@ -22,6 +22,7 @@ from bayeslaw.predict import (
     path_with_deaths,
     rounds_at,
     standard_noise,
+    usual_n_test,
 )
 from bayeslaw.starts import Costs, rounds_of
 
@@ -104,8 +105,7 @@ def _test_noise(
     fit: Fit, question: Question, value: dict[str, NDArray], logit: NDArray, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Draw the noise of a finite number of test examples; the same examples at every round, so as correlated as all."""
-    known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs and len(fit.runs) else np.inf
-    count = question.validation or known
+    count = question.validation or usual_n_test(fit)
     if not np.isfinite(count):
         return np.zeros_like(logit)
     share = scipy.special.expit(logit)
@@ -138,15 +138,13 @@ def measured_logits(
     runs = zip(new_runs(fit, network, own), wanted, drawn, strict=True)
     run = Drawn(*(run + mine - fresh for run, mine, fresh in runs))
     effects, rounds = Drawn(*(np.repeat(effect, len(density), axis=1) for effect in run)), rounds_at(density)
-    known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
+    known = usual_n_test(fit)
     location, scale = observations(fit.law, value, fit.frame, designs, effects, np.full(len(density), known))
     rng = generator(own, tuple(network.iloc[0]), "candidate")
     logits = location + scale * standard_noise(rng, value, rounds)
     if "dies" not in value:
         return logits
-    shown, dead = (
-        path[:, rounds] for path in path_with_deaths(fit, value, network, run, int(rounds.max()), known, own)
-    )
+    shown, dead = path_with_deaths(fit, value, network, run, rounds, known, own)
     return np.where(dead, empirical_logit(shown, np.asarray(known)), logits)
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from bayeslaw.compiled import jit
 from bayeslaw.deaths import DIED, let_die, log_hazard
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, ROUND, Frame
+from bayeslaw.frame import CONFIGURATION, ROUND, Frame, n_test_of
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.noise import observation
@@ -356,39 +356,47 @@ def _run_draws(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray:
         hazard = _hazard(fit, value, location)
         for i in np.unique(index[hazard.max(0) > _LEAST_HAZARD]):
             own, run = index == i, Drawn(*(effect[:, [i]] for effect in fresh))
-            last, count = int(rounds[own].max()), float(n_test[own][0])
-            shown, dead = path_with_deaths(fit, value, configurations.iloc[[i]], run, last, count, seed)
-            errors[:, own] = np.where(dead[:, rounds[own]], shown[:, rounds[own]], errors[:, own])
+            network, count = configurations.iloc[[i]], float(n_test[own][0])
+            shown, dead = path_with_deaths(fit, value, network, run, rounds[own], count, seed)
+            errors[:, own] = np.where(dead, shown, errors[:, own])
     return errors
 
 
 def path_with_deaths(
-    fit: Fit, value: dict[str, NDArray], network: pd.DataFrame, run: Drawn, last: int, n_test: float, seed: int
+    fit: Fit,
+    value: dict[str, NDArray],
+    network: pd.DataFrame,
+    run: Drawn,
+    rounds: NDArray[np.integer],
+    n_test: float,
+    seed: int,
 ) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Draw a new run round by round, in which it may die.
+    """Draw a new run round by round, in which it may die, and show it after some of them.
 
     Args:
         fit: The posterior.
         value: Its parameters, `[draws, 1]` each.
         network: One row.
         run: Where its curve lies, `[draws, 1]`.
-        last: Round that it ends with.
+        rounds: Those that are asked for, `[designs]`.
         n_test: Test examples.
         seed: That of the prediction.
 
     Returns:
-        The errors, and whether the network is dead, each `[draws, last + 1]`.
+        The errors, and whether the network is dead, each `[draws, designs]`.
     """
-    path = network.loc[network.index.repeat(last + 1)].assign(density=np.exp(-ROUND * np.arange(last + 1)))
+    every = np.arange(rounds.max() + 1)
+    path = network.loc[network.index.repeat(len(every))].assign(density=np.exp(-ROUND * every))
     along = Drawn(*(np.repeat(effect, len(path), axis=1) for effect in run))
     count, row = np.full(len(path), n_test), tuple(network.iloc[0])
     location, scale = observations(fit.law, value, fit.frame, path, along, count)
-    noise = standard_noise(generator(seed, row, "noise"), value, np.arange(len(path)))
+    noise = standard_noise(generator(seed, row, "noise"), value, every)
     living, hazard = error_from_logit(location + scale * noise, count), _hazard(fit, value, location)
     died = fit.tree["constant_data"]["fate"].to_numpy() == DIED
     dead_errors = fit.runs["error"].to_numpy(float)[died] if died.any() else np.array([fit.frame.chance_error])
     dead_errors = np.round(dead_errors * n_test) / n_test if np.isfinite(n_test) else dead_errors
-    return let_die(living, hazard, value["stays"][:, 0], dead_errors, generator(seed, row, "death"))
+    shown, dead = let_die(living, hazard, value["stays"][:, 0], dead_errors, generator(seed, row, "death"))
+    return shown[:, rounds], dead[:, rounds]
 
 
 def _hazard(fit: Fit, value: dict[str, Any], location: NDArray) -> NDArray:
@@ -419,10 +427,12 @@ def error_from_logit(logit: NDArray, n_test: NDArray) -> NDArray:
 
 
 def _n_test(fit: Fit, designs: pd.DataFrame) -> NDArray:
-    if "n_test" in designs:
-        return designs["n_test"].to_numpy(float)
-    known = float(fit.runs["n_test"].median()) if "n_test" in fit.runs else np.inf
-    return np.full(len(designs), known)
+    return n_test_of(designs) if "n_test" in designs else np.full(len(designs), usual_n_test(fit))
+
+
+def usual_n_test(fit: Fit) -> float:
+    """Give how many test examples the fitted runs have, in the middle; infinite where that is not known."""
+    return float(fit.runs["n_test"].median()) if "n_test" in fit.runs and len(fit.runs) else np.inf
 
 
 def _novelty(fit: Fit, designs: pd.DataFrame) -> dict[str, NDArray]:

@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.special
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, empirical_logit
+from bayeslaw.frame import CONFIGURATION, empirical_logit, n_test_of
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import predict, rounds_at, summarise
 
@@ -84,7 +84,7 @@ def _number_of_run(runs: pd.DataFrame) -> NDArray[np.integer]:
 
 def _quantities(runs: pd.DataFrame, error: NDArray) -> dict[str, tuple[str, NDArray]]:
     """Compute the test quantities of errors `[rows, tables]`, rows of a run together from dense to sparse."""
-    n_test = runs["n_test"].to_numpy(float) if "n_test" in runs else np.full(len(runs), np.inf)
+    n_test = n_test_of(runs)
     logit = empirical_logit(error, n_test[:, None])
     log_error, rounds = scipy.special.log_expit(logit), rounds_at(runs["density"])
     early, steepest, last = [], [], []

@@ -17,7 +17,7 @@ from numpyro import handlers
 from bayeslaw.density import Context
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import chance_error_of, derived_values
-from bayeslaw.frame import CONFIGURATION, Data, Frame, along_trajectories, check_one_family, gaps, make_frame
+from bayeslaw.frame import CONFIGURATION, Data, Frame, along_trajectories, check_one_family, gaps, make_frame, n_test_of
 from bayeslaw.laws import law_named
 from bayeslaw.model import EFFECTS, Structure, make_model, structure_of
 from bayeslaw.precision import in_float64
@@ -167,7 +167,7 @@ def prior_predictive(
         drawn = Drawn(*(effect[:, of_row] for effect in (log_e, values.get("shift_p", np.zeros_like(log_e)))))
         errors = mean_errors(law_named(law), columns, frame, designs, drawn)
     else:
-        errors = error_from_logit(values["response"][:, 0, np.argsort(order)], _n_test(designs))
+        errors = error_from_logit(values["response"][:, 0, np.argsort(order)], n_test_of(designs))
     return PriorPredictive(
         designs.assign(**summarise(errors, interval)),
         xr.DataArray(errors, dims=("draw", "design"), name="error"),
@@ -233,7 +233,7 @@ def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_
     return Data(
         response=cast("Any", None),
         log_density=log_density[None],
-        n_test=_n_test(designs)[None],
+        n_test=n_test_of(designs)[None],
         gap=gaps(of_row, log_density)[None],
         measured=np.ones((1, len(designs)), bool),
         at_risk=np.zeros((1, len(designs)), bool),
@@ -243,7 +243,3 @@ def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_
         log_chance=jnp.log(frame.chance_error),
         dead=np.zeros(2),
     )
-
-
-def _n_test(designs: pd.DataFrame) -> NDArray[np.float64]:
-    return designs["n_test"].to_numpy(float) if "n_test" in designs else np.full(len(designs), np.inf)

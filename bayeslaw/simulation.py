@@ -220,11 +220,8 @@ def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> An
     c = value["dense"] * value["share_c"]
     a = (value["dense"] - c) * value["share_n"]
     b = value["dense"] - c - a
-    size, capacity = (
-        covariates["dataset_size"],
-        covariates["parameters"] + value.get("omega", 0.0) * covariates["depth"],
-    )
-    return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * capacity) + c)
+    capacity = covariates["parameters"] + value.get("omega", 0.0) * covariates["depth"]
+    return np.log(a * np.exp(-value["alpha"] * covariates["dataset_size"]) + b * np.exp(-value["beta"] * capacity) + c)
 
 
 def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict[str, Any]:

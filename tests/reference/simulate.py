@@ -211,8 +211,7 @@ class Reference:
     def log_dense(self, value: Mapping[str, Any]) -> Any:
         """Compute the log of the dense law about the centre, `[..., configurations]`."""
         log_capacity = self.log_parameters + value.get("omega", 0.0) * self.log_depth
-        mean = self.log_parameters.mean() + value.get("omega", 0.0) * self.log_depth.mean()
-        size, capacity = self.log_size - self.log_size.mean(), log_capacity - mean
+        size, capacity = self.log_size - self.log_size.mean(), log_capacity - log_capacity.mean(-1, keepdims=True)
         c = value["dense"] * value["share_c"]
         a = (value["dense"] - c) * value["share_n"]
         b = value["dense"] - c - a
