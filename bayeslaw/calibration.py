@@ -17,7 +17,7 @@ from bayeslaw.bootstrapping import bootstrap
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
-from bayeslaw.frame import CONFIGURATION, make_frame
+from bayeslaw.frame import CONFIGURATION, make_frame, replicate_of
 from bayeslaw.predict import extrapolation
 from bayeslaw.run_likelihood import score_runs
 
@@ -51,7 +51,10 @@ class Evaluation:
             share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
             intervals in natural logs. Predicted errors are counts, and dead networks show one error: an interval holds
             all of the probability at its ends, more than it says. `pit`, with `pit_lower` and `pit_upper`, is the share
-            with ties split (`pit_share`). Least squares is absent where a fold does not let it be fitted.
+            with ties split (`pit_share`). What networks share, parameters above all, makes them err together, and the
+            bootstrap does not know: `expected_lower` and `expected_upper` hold the coverage in 90 % of the tables that
+            the posterior itself would make of what was left out. Least squares has none, and is absent where a fold
+            does not let it be fitted.
         rows: The left-out rows with both methods' intervals, and how far they extrapolate (`Fit.predict`).
         scores: Log predictive density, by the posterior, of every trajectory left out
             (`bayeslaw.run_likelihood.score_runs`).
@@ -73,7 +76,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         def form(table: pd.DataFrame) -> str:
-            return table.to_string(index=False, float_format=lambda v: f"{v:.3f}")
+            return table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="")
 
         what = _groups(self.rows, self.leave_out).max() + 1
         kind = "trajectories" if self.leave_out == "trajectories" else "networks"
@@ -124,17 +127,18 @@ def evaluate(
 
     fold = fold_of(runs, leave_out, folds, seed)
     settings: dict[str, Any] = {"law": law, "correlated": correlated, "seed": seed, "draws": draws, "progress": False}
-    left_out, scores, gates = [], [], {}
+    left_out, inside_by_draw, scores, gates = [], 0, [], {}
     for index in tqdm(range(fold.max() + 1), desc="folds", disable=None, file=sys.stderr):
         inside, outside = runs[fold != index], runs[fold == index]
-        rows, score, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, settings, seed, repetitions)
+        rows, hits, score, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, settings, seed, repetitions)
         left_out.append(rows)
+        inside_by_draw = inside_by_draw + hits
         scores.append(score.assign(fold=index))
     rows = pd.concat(left_out)
     whole = fit(runs, **settings)
     gates["whole table"] = whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
-    coverage = _coverage(rows, leave_out, seed)
+    coverage = _coverage(rows, inside_by_draw / len(rows), leave_out, seed)
     return Evaluation(deviation, coverage, rows, pd.concat(scores, ignore_index=True), gates, leave_out)
 
 
@@ -175,12 +179,18 @@ def _is_small(runs: pd.DataFrame) -> NDArray[np.bool_]:
 
 def _predict_left_out(
     inside: pd.DataFrame, outside: pd.DataFrame, settings: Mapping[str, Any], seed: int, repetitions: int
-) -> tuple[pd.DataFrame, pd.DataFrame, Diagnosis]:
-    """Fit the one, predict new runs of the other with both methods' intervals; give scores and verdict with them."""
+) -> tuple[pd.DataFrame, NDArray[np.integer], pd.DataFrame, Diagnosis]:
+    """Fit the one, and predict new runs of the other with both methods' intervals.
+
+    Returns:
+        The rows of the other, how many of them every posterior draw would put inside the posterior's intervals,
+        `[LEVELS, draws]`, scores, and the verdict on the fit.
+    """
     posterior = fit(inside, **settings)
     rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
     rows["extrapolation"] = extrapolation(posterior, outside)
-    ours = posterior.predict(outside, kind="run", seed=seed, return_draws=True)
+    designs = outside.assign(replicate=replicate_of(outside))
+    ours = posterior.predict(designs, kind="run", seed=seed, return_draws=True)
     assert isinstance(ours, xr.DataArray)
     samples = {"posterior": ours.to_numpy().reshape(-1, len(outside))}
     with warnings.catch_warnings():
@@ -196,7 +206,10 @@ def _predict_left_out(
             rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(values, [tail, 1 - tail], 0)
         above = values - outside["error"].to_numpy(float)
         rows[f"{name}_below"], rows[f"{name}_not_above"] = (above < -_TIE).mean(0), (above <= _TIE).mean(0)
-    return rows, score_runs(posterior, outside, draws=SCORED), posterior.diagnose()
+    ends = ((rows[f"posterior_lower_{level}"], rows[f"posterior_upper_{level}"]) for level in LEVELS)
+    drawn = samples["posterior"]
+    hits = [((drawn >= np.asarray(lower)) & (drawn <= np.asarray(upper))).sum(1) for lower, upper in ends]
+    return rows, np.array(hits), score_runs(posterior, outside, draws=SCORED), posterior.diagnose()
 
 
 def seed_spread(runs: pd.DataFrame) -> float:
@@ -254,10 +267,11 @@ def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
+def _coverage(rows: pd.DataFrame, by_draw: NDArray[np.floating], leave_out: str, seed: int) -> pd.DataFrame:
+    """Count what lies inside; `by_draw` is the same share for tables that the posterior makes, `[LEVELS, draws]`."""
     table, group = [], _groups(rows, leave_out)
     for name in ("posterior", "least_squares"):
-        for level in LEVELS:
+        for level, shares in zip(LEVELS, by_draw, strict=True):
             lower, upper = rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"]
             if lower.isna().any():
                 continue
@@ -265,6 +279,7 @@ def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
             pit = pit_share(rows[f"{name}_below"], rows[f"{name}_not_above"], level / 100)
             low, high = bootstrap_share(inside, group, seed)
             pit_low, pit_high = bootstrap_share(pit, group, seed)
+            least, most = np.quantile(shares, [0.05, 0.95]) if name == "posterior" else (np.nan, np.nan)
             table.append(
                 {
                     "method": name.replace("_", " "),
@@ -275,6 +290,8 @@ def _coverage(rows: pd.DataFrame, leave_out: str, seed: int) -> pd.DataFrame:
                     "pit": pit.mean(),
                     "pit_lower": pit_low,
                     "pit_upper": pit_high,
+                    "expected_lower": least,
+                    "expected_upper": most,
                     "log_width": np.median(log_width(lower, upper)),
                 }
             )

@@ -15,8 +15,7 @@ import pandas as pd
 from bayeslaw.design import decision_regret, suggest
 from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.fitting import FEW_CONFIGURATIONS, fit
-from bayeslaw.frame import CONFIGURATION, family_of
-from bayeslaw.predict import rounds_at
+from bayeslaw.frame import CONFIGURATION, family_of, rounds_at
 from bayeslaw.runs import load_runs
 from bayeslaw.starts import TRAINING, make_starts
 

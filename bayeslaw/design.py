@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
-from bayeslaw.frame import CONFIGURATION, ROUND
+from bayeslaw.frame import CONFIGURATION, ROUND, rounds_at
+from bayeslaw.new_runs import run_logits, usual_n_test
 from bayeslaw.objectives import draws_of, fallback_of, values_of
-from bayeslaw.policies import measured_logits
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import check_designs, rounds_at
+from bayeslaw.predict import check_designs
 from bayeslaw.starts import Costs, Counter, costs_of
 
 if TYPE_CHECKING:
@@ -245,8 +245,9 @@ def _costs_in(starts: pd.DataFrame) -> Costs:
 def _summary(fit: Fit, candidate: pd.Series, replicate: int, seed: int) -> NDArray[np.float64]:
     """Let every draw make a run of a candidate, and keep what tells most of its logits, `[draws, components]`."""
     rounds = np.unique(np.linspace(0, int(rounds_at(candidate["density"])), LEVELS).round().astype(int))
-    network = pd.DataFrame([candidate[CONFIGURATION].astype(float)])
-    logits = measured_logits(fit, network, np.exp(-ROUND * rounds), seed=seed, replicate=replicate)
+    run = {name: float(candidate[name]) for name in CONFIGURATION} | {"replicate": replicate}
+    levels = pd.DataFrame(run | {"density": np.exp(-ROUND * rounds)})
+    logits = run_logits(fit, levels, np.full(len(levels), usual_n_test(fit)), seed)
     logits = (logits - logits.mean(0)) / np.maximum(logits.std(0), 1e-12)
     left, size, _ = np.linalg.svd(logits, full_matrices=False)
     scores = (left * size)[:, :COMPONENTS]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import scipy.special
 
 from bayeslaw.deaths import DIED, LIVED, STAYED, are_dead, count_dead, fates_of
 from bayeslaw.errors import BayeslawError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Numbers = jax.Array | np.ndarray[Any, Any]
 
 CONFIGURATION = ["depth", "width", "dataset_size"]
+#: What tells runs apart.
+RUN = [*CONFIGURATION, "replicate"]
 #: What a line costs beside its places, in places.
 _LINE = 2
 #: A round of pruning removes a fifth: this much log density.
@@ -248,6 +251,13 @@ def n_test_of(rows: pd.DataFrame) -> NDArray[np.float64]:
     return rows["n_test"].to_numpy(float) if "n_test" in rows else np.full(len(rows), np.inf)
 
 
+def replicate_of(runs: pd.DataFrame) -> NDArray[np.integer]:
+    """Number the runs of every network from 0; without trajectories, all rows of a network are one run."""
+    if "trajectory" not in runs:
+        return np.zeros(len(runs), int)
+    return runs.groupby(CONFIGURATION)["trajectory"].transform(lambda names: pd.factorize(names)[0]).to_numpy(int)
+
+
 def along_trajectories(trajectory: NDArray[np.integer], log_density: NDArray) -> NDArray[np.integer]:
     """Order rows by trajectory, and within one from the densest to the sparsest."""
     return np.lexsort((-log_density, trajectory))
@@ -310,6 +320,15 @@ def empirical_logit(error: NDArray, n_test: NDArray) -> NDArray:
     return np.log(error * count + half) - np.log((1 - error) * count + half)
 
 
+def error_from_logit(logit: NDArray, n_test: NDArray) -> NDArray:
+    """Undo the empirical logit, to the nearest count where the number of test examples is known."""
+    share = scipy.special.expit(logit)
+    known = np.isfinite(n_test)
+    count = np.where(known, n_test, 1.0)
+    wrong = np.clip(np.round(share * (count + 1) - 0.5), 0, count)
+    return np.where(known, wrong / count, share)
+
+
 def varies(values: pd.Series) -> bool:
     """Say whether a column has more than one value."""
     return bool((values != values.iloc[0]).any())
@@ -328,3 +347,8 @@ def check_one_family(runs: pd.DataFrame) -> None:
             f"the table holds {len(pairs)} families ({names}), which do not share their exponents; fit one at a time, "
             "runs[(runs.family == ...) & (runs.dataset == ...)], or all together by bayeslaw.fit(..., pool='family')."
         )
+
+
+def rounds_at(density: Any) -> NDArray:
+    """Count the pruning rounds of 20 % that lead to a density, to the nearest."""
+    return np.round(-np.log(np.asarray(density, float)) / ROUND).astype(int)

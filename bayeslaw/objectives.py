@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from bayeslaw.compiled import jit
+from bayeslaw.curves import Drawn, configuration_draws, parameter_draws
 from bayeslaw.errors import BayeslawError
+from bayeslaw.frame import rounds_at
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import Drawn, configuration_draws, parameter_draws, rounds_at
 from bayeslaw.starts import Costs, rounds_of
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from bayeslaw.fitting import FEW_CONFIGURATIONS, chance_error_of, fit
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.frontiers import size_draws
 from bayeslaw.measured import crossings, middle, run_sizes, smoothed
-from bayeslaw.policies import measured_logits
+from bayeslaw.new_runs import run_logits, usual_n_test
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -220,9 +220,11 @@ class _Recording:
         network, names = own.iloc[[0]], own["trajectory"].unique()
         density = np.sort(own.loc[own["trajectory"] == names[0], "density"].to_numpy(float))[::-1]
         self.log_density = np.log(density)
+        levels = network[CONFIGURATION].merge(pd.DataFrame({"density": density}), how="cross")
+        n_test = np.full(len(levels), usual_n_test(posterior))
         self.runs = []
         for replicate in range(len(names)):
-            logits = measured_logits(posterior, network, density, seed=seed, replicate=replicate)
+            logits = run_logits(posterior, levels.assign(replicate=replicate), n_test, seed)
             self.runs.append(smoothed(logits[np.linspace(0, len(logits) - 1, DRAWS).round().astype(int)]))
         depth, width = (float(network[name].iloc[0]) for name in _NETWORK)
         self.prunable, self.unprunable = (float(count) for count in posterior.frame.family.counts(depth, width))

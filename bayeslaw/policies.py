@@ -9,21 +9,11 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from bayeslaw.frame import CONFIGURATION, empirical_logit
+from bayeslaw.curves import Drawn, generator, parameter_draws
+from bayeslaw.frame import CONFIGURATION
+from bayeslaw.new_runs import new_runs, observations, standard_noise, usual_n_test
 from bayeslaw.objectives import Question, sparsest_density
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import (
-    Drawn,
-    configuration_draws,
-    generator,
-    new_runs,
-    observations,
-    parameter_draws,
-    path_with_deaths,
-    rounds_at,
-    standard_noise,
-    usual_n_test,
-)
 from bayeslaw.starts import Costs, rounds_of
 
 if TYPE_CHECKING:
@@ -112,40 +102,6 @@ def _test_noise(
     scale = value.get("floor", 1.0) * np.sqrt(1 / (count * share + 0.5) + 1 / (count * (1 - share) + 0.5))
     gaussian = {name: value[name] for name in ("sigma", "rho") if name in value}
     return scale * standard_noise(rng, gaussian, np.arange(logit.shape[1]))
-
-
-@in_float64
-def measured_logits(
-    fit: Fit, network: pd.DataFrame, density: NDArray, *, seed: int, replicate: int
-) -> NDArray[np.float64]:
-    """Draw what a new run of a network would measure, from every posterior draw; where networks die, it may.
-
-    Args:
-        fit: The posterior.
-        network: One row with depth, width and dataset_size.
-        density: After which rounds of 20 % it is measured, `[levels]`.
-        seed: Seed of the network: where it was not trained, runs of one seed share its discrepancy, as replicates do.
-        replicate: Number of the run, which names its effects and noise.
-
-    Returns:
-        Empirical logits, with as many test examples as the fitted runs have, `[draws, levels]`.
-    """
-    own = seed + 1 + replicate
-    network = network[CONFIGURATION].astype(float)
-    designs = network.loc[network.index.repeat(len(density))].assign(density=density)
-    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    wanted, drawn = (configuration_draws(fit, network, at) for at in (seed, own))
-    runs = zip(new_runs(fit, network, own), wanted, drawn, strict=True)
-    run = Drawn(*(run + mine - fresh for run, mine, fresh in runs))
-    effects, rounds = Drawn(*(np.repeat(effect, len(density), axis=1) for effect in run)), rounds_at(density)
-    known = usual_n_test(fit)
-    location, scale = observations(fit.law, value, fit.frame, designs, effects, np.full(len(density), known))
-    rng = generator(own, tuple(network.iloc[0]), "candidate")
-    logits = location + scale * standard_noise(rng, value, rounds)
-    if "dies" not in value:
-        return logits
-    shown, dead = path_with_deaths(fit, value, network, run, rounds, known, own)
-    return np.where(dead, empirical_logit(shown, np.asarray(known)), logits)
 
 
 def fixed(question: Question, starts: pd.DataFrame, runs: Iterable[Runs], costs: Costs) -> pd.DataFrame:

@@ -163,9 +163,9 @@ class Fit:
     def diagnose(self) -> Diagnosis:
         """Judge the draws of parameters and of trained curves: R-hat, effective sample sizes, divergences and BFMI.
 
-        See `bayeslaw.diagnostics`; the curves are `bayeslaw.predict.trained_curves`.
+        See `bayeslaw.diagnostics`; the curves are `bayeslaw.curves.trained_curves`.
         """
-        from bayeslaw.predict import trained_curves
+        from bayeslaw.curves import trained_curves
 
         return diagnose(self.tree, trained_curves(self))
 

@@ -9,9 +9,9 @@ import pandas as pd
 import scipy.special
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, empirical_logit, n_test_of
+from bayeslaw.frame import CONFIGURATION, RUN, empirical_logit, n_test_of, replicate_of, rounds_at
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import predict, rounds_at, summarise
+from bayeslaw.predict import predict, summarise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,15 +57,11 @@ def predictive_check(fit: Fit, *, interval: float = 0.9, seed: int = 0) -> pd.Da
         raise BayeslawError(f"no run of {fit.frame.label} was fitted: there is nothing to compare replicates with.")
     if not 0 < interval < 1:
         raise BayeslawError(f"interval = {interval} must be in (0, 1), for instance 0.9.")
-    runs = fit.runs.assign(run=_number_of_run(fit.runs)).sort_values(
-        [*CONFIGURATION, "run", "density"], ascending=[True] * 4 + [False], ignore_index=True
+    runs = fit.runs.assign(replicate=replicate_of(fit.runs)).sort_values(
+        [*RUN, "density"], ascending=[True] * len(RUN) + [False], ignore_index=True
     )
-    found = []
-    for _, own in runs.groupby("run", sort=True):
-        draws = predict(fit, own, kind="run", seed=seed + int(own["run"].iloc[0]), return_draws=True)
-        found.append(pd.DataFrame(draws.to_numpy().reshape(-1, len(own)).T, index=own.index))
-    replicated = pd.concat(found).sort_index().to_numpy()
-    together = np.column_stack([runs["error"].to_numpy(float), replicated])
+    replicated = predict(fit, runs, kind="run", seed=seed, return_draws=True).to_numpy().reshape(-1, len(runs))
+    together = np.column_stack([runs["error"].to_numpy(float), replicated.T])
     rows = {}
     for name, (meaning, (measured, *others)) in _quantities(runs, together).items():
         summary = summarise(np.array(others), interval)
@@ -75,20 +71,13 @@ def predictive_check(fit: Fit, *, interval: float = 0.9, seed: int = 0) -> pd.Da
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("quantity")
 
 
-def _number_of_run(runs: pd.DataFrame) -> NDArray[np.integer]:
-    """Number the runs of every network from 0; without trajectories, all rows of a network are one run."""
-    if "trajectory" not in runs:
-        return np.zeros(len(runs), int)
-    return runs.groupby(CONFIGURATION)["trajectory"].transform(lambda names: pd.factorize(names)[0]).to_numpy(int)
-
-
 def _quantities(runs: pd.DataFrame, error: NDArray) -> dict[str, tuple[str, NDArray]]:
     """Compute the test quantities of errors `[rows, tables]`, rows of a run together from dense to sparse."""
     n_test = n_test_of(runs)
     logit = empirical_logit(error, n_test[:, None])
     log_error, rounds = scipy.special.log_expit(logit), rounds_at(runs["density"])
     early, steepest, last = [], [], []
-    for rows in map(np.asarray, runs.groupby([*CONFIGURATION, "run"]).indices.values()):
+    for rows in map(np.asarray, runs.groupby(RUN).indices.values()):
         first = rows[(rounds[rows] > 0) & (rounds[rows] <= EARLY)]
         if rounds[rows[0]] == 0 and len(first):
             early.append(log_error[first].mean(0) - log_error[rows[0]])

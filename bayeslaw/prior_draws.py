@@ -14,14 +14,25 @@ import pandas as pd
 import xarray as xr
 from numpyro import handlers
 
+from bayeslaw.curves import Drawn, mean_errors, unique_rows
 from bayeslaw.density import Context
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import chance_error_of, derived_values
-from bayeslaw.frame import CONFIGURATION, Data, Frame, along_trajectories, check_one_family, gaps, make_frame, n_test_of
+from bayeslaw.frame import (
+    CONFIGURATION,
+    Data,
+    Frame,
+    along_trajectories,
+    check_one_family,
+    error_from_logit,
+    gaps,
+    make_frame,
+    n_test_of,
+)
 from bayeslaw.laws import law_named
 from bayeslaw.model import EFFECTS, Structure, make_model, structure_of
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import Drawn, check_designs, error_from_logit, mean_errors, summarise, unique_configurations
+from bayeslaw.predict import check_designs, summarise
 from bayeslaw.priors import resolve_priors
 from bayeslaw.runs import load_runs
 
@@ -155,7 +166,7 @@ def prior_predictive(
     )
     resolved = resolve_priors(priors, law=law)
     distributions = {k: v.distribution for k, v in resolved.items() if k not in structure.without()}
-    configurations, of_row = unique_configurations(designs)
+    configurations, of_row = unique_rows(designs, CONFIGURATION)
     order = along_trajectories(of_row, np.log(designs["density"].to_numpy(float)))
     data = _data(frame, designs.iloc[order], configurations, of_row[order])
     values = _draw(structure, Context(data, distributions), draws, seed)

@@ -14,13 +14,13 @@ import scipy.special
 from tqdm import tqdm
 
 from bayeslaw.compiled import jit
+from bayeslaw.curves import parameter_draws
 from bayeslaw.deaths import STAYED, are_dead, log_probability
 from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.noise import response_distribution
 from bayeslaw.precision import in_float64
-from bayeslaw.predict import parameter_draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

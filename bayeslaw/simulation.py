@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
+from bayeslaw.curves import NODES
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION
-from bayeslaw.predict import NODES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION
-from bayeslaw.predict import rounds_at
+from bayeslaw.frame import CONFIGURATION, rounds_at
 
 
 def write_sweep(

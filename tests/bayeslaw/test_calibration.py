@@ -69,7 +69,8 @@ def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(ru
         rows[f"posterior_upper_{level}"] = rows["error"] * np.where(inside, 2.0, 8.0)
         rows[f"least_squares_lower_{level}"] = rows[f"least_squares_upper_{level}"] = np.nan
     rows["posterior_below"], rows["posterior_not_above"] = np.where(inside, 0.5, 0.1), np.where(inside, 0.6, 0.4)
-    table = _coverage(rows, "trajectories", 0)
+    by_draw = np.array([np.linspace(0.3, 0.7, 101), np.linspace(0.8, 1.0, 101)])
+    table = _coverage(rows, by_draw, "trajectories", 0)
     assert table["method"].tolist() == ["posterior", "posterior"]
     assert table["coverage"].tolist() == pytest.approx([inside.mean()] * 2)
     assert (table["lower"] <= table["coverage"]).all() and (table["coverage"] <= table["upper"]).all()
@@ -77,6 +78,9 @@ def test_coverage_counts_what_lies_inside_and_leaves_out_a_method_that_failed(ru
     # Of the ranges of the others, .1 to .4, a half lies within .25 to .75, and all within .05 to .95.
     assert table["pit"].tolist() == pytest.approx([(1 + inside.mean()) / 2, 1.0])
     assert (table["pit_lower"] <= table["pit"]).all() and (table["pit"] <= table["pit_upper"]).all()
+    assert table[["expected_lower", "expected_upper"]].to_numpy() == pytest.approx(
+        np.array([[0.32, 0.68], [0.81, 0.99]])
+    )
 
 
 def test_ties_are_split_where_predictions_are_counts() -> None:

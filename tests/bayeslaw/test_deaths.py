@@ -14,9 +14,9 @@ from bayeslaw import BayeslawError
 from bayeslaw.check_models import model_named
 from bayeslaw.checking import draw_values
 from bayeslaw.deaths import DIED, LIVED, REVIVED, STAYED, fates_of, let_die, log_probability
-from bayeslaw.frame import CONFIGURATION, empirical_logit, make_data
+from bayeslaw.frame import CONFIGURATION, empirical_logit, error_from_logit, make_data
 from bayeslaw.model import structure_of
-from bayeslaw.policies import measured_logits
+from bayeslaw.new_runs import run_logits
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import predict
 from bayeslaw.run_likelihood import Sample, new_run_log_likelihood, row_log_likelihood
@@ -167,19 +167,17 @@ def test_new_runs_die_and_their_errors_repeat(fitted: bayeslaw.Fit) -> None:
         np.testing.assert_array_equal(alone, runs[:, level])
 
 
-def test_candidate_runs_die_as_often_as_predicted_ones(fitted: bayeslaw.Fit) -> None:
-    """Shares of dead networks, within 4 standard errors; the others' logits are spread as those of predicted runs."""
+def test_logits_of_new_runs_are_those_of_the_errors_predicted(fitted: bayeslaw.Fit) -> None:
+    """Rounded to counts they are the errors, and a dead network's are exactly those of its error."""
     network, density = fitted.configurations.iloc[[0]], 0.8 ** np.array([0, 5, 12, 20, 30])
-    logits = measured_logits(fitted, network, density, seed=3, replicate=0)
     designs = network.merge(pd.DataFrame({"density": density}), how="cross")
-    predicted = predict(fitted, designs, kind="run", seed=8, return_draws=True).to_numpy().reshape(-1, 5)
-    guessing = float(empirical_logit(np.array(0.9), np.array(10_000.0)))
-    dies, shown = np.isclose(logits, guessing, rtol=0, atol=1e-9), predicted == 0.9
-    error = np.sqrt(2 * shown.mean(0) * (1 - shown.mean(0)) / len(shown))
-    assert (np.abs(dies.mean(0) - shown.mean(0)) <= 4 * error + 1e-3).all()
-    assert dies.mean(0)[0] < 0.02 and dies.mean(0)[-1] > 0.3
-    living = empirical_logit(predicted[~shown[:, 2], 2], np.array(10_000.0))
-    assert scipy.stats.ks_2samp(living, logits[~dies[:, 2], 2]).pvalue > LEVEL
+    n_test = np.full(5, 10_000.0)
+    logits = run_logits(fitted, designs, n_test, 3)
+    predicted = predict(fitted, designs, kind="run", seed=3, return_draws=True).to_numpy().reshape(-1, 5)
+    np.testing.assert_array_equal(error_from_logit(logits, n_test), predicted)
+    dead = np.isclose(logits, float(empirical_logit(np.array(0.9), np.array(10_000.0))), rtol=0, atol=1e-9)
+    assert dead.mean(0)[0] < 0.02 and dead.mean(0)[-1] > 0.3
+    assert (predicted[dead] == 0.9).all()
 
 
 def test_fits_that_differ_in_deaths_are_not_compared(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from simulate import count_parameters, error_of, kept_by_round, observation_of, saturated, slope_of_logit, spread_at
 
 from bayeslaw import BayeslawError, frontier
+from bayeslaw.curves import configuration_draws
 from bayeslaw.law import Curve, log_m_at
 from bayeslaw.measured import Recorded, middle, run_sizes
 from bayeslaw.objectives import density_within
-from bayeslaw.predict import configuration_draws
 from bayeslaw.starts import rounds_of
 
 GRID = {"depths": [8, 14], "widths": [2, 4, 8, 16], "dataset_size": 1000}

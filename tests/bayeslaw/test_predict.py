@@ -7,16 +7,10 @@ import pytest
 from simulate import error_of, saturated, spread_at
 
 from bayeslaw import BayeslawError
+from bayeslaw.curves import average_error, configuration_draws, parameter_draws, trained_curves
+from bayeslaw.frame import rounds_at
 from bayeslaw.laws import law_named
-from bayeslaw.predict import (
-    average_error,
-    configuration_draws,
-    new_runs,
-    parameter_draws,
-    rounds_at,
-    standard_noise,
-    trained_curves,
-)
+from bayeslaw.new_runs import new_runs, standard_noise
 from bayeslaw.runs import load_runs
 
 
@@ -194,6 +188,30 @@ def test_a_design_gets_the_same_draws_alone_reordered_and_among_others(fitted, k
     np.testing.assert_allclose(reordered, together[..., order], rtol=1e-12)
     alone = fitted.predict(designs.iloc[[7]], kind=kind, seed=1, return_draws=True).to_numpy()
     np.testing.assert_allclose(alone[..., 0], together[..., 7], rtol=1e-12)
+
+
+def test_replicates_are_runs_of_their_own_of_one_network(fitted) -> None:
+    """Of a network never trained they share the discrepancy; the first is what is predicted without the column. With
+    3,000 draws four standard errors of a correlation are .073.
+    """
+    one = pd.DataFrame({"depth": [14], "width": [3], "dataset_size": [700]})
+    runs = one.merge(pd.DataFrame({"replicate": [0, 1, 2]}), how="cross")
+    with jax.enable_x64(True):
+        drawn, network = new_runs(fitted, runs, seed=5), configuration_draws(fitted, one, seed=5)
+    value = {name: values[:, None] for name, values in parameter_draws(fitted).items()}
+    for name, of_runs, centre in zip(("tau_np", "tau_p"), drawn, network, strict=True):
+        effects = (of_runs - centre) / spread_at(value, name, np.log(value["dense"]))
+        effects /= effects.std(0)
+        assert np.abs(np.corrcoef(effects.T) - np.eye(3)).max() < 0.073
+    levels = runs.merge(pd.DataFrame({"density": [1.0, 0.1]}), how="cross")
+    every = fitted.predict(levels, kind="run", seed=5, return_draws=True).to_numpy()
+    first = fitted.predict(levels.iloc[:2].drop(columns="replicate"), kind="run", seed=5, return_draws=True)
+    np.testing.assert_array_equal(every[..., :2], first.to_numpy())
+    named = fitted.predict(levels.assign(replicate="b"), kind="run", seed=5, return_draws=True).to_numpy()
+    np.testing.assert_array_equal(named[..., 0], named[..., 2])
+    assert (named[..., 0] != every[..., 2]).any() and (every[..., 0] != every[..., 2]).any()
+    with pytest.raises(BayeslawError, match="replicate is missing in row 1, 3"):
+        fitted.predict(levels.iloc[:4].assign(replicate=[0, None, 1, None]), kind="run")
 
 
 def test_summaries_are_those_of_the_draws(fitted) -> None:

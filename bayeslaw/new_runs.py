@@ -1,0 +1,197 @@
+"""What new runs of networks would measure, draw by draw: effects, jitter of single levels, deaths, test examples."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.special
+
+from bayeslaw.compiled import jit
+from bayeslaw.curves import (
+    Drawn,
+    by_block,
+    configuration_draws,
+    generator,
+    network_values,
+    parameter_draws,
+    unique_rows,
+)
+from bayeslaw.deaths import DIED, let_die, log_hazard
+from bayeslaw.frame import CONFIGURATION, ROUND, RUN, Frame, empirical_logit, error_from_logit, rounds_at
+from bayeslaw.laws import Law
+from bayeslaw.noise import observation
+from bayeslaw.precision import in_float64
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bayeslaw.posterior import Fit
+
+#: Networks less likely to die by a level are not looked at.
+_LEAST_HAZARD = 1e-4
+
+
+@in_float64
+def run_logits(fit: Fit, designs: pd.DataFrame, n_test: NDArray, seed: int) -> NDArray[np.float64]:
+    """Draw the empirical logits that new runs would show.
+
+    Args:
+        fit: The posterior.
+        designs: One row per network and density. Rows of a configuration are of one run, unless a column `replicate`
+            tells its runs apart.
+        n_test: Test examples, `[designs]`; infinite for the population error.
+        seed: Seed of fresh effects and noise. Runs of a network that was not trained share its discrepancy.
+
+    Returns:
+        Logits, not yet those of whole counts where networks live, `[draws, designs]`.
+    """
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    runs, index = unique_rows(designs, RUN)
+    fresh = new_runs(fit, runs, seed)
+    effects = Drawn(*(effect[:, index] for effect in fresh))
+    location, scale = observations(fit.law, value, fit.frame, designs, effects, n_test)
+    noise, rounds, names = np.empty_like(location), rounds_at(designs["density"]), names_of(runs)
+    for i, name in enumerate(names):
+        noise[:, index == i] = standard_noise(generator(seed, name, "noise"), value, rounds[index == i])
+    logits = location + scale * noise
+    if "dies" in value:
+        hazard = _hazard(fit, value, location)
+        for i in np.unique(index[hazard.max(0) > _LEAST_HAZARD]):
+            own, run = index == i, Drawn(*(effect[:, [i]] for effect in fresh))
+            count = float(n_test[own][0])
+            shown, dead = _path_with_deaths(fit, value, runs.iloc[[i]], run, rounds[own], count, seed)
+            logits[:, own] = np.where(dead, shown, logits[:, own])
+    return logits
+
+
+def _path_with_deaths(
+    fit: Fit,
+    value: dict[str, NDArray],
+    network: pd.DataFrame,
+    run: Drawn,
+    rounds: NDArray[np.integer],
+    n_test: float,
+    seed: int,
+) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Draw a new run round by round, in which it may die, and show it after some of them.
+
+    Args:
+        fit: The posterior.
+        value: Its parameters, `[draws, 1]` each.
+        network: One row that names the run.
+        run: Where its curve lies, `[draws, 1]`.
+        rounds: Those that are asked for, `[designs]`.
+        n_test: Test examples.
+        seed: That of the prediction.
+
+    Returns:
+        The empirical logits, and whether the network is dead, each `[draws, designs]`.
+    """
+    every, (name,) = np.arange(rounds.max() + 1), names_of(network)
+    path = network.loc[network.index.repeat(len(every))].assign(density=np.exp(-ROUND * every))
+    along = Drawn(*(np.repeat(effect, len(path), axis=1) for effect in run))
+    count = np.full(len(path), n_test)
+    location, scale = observations(fit.law, value, fit.frame, path, along, count)
+    noise = standard_noise(generator(seed, name, "noise"), value, every)
+    living, hazard = error_from_logit(location + scale * noise, count), _hazard(fit, value, location)
+    died = fit.tree["constant_data"]["fate"].to_numpy() == DIED
+    dead_errors = fit.runs["error"].to_numpy(float)[died] if died.any() else np.array([fit.frame.chance_error])
+    dead_errors = np.round(dead_errors * n_test) / n_test if np.isfinite(n_test) else dead_errors
+    shown, dead = let_die(living, hazard, value["stays"][:, 0], dead_errors, generator(seed, name, "death"))
+    return empirical_logit(shown[:, rounds], count[:1]), dead[:, rounds]
+
+
+def new_runs(fit: Fit, runs: pd.DataFrame, seed: int) -> Drawn:
+    """Draw where the curves of new runs lie, `[draws, runs]`; a row is a run, named as `names_of` does."""
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    drawn = configuration_draws(fit, runs, seed)
+    at_networks = network_values(value, fit.frame.covariates(runs))
+    spreads = [np.broadcast_to(at_networks.get(name, 0.0), drawn.log_e.shape) for name in ("tau_np", "tau_p")]
+    for i, name in enumerate(names_of(runs)):
+        normal = generator(seed, name, "run").standard_normal((2, len(drawn.log_e)))
+        for effect, spread, fresh in zip(drawn, spreads, normal, strict=True):
+            effect[:, i] += spread[:, i] * fresh
+    return drawn
+
+
+def names_of(runs: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Name runs by configuration and, other than the first (0), by `replicate`, where there is such a column."""
+    networks = runs[CONFIGURATION].itertuples(index=False, name=None)
+    if "replicate" not in runs:
+        return list(networks)
+    named = zip(networks, runs["replicate"], strict=True)
+    return [network if which == 0 else (*network, which) for network, which in named]
+
+
+def observations(
+    law: Law,
+    value: dict[str, Any],
+    frame: Frame,
+    designs: pd.DataFrame,
+    runs: Drawn,
+    n_test: NDArray,
+) -> tuple[NDArray, ...]:
+    """Give location and scale of the empirical logits that runs show, a block of designs at a time.
+
+    Args:
+        law: The law.
+        value: Draws of the parameters, and `log_eps_up`, each `[draws, 1]`.
+        frame: What turns designs into covariates.
+        designs: One row per network and density.
+        runs: Where the curves of the runs lie, `[draws, designs]`.
+        n_test: Test examples, `[designs]`; infinite for the population error.
+
+    Returns:
+        Location and scale, each `[draws, designs]`.
+    """
+    return by_block(functools.partial(_observation, law, value), frame, designs, *runs, n_test)
+
+
+@jit(static_argnums=0)
+def _observation(
+    law: Law,
+    value: dict[str, Any],
+    covariates: dict[str, Any],
+    log_density: Any,
+    log_e: Any,
+    effect_p: Any,
+    n_test: Any,
+) -> tuple[jax.Array, jax.Array]:
+    return observation(law, law.curve(value, covariates, log_e, effect_p), log_density, n_test, value)
+
+
+def standard_noise(rng: np.random.Generator, value: dict[str, Any], rounds: NDArray) -> NDArray:
+    """Draw the noise of a new run in units of its scale, after numbers of pruning rounds of 20 %.
+
+    Args:
+        rng: Source of randomness; the noise after a round does not depend on what other rounds are asked for.
+        value: `nu` and `rho`, as far as there are such parts, each `[draws, 1]`.
+        rounds: `[designs]`.
+
+    Returns:
+        `[draws, designs]`.
+    """
+    shape = (rounds.max(initial=0) + 1, len(value["sigma"]))
+    noise = rng.standard_t(value["nu"].ravel(), shape) if "nu" in value else rng.standard_normal(shape)
+    if "rho" in value:
+        rho = value["rho"].ravel()
+        for before, now in itertools.pairwise(noise):
+            now *= np.sqrt(1 - rho**2)
+            now += rho * before
+    return noise[rounds].T
+
+
+def _hazard(fit: Fit, value: dict[str, Any], location: NDArray) -> NDArray:
+    """Give the probability of dying by a level from the location of its empirical logit."""
+    return np.asarray(jnp.exp(log_hazard(value, scipy.special.log_expit(location), np.log(fit.frame.chance_error))))
+
+
+def usual_n_test(fit: Fit) -> float:
+    """Give how many test examples the fitted runs have, in the middle; infinite where that is not known."""
+    return float(fit.runs["n_test"].median()) if "n_test" in fit.runs and len(fit.runs) else np.inf
