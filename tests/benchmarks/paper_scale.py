@@ -16,7 +16,7 @@ from simulate import Truth, simulate
 DEPTHS = (8, 14, 20, 26, 50, 98)
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 DATASET_SIZES = tuple(50_000 // 2**i for i in range(7))
-TRUTH = Truth(chi=0.0, omega=0.0, tau_np=0.1, sigma_p=0.0, tau_p=0.06, sigma=0.03, kappa=0.05, nu=5.0)
+TRUTH = Truth(chi=0.0, omega=0.0, tau_np=0.1, sigma_p=0.0, tau_p=0.06, sigma=0.03, kappa=0.05, noise_power=0.0, nu=5.0)
 
 
 def paper_table(configurations: int = 152, *, replicates: int = 3, levels: int = 28, seed: int = 0) -> pd.DataFrame:
