@@ -142,7 +142,7 @@ class RelativeContext(NamedTuple):
 
 def unplaced(context: PooledContext, data: Sequence[Data]) -> RelativeContext:
     """Give coordinates in which all but the exponents of each family is straight."""
-    ridges = (ridges_of(own)._replace(rise=None) for own in data)
+    ridges = (ridges_of(own)._replace(shared=()) for own in data)
     return RelativeContext(context, tuple(jax.tree.map(jnp.asarray, own) for own in ridges), {})
 
 

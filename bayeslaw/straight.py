@@ -29,7 +29,8 @@ logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
 Where exponents are to stay as they are, since families share them, shares are sampled by the falls that they make with
 them instead: with S = s_n sinh(alpha h_n) / h_n + s_m sinh(beta h_m) / h_m the fall without a constant, in the places
 of the logit of s_n the log ratio of its two terms, and in the place of that of the constant c what goes to
--log(S (1 - c)) where c is not small.
+-log(S (1 - c)) where c is not small. And the knee p', which moves along with gamma, is sampled by the middle of the
+rise, log p' + L / (2 gamma).
 
 Latent effects are sampled as `bayeslaw.centring` says.
 """
@@ -73,9 +74,10 @@ class Ridges(NamedTuple):
         size_spread: Standard deviation of log dataset size over the configurations; 0 leaves alpha as it is.
         count_spread: That of log parameter count, for beta.
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
-        rise: By how much the log error of a typical run rises in all; none leaves exponents as they are, and shares are
-            sampled by the falls that they make with them.
+        rise: By how much the log error of a typical run rises in all.
         centring: How far effects are in units of their spreads.
+        shared: `()` where exponents stay as they are, and what goes together with them is sampled given them; else
+            none. It is known when the density is compiled.
     """
 
     size_spread: Any
@@ -83,6 +85,7 @@ class Ridges(NamedTuple):
     log_binomial: Any
     rise: Any
     centring: Centring
+    shared: tuple[()] | None = None
 
 
 class StraightContext(NamedTuple):
@@ -131,9 +134,9 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         z = straight[name]
         values[name] = z * jnp.sqrt(1 + z**2 / 4)
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
-    found, change = (_from_shares if context.ridges.rise is None else _from_falls)(context, values)
+    found, change = (_from_falls if context.ridges.shared is None else _from_shares)(context, values)
     values, log_determinant = values | found, log_determinant + change
-    values |= _lift_dense(context, values, -1)
+    values |= _lift_dense(context, values, -1) | _middle_of_rise(context, values, -1)
     if _is_bent_freely(context):
         log_ratio, change = _hardened(straight["sharpness"])
         log_determinant += change
@@ -150,8 +153,8 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
 @jit
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
-    straight = {**values, **(_to_shares if context.ridges.rise is None else _to_falls)(context, values)}
-    straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1)
+    straight = {**values, **(_to_falls if context.ridges.shared is None else _to_shares)(context, values)}
+    straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1) | _middle_of_rise(context, values, 1)
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
         straight["sharpness"] = _softened(log_ratio)
@@ -254,7 +257,7 @@ def _spreads(context: StraightContext) -> dict[str, tuple[Any, Any]]:
 
 def _shares_move(context: StraightContext) -> bool:
     """Tell whether shares are sampled by the falls that they make with exponents, which stay."""
-    return context.ridges.rise is None and len(_spreads(context)) == 2
+    return context.ridges.shared is not None and len(_spreads(context)) == 2
 
 
 def _from_falls(context: StraightContext, values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -354,9 +357,16 @@ def _steepness(context: StraightContext, log_ratio: Any) -> Any:
     return jnp.log(jnp.tanh(0.25 * context.ridges.rise * jnp.exp(log_ratio)))
 
 
+def _middle_of_rise(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
+    """Shift the knee to the middle of the rise, or back (-1), where gamma is shared."""
+    if context.ridges.shared is None or "gamma" not in values or not _are_positive(context, "knee"):
+        return {}
+    return {"knee": values["knee"] + sign * 0.5 * context.ridges.rise * jnp.exp(-values["gamma"])}
+
+
 def _is_bent_freely(context: StraightContext) -> bool:
     """Tell whether slope and sharpness are both free, and sampled together."""
-    return context.ridges.rise is not None and _are_positive(context, "gamma", "sharpness")
+    return context.ridges.shared is None and _are_positive(context, "gamma", "sharpness")
 
 
 def _are_positive(context: StraightContext, *names: str) -> bool:

@@ -66,7 +66,7 @@ def random_values(seed: int, context: StraightContext) -> dict[str, np.ndarray]:
 
 def held(context: StraightContext) -> StraightContext:
     """Have exponents stay as they are."""
-    return context._replace(ridges=context.ridges._replace(rise=None))
+    return context._replace(ridges=context.ridges._replace(shared=()))
 
 
 @pytest.mark.parametrize("context", [context_of, lambda: held(context_of())], ids=["all", "exponents as they are"])
@@ -120,7 +120,7 @@ def test_coordinates_are_those_of_the_formulas() -> None:
     assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(values["plateau"])
 
 
-def test_shares_move_where_exponents_stay() -> None:
+def test_shares_and_the_knee_move_where_exponents_stay() -> None:
     context = held(context_of())
     values = random_values(3, context)
     straight = straighten(context, values)
@@ -136,6 +136,9 @@ def test_shares_move_where_exponents_stay() -> None:
     soft = 0.1 * np.log((1 - constant) ** -10 - 1)
     assert straight["share_c"] == pytest.approx(soft - np.log(of_data + of_parameters))
     assert float(straight["dense"]) == pytest.approx(float(straighten(context_of(), values)["dense"]))
+    assert float(straight["knee"]) == pytest.approx(
+        values["knee"] + context.ridges.rise / (2 * np.exp(values["gamma"]))
+    )
 
 
 def test_a_typical_binomial_deviation_is_that_of_the_median_row() -> None:
