@@ -127,18 +127,18 @@ def evaluate(
 
     fold = fold_of(runs, leave_out, folds, seed)
     settings: dict[str, Any] = {"law": law, "correlated": correlated, "seed": seed, "draws": draws, "progress": False}
-    left_out, inside_by_draw, scores, gates = [], 0, [], {}
+    left_out, inside, scores, gates = [], [], [], {}
     for index in tqdm(range(fold.max() + 1), desc="folds", disable=None, file=sys.stderr):
-        inside, outside = runs[fold != index], runs[fold == index]
-        rows, hits, score, gates[f"fold {index + 1}"] = _predict_left_out(inside, outside, settings, seed, repetitions)
+        kept, outside = runs[fold != index], runs[fold == index]
+        rows, hits, score, gates[f"fold {index + 1}"] = _predict_left_out(kept, outside, settings, seed, repetitions)
         left_out.append(rows)
-        inside_by_draw = inside_by_draw + hits
+        inside.append(hits)
         scores.append(score.assign(fold=index))
     rows = pd.concat(left_out)
     whole = fit(runs, **settings)
     gates["whole table"] = whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
-    coverage = _coverage(rows, inside_by_draw / len(rows), leave_out, seed)
+    coverage = _coverage(rows, np.sum(inside, axis=0) / len(rows), leave_out, seed)
     return Evaluation(deviation, coverage, rows, pd.concat(scores, ignore_index=True), gates, leave_out)
 
 
@@ -200,16 +200,16 @@ def _predict_left_out(
             samples["least_squares"] = np.asarray(theirs)
         except BayeslawError:  # too little varies in what is left
             samples["least_squares"] = np.full((1, len(outside)), np.nan)
+    hits: dict[str, list[NDArray[np.integer]]] = {name: [] for name in samples}
     for name, values in samples.items():
         for level in LEVELS:
             tail = (1 - level / 100) / 2
-            rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = np.quantile(values, [tail, 1 - tail], 0)
+            lower, upper = np.quantile(values, [tail, 1 - tail], 0)
+            rows[f"{name}_lower_{level}"], rows[f"{name}_upper_{level}"] = lower, upper
+            hits[name].append(((values >= lower) & (values <= upper)).sum(1))
         above = values - outside["error"].to_numpy(float)
         rows[f"{name}_below"], rows[f"{name}_not_above"] = (above < -_TIE).mean(0), (above <= _TIE).mean(0)
-    ends = ((rows[f"posterior_lower_{level}"], rows[f"posterior_upper_{level}"]) for level in LEVELS)
-    drawn = samples["posterior"]
-    hits = [((drawn >= np.asarray(lower)) & (drawn <= np.asarray(upper))).sum(1) for lower, upper in ends]
-    return rows, np.array(hits), score_runs(posterior, outside, draws=SCORED), posterior.diagnose()
+    return rows, np.array(hits["posterior"]), score_runs(posterior, outside, draws=SCORED), posterior.diagnose()
 
 
 def seed_spread(runs: pd.DataFrame) -> float:

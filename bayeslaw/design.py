@@ -14,7 +14,7 @@ from tqdm import tqdm
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, ROUND, rounds_at
-from bayeslaw.new_runs import run_logits, usual_n_test
+from bayeslaw.new_runs import run_logits
 from bayeslaw.objectives import draws_of, fallback_of, values_of
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import check_designs
@@ -247,7 +247,7 @@ def _summary(fit: Fit, candidate: pd.Series, replicate: int, seed: int) -> NDArr
     rounds = np.unique(np.linspace(0, int(rounds_at(candidate["density"])), LEVELS).round().astype(int))
     run = {name: float(candidate[name]) for name in CONFIGURATION} | {"replicate": replicate}
     levels = pd.DataFrame(run | {"density": np.exp(-ROUND * rounds)})
-    logits = run_logits(fit, levels, np.full(len(levels), usual_n_test(fit)), seed)
+    logits = run_logits(fit, levels, seed)
     logits = (logits - logits.mean(0)) / np.maximum(logits.std(0), 1e-12)
     left, size, _ = np.linalg.svd(logits, full_matrices=False)
     scores = (left * size)[:, :COMPONENTS]

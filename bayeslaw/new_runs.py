@@ -23,7 +23,7 @@ from bayeslaw.curves import (
     unique_rows,
 )
 from bayeslaw.deaths import DIED, let_die, log_hazard
-from bayeslaw.frame import CONFIGURATION, ROUND, RUN, Frame, empirical_logit, error_from_logit, rounds_at
+from bayeslaw.frame import CONFIGURATION, ROUND, RUN, Frame, empirical_logit, error_from_logit, n_test_of, rounds_at
 from bayeslaw.laws import Law
 from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
@@ -38,14 +38,13 @@ _LEAST_HAZARD = 1e-4
 
 
 @in_float64
-def run_logits(fit: Fit, designs: pd.DataFrame, n_test: NDArray, seed: int) -> NDArray[np.float64]:
+def run_logits(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray[np.float64]:
     """Draw the empirical logits that new runs would show.
 
     Args:
         fit: The posterior.
         designs: One row per network and density. Rows of a configuration are of one run, unless a column `replicate`
-            tells its runs apart.
-        n_test: Test examples, `[designs]`; infinite for the population error.
+            tells its runs apart; with as many test examples as `n_test_for` says.
         seed: Seed of fresh effects and noise. Runs of a network that was not trained share its discrepancy.
 
     Returns:
@@ -54,7 +53,7 @@ def run_logits(fit: Fit, designs: pd.DataFrame, n_test: NDArray, seed: int) -> N
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     runs, index = unique_rows(designs, RUN)
     fresh = new_runs(fit, runs, seed)
-    effects = Drawn(*(effect[:, index] for effect in fresh))
+    effects, n_test = Drawn(*(effect[:, index] for effect in fresh)), n_test_for(fit, designs)
     location, scale = observations(fit.law, value, fit.frame, designs, effects, n_test)
     noise, rounds, names = np.empty_like(location), rounds_at(designs["density"]), names_of(runs)
     for i, name in enumerate(names):
@@ -190,6 +189,11 @@ def standard_noise(rng: np.random.Generator, value: dict[str, Any], rounds: NDAr
 def _hazard(fit: Fit, value: dict[str, Any], location: NDArray) -> NDArray:
     """Give the probability of dying by a level from the location of its empirical logit."""
     return np.asarray(jnp.exp(log_hazard(value, scipy.special.log_expit(location), np.log(fit.frame.chance_error))))
+
+
+def n_test_for(fit: Fit, designs: pd.DataFrame) -> NDArray[np.float64]:
+    """Give the test examples of designs, else as many as the fitted runs have; infinite for the population error."""
+    return n_test_of(designs) if "n_test" in designs else np.full(len(designs), usual_n_test(fit))
 
 
 def usual_n_test(fit: Fit) -> float:

@@ -20,7 +20,7 @@ from bayeslaw.fitting import FEW_CONFIGURATIONS, chance_error_of, fit
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.frontiers import size_draws
 from bayeslaw.measured import crossings, middle, run_sizes, smoothed
-from bayeslaw.new_runs import run_logits, usual_n_test
+from bayeslaw.new_runs import run_logits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -221,10 +221,9 @@ class _Recording:
         density = np.sort(own.loc[own["trajectory"] == names[0], "density"].to_numpy(float))[::-1]
         self.log_density = np.log(density)
         levels = network[CONFIGURATION].merge(pd.DataFrame({"density": density}), how="cross")
-        n_test = np.full(len(levels), usual_n_test(posterior))
         self.runs = []
         for replicate in range(len(names)):
-            logits = run_logits(posterior, levels.assign(replicate=replicate), n_test, seed)
+            logits = run_logits(posterior, levels.assign(replicate=replicate), seed)
             self.runs.append(smoothed(logits[np.linspace(0, len(logits) - 1, DRAWS).round().astype(int)]))
         depth, width = (float(network[name].iloc[0]) for name in _NETWORK)
         self.prunable, self.unprunable = (float(count) for count in posterior.frame.family.counts(depth, width))

@@ -10,8 +10,8 @@ import xarray as xr
 
 from bayeslaw.curves import Drawn, configuration_draws, mean_errors, parameter_draws, unique_rows
 from bayeslaw.errors import BayeslawError
-from bayeslaw.frame import CONFIGURATION, error_from_logit, n_test_of
-from bayeslaw.new_runs import run_logits, usual_n_test
+from bayeslaw.frame import CONFIGURATION, error_from_logit
+from bayeslaw.new_runs import n_test_for, run_logits
 from bayeslaw.precision import in_float64
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def predict(
     if kind == "mean":
         draws = _mean_draws(fit, designs, seed)
     else:
-        n_test = n_test_of(designs) if "n_test" in designs else np.full(len(designs), usual_n_test(fit))
-        draws = error_from_logit(run_logits(fit, designs, n_test, seed), n_test)
+        draws = error_from_logit(run_logits(fit, designs, seed), n_test_for(fit, designs))
     if return_draws:
         chains = fit.posterior.sizes["chain"]
         return xr.DataArray(draws.reshape(chains, -1, len(designs)), dims=("chain", "draw", "design"), name="error")

@@ -359,7 +359,7 @@ def _steepness(context: StraightContext, log_ratio: Any) -> Any:
 
 def _middle_of_rise(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
     """Shift the knee to the middle of the rise, or back (-1), where gamma is shared."""
-    if context.ridges.shared is None or "gamma" not in values or not _are_positive(context, "knee"):
+    if context.ridges.shared is None or not _are_positive(context, "gamma", "knee"):
         return {}
     return {"knee": values["knee"] + sign * 0.5 * context.ridges.rise * jnp.exp(-values["gamma"])}
 

@@ -172,7 +172,7 @@ def test_logits_of_new_runs_are_those_of_the_errors_predicted(fitted: bayeslaw.F
     network, density = fitted.configurations.iloc[[0]], 0.8 ** np.array([0, 5, 12, 20, 30])
     designs = network.merge(pd.DataFrame({"density": density}), how="cross")
     n_test = np.full(5, 10_000.0)
-    logits = run_logits(fitted, designs, n_test, 3)
+    logits = run_logits(fitted, designs, 3)
     predicted = predict(fitted, designs, kind="run", seed=3, return_draws=True).to_numpy().reshape(-1, 5)
     np.testing.assert_array_equal(error_from_logit(logits, n_test), predicted)
     dead = np.isclose(logits, float(empirical_logit(np.array(0.9), np.array(10_000.0))), rtol=0, atol=1e-9)
