@@ -194,6 +194,22 @@ class CifarVGG(nn.Module):
         return self.fc(self.layers(x).mean((2, 3)))
 
 
+class Join(nn.Module):
+    """Put the channels of two feature maps one behind the other.
+
+    Attributes:
+        networks: How many networks' channels lie one behind the other in both (`imp_runs.grouped`).
+    """
+
+    networks = 1
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Map feature maps (batch, a, height, width) and (batch, b, height, width) to (batch, a + b, height, width)."""
+        if self.networks == 1:
+            return torch.cat([first, second], 1)
+        return torch.cat([maps.unflatten(1, (self.networks, -1)) for maps in (first, second)], 2).flatten(1, 2)
+
+
 class DenseLayer(nn.Module):
     """Add `growth` channels to a feature map: a 1x1 and a 3x3 convolution, each after batch norm and rectifier."""
 
@@ -203,11 +219,12 @@ class DenseLayer(nn.Module):
         self.conv1 = nn.Conv2d(inputs, 4 * growth, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(4 * growth)
         self.conv2 = nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
+        self.join = Join()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map feature maps (batch, inputs, height, width) to (batch, inputs + growth, height, width)."""
         out = self.conv1(functional.relu(self.bn1(x)))
-        return torch.cat([x, self.conv2(functional.relu(self.bn2(out)))], 1)
+        return self.join(x, self.conv2(functional.relu(self.bn2(out))))
 
 
 #: Layers per block of DenseNet, by depth.

@@ -28,6 +28,7 @@ KernelsOption = Annotated[str, typer.Option(help="What computes: auto, torch, or
 PackOption = Annotated[
     int | None, typer.Option(help="Networks stacked; default 1, or on a GPU what bench found best.", min=1)
 ]
+StreamsOption = Annotated[int | None, typer.Option(help="Stacks side by side; default likewise.", min=1)]
 FileArgument = Annotated[Path, typer.Argument(help="TOML file of the sweep.")]
 
 
@@ -41,6 +42,7 @@ def sweep(
     device: DeviceOption = None,
     kernels: KernelsOption = "auto",
     pack: PackOption = None,
+    streams: StreamsOption = None,
     engine: Annotated[str, typer.Option(help="Who runs them: local, ray or slurm.")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster, for instance auto or ray://head:10001.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs per trajectory (ray: a fraction will do).", min=0)] = None,
@@ -58,7 +60,7 @@ def sweep(
     described = load_sweep(file)
     options: dict[str, Any] = {
         "data_dir": data_dir, "download": download, "workers": workers, "device": device, "kernels": kernels,
-        "pack": pack,
+        "pack": pack, "streams": streams,
     }  # fmt: skip
     if dry_run:
         cost = estimate(described, store, **options)
@@ -104,12 +106,14 @@ def bench(
     device: DeviceOption = None,
     kernels: Annotated[str, typer.Option(help="What is compared with torch: auto, or on a CPU sparse.")] = "auto",
     pack: Annotated[list[int] | None, typer.Option(help="Networks stacked, to be tried; repeatable.", min=1)] = None,
+    streams: Annotated[list[int] | None, typer.Option(help="Stacks side by side, likewise.", min=1)] = None,
 ) -> None:
     """Compare the speed of a sweep's networks with that of a plain PyTorch loop, side by side; remember the best."""
     from imp_runs.config import load_sweep
     from imp_runs.costs import bench as run
 
-    table = run(load_sweep(file), data_dir=data_dir, download=download, device=device, kernels=kernels, packs=pack)
+    options: dict[str, Any] = {"device": device, "kernels": kernels, "packs": pack, "streams": streams}
+    table = run(load_sweep(file), data_dir=data_dir, download=download, **options)
     typer.echo(table.to_string(index=False, formatters={"of_peak": "{:.1%}".format}, float_format="{:.1f}".format))
 
 

@@ -42,7 +42,7 @@ STREAMED = ("imagenet",)
 #: What is done to training images; datasets in memory know the first two, streamed ones the first and the last.
 AUGMENTATIONS = ("none", "flip_crop", "resized_crop")
 #: What convolutions and matrix products are computed in.
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class Protocol:
         augmentation: `"none"`, `"flip_crop"` (horizontal flip, 4-pixel zero-padded crop), or for streamed datasets
             `"resized_crop"` (a random part of the image, resized, and a horizontal flip).
         warmup: Fraction of the steps over which the learning rate rises linearly from 0.
-        precision: `"float32"`, or `"bfloat16"` for convolutions and matrix products, in training and in testing;
-            weights, batch norms, the loss and the optimiser stay float32.
+        precision: `"float32"`, or for convolutions and matrix products, in training and in testing, `"bfloat16"` or on
+            a GPU `"tensorfloat32"` (their inputs keep 10 of the 23 bits of a float32's fraction); weights, batch norms,
+            the loss and the optimiser stay float32.
 
     Source:
         Rosenfeld, Frankle, Carbin, Shavit, ICML 2021, section 3 and appendix.

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from imp_runs.config import STREAMED, Sweep, Trajectory, check_sizes
 from imp_runs.files import place
-from imp_runs.packing import Choices, remember
+from imp_runs.packing import ALONE, Choices, Way, alike, architecture, remember
 from imp_runs.store import Store
 from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, started
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 #: Densities at which the cost of a step is measured for an estimate.
 PROBED = (1.0, 0.5, 0.2, 0.05, 0.005)
-#: Networks of the stacks that `bench` tries, by device.
-STACKS = {"cpu": (2, 4, 8), "cuda": (4, 8, 16, 32, 64, 128)}
+#: Networks stacked, and stacks side by side, that `bench` tries, by device.
+PACKS = {"cpu": (2, 4, 8), "cuda": (1, 8, 32, 128)}
+STREAMS = {"cpu": (1,), "cuda": (1, 8)}
 #: Floating-point operations of a multiply-add in training: forward, and backward twice.
 TRAINING = 6
 #: Rows of the matrices whose product tells what a device can do at most.
@@ -55,6 +57,7 @@ def estimate(
     device: str | None = None,
     kernels: str = "auto",
     pack: int | None = None,
+    streams: int | None = None,
 ) -> Estimate:
     """Estimate what `run_sweep` would cost by timing a few real steps of every (depth, width).
 
@@ -67,6 +70,7 @@ def estimate(
         device: Where it would be computed.
         kernels: What would compute it.
         pack: How many networks would be stacked, as in `run_sweep`.
+        streams: How many stacks would be computed side by side.
 
     Returns:
         The estimate; `seconds` is wall time with the workers, single-process step times divided by their number.
@@ -77,13 +81,15 @@ def estimate(
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
     check_sizes(missing)
-    sizes = Choices(device, pack)
+    choices, stacks = Choices(device, pack, streams), Counter((*alike(t), *architecture(t)) for t in missing)
+    ways: dict[Way, list[Trajectory]] = {}
+    for t in missing:
+        ways.setdefault(choices.of(t, stacks[*alike(t), *architecture(t)]), []).append(t)
     with started(device) as pool:
         fetch(pool, missing, data_dir, download)
         costs = []
-        for size in sorted({sizes.of(t) for t in missing}):
-            own = [t for t in missing if sizes.of(t) == size]
-            costs += pool.submit(costs_of, own, data_dir, device, kernels, size).result()
+        for way, own in ways.items():
+            costs += pool.submit(costs_of, own, data_dir, device, kernels, way).result()
     steps, seconds = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
     return Estimate(len(sweep.trajectories), len(missing), steps, seconds / (workers or default_workers(device)))
 
@@ -96,10 +102,12 @@ def bench(
     device: str | None = None,
     kernels: str = "auto",
     packs: Sequence[int] | None = None,
+    streams: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Compare what computes a sweep's trajectories with the plain PyTorch loop, side by side in one process.
 
-    The best number of networks to stack is written down for a GPU (`imp_runs.packing`), and `run_sweep` takes it there.
+    How networks are best trained together is written down for a GPU (`imp_runs.packing`), and `run_sweep` takes it
+    there.
 
     Args:
         sweep: Its networks are timed, each at its largest dataset size.
@@ -108,11 +116,13 @@ def bench(
         device: Where it is computed; on a CPU with one thread.
         kernels: What computes a single trajectory, and is compared with `"torch"`.
         packs: How many networks are stacked, each to be tried; default up to 8 on a CPU, up to 128 on a GPU.
+        streams: How many stacks are computed side by side, each to be tried with each of `packs`; default 1, and on a
+            GPU 8.
 
     Returns:
         One row per network: `depth`, `width`, `dataset_size`; for whole trajectories of all levels on one process
-        `torch_per_hour`, `per_hour` of the best way and their ratio `speedup`, and `pack`, the networks that it stacks
-        (1: none); `examples_per_second` in training; `gflops`, the arithmetic rate of unpruned training (six operations
+        `torch_per_hour`, `per_hour` of the best way and their ratio `speedup`, `pack`, the networks that it stacks (1:
+        none), and `streams`, the stacks that it computes side by side; `examples_per_second` in training; `gflops`, the arithmetic rate of unpruned training (six operations
         a multiply-add and example), and `of_peak`, its share of what a product of large matrices reaches here.
     """
     import pandas as pd
@@ -121,17 +131,17 @@ def bench(
     chosen = [t for t in sweep.trajectories if t.dataset_size == largest and t.replicate == 0]
     device, kernels = checked_device(device), checked_kernels(kernels)
     check_sizes(chosen)
-    ways = [("torch", 1), (kernels, 1), *(("torch", size) for size in _sizes(chosen[0], device, packs))]
+    ways = [("torch", ALONE), (kernels, ALONE), *(("torch", way) for way in _ways(chosen[0], device, packs, streams))]
     rows = []
     with started(device) as pool:
         fetch(pool, chosen, data_dir, download)
         peak = pool.submit(peak_rate, device, sweep.protocol.precision).result()
         for t in tqdm(chosen, "bench", unit="network", disable=None, file=sys.stderr):
             (steps, plain), *others = (
-                pool.submit(_cost_of, t, data_dir, device, which, size).result() for which, size in ways
+                pool.submit(_cost_of, t, data_dir, device, which, way).result() for which, way in ways
             )
-            seconds, pack = min((cost[1], way[1]) for cost, way in zip(others, ways[1:], strict=True))
-            remember(device, t, pack)
+            seconds, way = min(((c[1], w) for c, (_, w) in zip(others, ways[1:], strict=True)), key=lambda pair: pair[0])
+            remember(device, t, way)
             examples = steps / t.protocol.steps_per_epoch(largest) * largest
             flops = TRAINING * pool.submit(macs_of, t, data_dir).result()
             rows.append({
@@ -141,7 +151,8 @@ def bench(
                 "torch_per_hour": 3600 / plain,
                 "per_hour": 3600 / seconds,
                 "speedup": plain / seconds,
-                "pack": pack,
+                "pack": way.pack,
+                "streams": way.streams,
                 "examples_per_second": examples / seconds,
                 "gflops": flops * examples / seconds / 1e9,
                 "of_peak": flops * examples / seconds / peak,
@@ -149,23 +160,27 @@ def bench(
     return pd.DataFrame(rows)
 
 
-def _sizes(trajectory: Trajectory, device: str, packs: Sequence[int] | None) -> list[int]:
-    """List the stacks to be tried; of what is streamed there are none."""
+def _ways(
+    trajectory: Trajectory, device: str, packs: Sequence[int] | None, streams: Sequence[int] | None
+) -> list[Way]:
+    """List the ways of training together that are to be tried; of what is streamed there are none."""
     if trajectory.dataset in STREAMED:
         return []
-    return [size for size in packs or STACKS[device.split(":")[0]] if size > 1]
+    kind = device.split(":")[0]
+    tried = [Way(pack, beside) for pack in packs or PACKS[kind] for beside in streams or STREAMS[kind]]
+    return [way for way in tried if way != ALONE]
 
 
 def _cost_of(
-    trajectory: Trajectory, data_dir: str | Path | None, device: str, kernels: str, size: int
+    trajectory: Trajectory, data_dir: str | Path | None, device: str, kernels: str, way: Way
 ) -> tuple[int, float]:
-    """Give steps and seconds of a trajectory; no end of seconds for a stack that does not fit the memory."""
+    """Give steps and seconds of a trajectory; no end of seconds for stacks that do not fit the memory."""
     import torch
 
     try:
-        return costs_of([trajectory], data_dir, device, kernels, size)[0]
+        return costs_of([trajectory], data_dir, device, kernels, way)[0]
     except torch.OutOfMemoryError:
-        if size == 1:
+        if way == ALONE:
             raise
         return 0, math.inf
 
@@ -175,7 +190,9 @@ def peak_rate(device: str, precision: str = "float32") -> float:
     import torch
 
     rows = PEAK[device.split(":")[0]]
-    matrix, seconds = torch.ones(rows, rows, device=device, dtype=getattr(torch, precision)), []
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tensorfloat32"
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    matrix, seconds = torch.rand(rows, rows, device=device, dtype=kind), []
     for _ in range(5):
         began = time.perf_counter()
         (matrix @ matrix)[0, 0].item()  # waits for the device
@@ -194,17 +211,17 @@ def macs_of(trajectory: Trajectory, data_dir: str | Path | None) -> int:
 
 
 def costs_of(
-    trajectories: list[Trajectory], data_dir: str | Path | None, device: str, kernels: str, size: int = 1
+    trajectories: list[Trajectory], data_dir: str | Path | None, device: str, kernels: str, way: Way = ALONE
 ) -> list[tuple[int, float]]:
     """Give steps and seconds of every trajectory, from timed steps and a timed evaluation of each network.
 
-    With a `size` above 1 they are timed in stacks, whose time is shared by their members.
+    Those that are trained together are timed with others of their architecture, which share the time.
     """
     networks = {(t.family, t.depth, t.width): t for t in trajectories}
-    if size > 1:
-        timed = {key: _time_stack(t, data_dir, device, size) for key, t in networks.items()}
-    else:
+    if way == ALONE:
         timed = {key: _time_network(t, data_dir, device, kernels) for key, t in networks.items()}
+    else:
+        timed = {key: _time_stacks(t, data_dir, device, way) for key, t in networks.items()}
     costs = []
     for trajectory in trajectories:
         prunable, probed = timed[trajectory.family, trajectory.depth, trajectory.width]
@@ -246,8 +263,10 @@ def _time_network(
         chosen = choose_steps(trajectory, network, kernels)
         steps = make_steps(chosen, network, protocol, dataset.input_shape)
         train(steps, examples, short, 0)
+        network.values[0].item()  # waits for the device
         began = time.perf_counter()
         train(steps, examples, short, 0)
+        network.values[0].item()
         trained = time.perf_counter()
         count_wrong(steps, dataset)
         seconds = (trained - began) / protocol.steps(short.dataset_size), time.perf_counter() - trained
@@ -262,32 +281,39 @@ def _probe(trajectory: Trajectory, data_dir: str | Path | None, device: str) -> 
     from imp_runs.steps import choose_kernels
 
     dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir).to(torch.device(device))
-    choose_kernels(trajectory, dataset)
+    choose_kernels(trajectory, dataset, torch.device(device))
     size = min(4 * trajectory.protocol.batch_size, len(dataset.train_labels))
     protocol = dataclasses.replace(trajectory.protocol, epochs=2)
     return dataset, dataclasses.replace(trajectory, dataset_size=size, protocol=protocol)
 
 
-def _time_stack(trajectory: Trajectory, data_dir: str | Path | None, device: str, size: int) -> tuple[int, np.ndarray]:
-    """Time a stack like `_time_network`, per member; its time does not depend on densities."""
+def _time_stacks(
+    trajectory: Trajectory, data_dir: str | Path | None, device: str, way: Way
+) -> tuple[int, np.ndarray]:
+    """Time stacks like `_time_network`, per member; their time does not depend on densities."""
     import torch
 
     from imp_runs.imp import make_network
+    from imp_runs.pack import evaluated_at_once
     from imp_runs.stacked import StackedExamples, StackedNetwork, StackedSteps
     from imp_runs.steps import wrong_of
     from imp_runs.train import subset, train
 
     dataset, short = _probe(trajectory, data_dir, device)
-    members = [dataclasses.replace(short, replicate=place) for place in range(size)]
+    members = [dataclasses.replace(short, replicate=place) for place in range(way.pack * way.streams)]
     held: list = [subset(dataset, member) for member in members]
-    network = StackedNetwork([make_network(member, dataset, torch.device(device)) for member in members], size)
-    steps, examples = StackedSteps(network, short.protocol), StackedExamples(held, members, [0] * size, size)
+    networks = [make_network(member, dataset, torch.device(device)) for member in members]
+    network = StackedNetwork([networks[at : at + way.pack] for at in range(0, len(networks), way.pack)], way.pack)
+    examples = StackedExamples(held, members, [0] * len(members), range(len(members)))
+    steps, batch = StackedSteps(network, short.protocol), evaluated_at_once(way)
     train(steps, examples, short, 0)
+    wrong_of(steps, dataset, batch).tolist()  # waits for the device
     began = time.perf_counter()
     train(steps, examples, short, 0)
+    network.values[0].item()
     trained = time.perf_counter()
-    wrong_of(steps, dataset).tolist()  # waits for the device
+    wrong_of(steps, dataset, batch).tolist()
     seconds = (trained - began) / short.protocol.steps(short.dataset_size), time.perf_counter() - trained
-    prunable = network.members[0].prunable
-    ends = [(-math.log(kept), *(part / size for part in seconds)) for kept in (prunable, 1)]
+    prunable = networks[0].prunable
+    ends = [(-math.log(kept), *(part / len(members) for part in seconds)) for kept in (prunable, 1)]
     return prunable, np.array(ends).T

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from imp_runs.life import read_life
-from imp_runs.packing import Share, Task, shares_of
+from imp_runs.packing import ALONE, Share, Task, shares_of
 from imp_runs.store import Store
 from imp_runs.work import Outcome, Settings, fail, work_all
 from imp_runs.workers import default_workers, fetch, one_process, pinned, send
@@ -94,7 +94,7 @@ class _Slot(threading.Thread):
         trajectories, store = [trajectory for trajectory, _ in share.tasks], share.tasks[0][1]
         processes: list[Any] = []
         try:
-            future = self.pool.submit(work_all, trajectories, store.path, self._settings, size=share.size)
+            future = self.pool.submit(work_all, trajectories, store.path, self._settings, share.way)
             processes = list((self.pool._processes or {}).values())
             outcomes = future.result()
             if not any(outcome.state == "stopped" for outcome in outcomes):
@@ -139,7 +139,7 @@ def _collect(
             bars.count(outcome)
         if later == pending.keys():
             for key in later:
-                waiting.put((Share([pending[key]], 1), ATTEMPTS))
+                waiting.put((Share([pending[key]], ALONE), ATTEMPTS))
             later = set()
     return outcomes
 

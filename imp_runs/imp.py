@@ -124,7 +124,7 @@ class Levels:
     def __init__(
         self, trajectory: Trajectory, dataset: Source, store: Store, device: torch.device, stop: Callable[[], bool]
     ) -> None:
-        choose_kernels(trajectory, dataset)
+        choose_kernels(trajectory, dataset, device)
         self.trajectory, self.device, self._store = trajectory, device, store
         self.dataset = dataset.to(device)
         self.examples = subset(self.dataset, trajectory)

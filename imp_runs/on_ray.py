@@ -13,7 +13,7 @@ from imp_runs.config import Trajectory
 from imp_runs.engines import Bars
 from imp_runs.errors import optional
 from imp_runs.life import forget
-from imp_runs.packing import Share, Task, shares_of
+from imp_runs.packing import Share, Task, Way, shares_of
 from imp_runs.store import Store
 from imp_runs.work import Outcome, Settings, fail, reason_of, work_all
 from imp_runs.workers import KERNELS, steady
@@ -78,11 +78,11 @@ def _value(text: Any) -> Any:
         return text
 
 
-def _run(trajectories: Sequence[Trajectory], store: str, settings: Settings, size: int) -> list[Outcome]:
+def _run(trajectories: Sequence[Trajectory], store: str, settings: Settings, way: Way) -> list[Outcome]:
     """Run a share in a worker of Ray, which may have run others."""
     forget()
     steady()
-    return work_all(trajectories, store, settings, size=size)
+    return work_all(trajectories, store, settings, way)
 
 
 class _Run:
@@ -123,7 +123,7 @@ class _Run:
                 later.append((when, share))
                 continue
             trajectories, store = [trajectory for trajectory, _ in share.tasks], str(_seen(share.tasks[0][1]))
-            self._given[self._task.remote(trajectories, store, self._settings, share.size)] = share
+            self._given[self._task.remote(trajectories, store, self._settings, share.way)] = share
         self._waiting[:0] = later
 
     def _ended(self, reference: Any) -> list[Outcome]:
@@ -137,7 +137,7 @@ class _Run:
         again = [o.key for o in outcomes if o.state in ("busy", "stopped")]
         again = [key for key in again if now - self._held.setdefault(key, now) < PATIENCE]
         if again:
-            self._waiting.insert(0, (now + AGAIN, Share([self._tasks[key] for key in again], share.size)))
+            self._waiting.insert(0, (now + AGAIN, Share([self._tasks[key] for key in again], share.way)))
         return [outcome for outcome in outcomes if outcome.key not in again]
 
     def _running(self) -> list[Task]:

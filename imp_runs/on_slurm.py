@@ -153,7 +153,7 @@ class Share:
         wanted = store.wanted()
         with stopping_on_signals():
             for pack in _packs([wanted[key] for key in keys], store, self.settings):
-                for outcome in work_all([t for t, _ in pack.tasks], self.store, self.settings, size=pack.size):
+                for outcome in work_all([t for t, _ in pack.tasks], self.store, self.settings, pack.way):
                     said = f"{wanted[outcome.key]}: {outcome.state} {outcome.reason}".rstrip()
                     print(said, flush=True)  # noqa: T201 - the job's log
                     states[outcome.key] = outcome.state

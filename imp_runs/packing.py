@@ -1,9 +1,10 @@
-"""Which trajectories a process gets at once, and how many of their networks it stacks, as measured before."""
+"""Which trajectories a process gets at once, and how many of their networks it trains together."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,34 +22,61 @@ Task = tuple[Trajectory, "Store"]
 
 
 @dataclass(frozen=True)
+class Way:
+    """Say how networks are trained together.
+
+    Attributes:
+        pack: Networks of one architecture that are stacked: the same operations compute them.
+        streams: Stacks, of any architectures, that are computed side by side.
+    """
+
+    pack: int = 1
+    streams: int = 1
+
+
+#: One network after the other.
+ALONE = Way()
+
+
+@dataclass(frozen=True)
 class Share:
-    """Hold the tasks that a process gets at once, of one store, and how many of their networks are stacked."""
+    """Hold the tasks that a process gets at once, of one store, and how their networks are trained together."""
 
     tasks: Sequence[Task]
-    size: int
+    way: Way
 
 
 def alike(trajectory: Trajectory) -> tuple[object, ...]:
-    """Give what trajectories must have in common to be of one pack."""
-    return tuple(getattr(trajectory, n) for n in ("family", "depth", "width", "dataset", "pool", "dataset_size"))
+    """Give what trajectories must have in common to be trained together: they take the same steps."""
+    return trajectory.dataset, trajectory.pool, trajectory.dataset_size
+
+
+def architecture(trajectory: Trajectory) -> tuple[object, ...]:
+    """Give what trajectories must have in common besides to be of one stack."""
+    return trajectory.family, trajectory.depth, trajectory.width
 
 
 def shares_of(tasks: Sequence[Task], settings: Settings, workers: int) -> list[Share]:
-    """Deal tasks out in their order: one by one, or in packs of those that are alike, as many as workers or more.
+    """Deal tasks out in their order: one by one, or those together that may be, to as many workers or more.
 
     Args:
         tasks: Trajectories and their stores.
-        settings: How they are computed; `pack` says how many networks are stacked.
+        settings: How they are computed; `pack` and `streams` say how many networks are trained together.
         workers: Processes that wait for shares.
     """
+    choices = Choices(settings.device, settings.pack, settings.streams)
+    stacks = Counter((*alike(t), *architecture(t), str(store.path)) for t, store in tasks)
     kinds: dict[tuple[object, ...], list[int]] = {}
     for place, (trajectory, store) in enumerate(tasks):
-        kinds.setdefault((*alike(trajectory), str(store.path)), []).append(place)
-    sizes, shares = Choices(settings.device, settings.pack), {}
-    for own in kinds.values():
-        size = sizes.of(tasks[own[0]][0])
-        parts = len(own) if size == 1 else min(workers, -(-len(own) // size))
-        shares |= {own[part]: Share([tasks[place] for place in own[part::parts]], size) for part in range(parts)}
+        own = *alike(trajectory), *architecture(trajectory), str(store.path)
+        way = choices.of(trajectory, stacks[own])
+        together = own if way.streams == 1 else (*alike(trajectory), str(store.path))
+        kinds.setdefault((way, *together), []).append(place)
+    shares = {}
+    for (way, *_), own in kinds.items():
+        assert isinstance(way, Way)
+        parts = len(own) if way == ALONE else min(workers, -(-len(own) // (way.pack * way.streams)))
+        shares |= {own[part]: Share([tasks[place] for place in own[part::parts]], way) for part in range(parts)}
     return [shares[first] for first in sorted(shares)]
 
 
@@ -59,43 +87,54 @@ def choices_file() -> Path:
 
 
 class Choices:
-    """Say how many networks are stacked on a device.
+    """Say how networks are trained together on a device.
 
     Args:
         device: The device.
         pack: What was asked for. By default it is on a GPU what was measured, by what the time of a step depends on; on
             a CPU none are, so that every machine computes the same.
+        streams: Likewise.
     """
 
-    def __init__(self, device: str, pack: int | None = None) -> None:
-        measured = pack is None and device.startswith("cuda")
-        self._pack = pack
+    def __init__(self, device: str, pack: int | None = None, streams: int | None = None) -> None:
+        measured = pack is None and streams is None and device.startswith("cuda")
+        self._asked = Way(pack or 1, streams or 1)
         self._device, self._known = (device_name(device), _read(choices_file())) if measured else ("", {})
 
-    def of(self, trajectory: Trajectory) -> int:
-        """Give how many networks like this one are stacked; 1 where none was asked for and that was not measured."""
+    def of(self, trajectory: Trajectory, there: int) -> Way:
+        """Give the way for a network like this one; alone where none was asked for and that was not measured.
+
+        Args:
+            trajectory: The trajectory.
+            there: Trajectories of its architecture. Where they are fewer than were best stacked, more stacks lie side
+                by side.
+        """
         if trajectory.dataset in STREAMED:
-            return 1
-        size = self._pack or self._known.get(_entry(self._device, trajectory), 1)
-        return size if isinstance(size, int) and size >= 1 else 1
+            return ALONE
+        known = self._known.get(_entry(self._device, trajectory))
+        if isinstance(known, list) and len(known) == 2 and all(isinstance(n, int) and n >= 1 for n in known):
+            pack = min(known[0], there)
+            return Way(pack, -(-known[0] * known[1] // pack))
+        return self._asked
 
 
-def remember(device: str, trajectory: Trajectory, size: int) -> None:
-    """Write down how many networks of this kind are best stacked on a GPU."""
+def remember(device: str, trajectory: Trajectory, way: Way) -> None:
+    """Write down how networks of this kind are best trained together on a GPU."""
     if not device.startswith("cuda"):
         return
     path = choices_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = _read(path) | {_entry(device_name(device), trajectory): size}
+    known = _read(path) | {_entry(device_name(device), trajectory): [way.pack, way.streams]}
     write_durably(path, json.dumps(known, indent=1, sort_keys=True).encode())
 
 
 def _entry(device: str, trajectory: Trajectory) -> str:
     own = [f"{n} {getattr(trajectory, n)}" for n in ("family", "depth", "width", "dataset", "pool")]
-    return "; ".join([device, *own, f"batch_size {trajectory.protocol.batch_size}"])
+    training = f"batch_size {trajectory.protocol.batch_size}; {trajectory.protocol.precision}"
+    return "; ".join([device, *own, training])
 
 
-def _read(path: Path) -> dict[str, int]:
+def _read(path: Path) -> dict[str, object]:
     try:
         known = json.loads(path.read_bytes())
     except (OSError, ValueError):

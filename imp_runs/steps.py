@@ -15,6 +15,7 @@ from imp_runs.errors import ImpRunsError
 from imp_runs.examples import Source
 from imp_runs.network import Network, State
 
+#: Test images that are evaluated at once.
 EVALUATION_BATCH = 1000
 
 #: Base channels times image side up to which PyTorch's own convolutions beat oneDNN's on a CPU thread. Measured,
@@ -34,13 +35,11 @@ SPARSE_FAMILIES = ("cifar_resnet", "mlp")
 
 
 class Flat(Interface):
-    """Hold a network, or several, as one vector of values, the prunable ones first (`Network`, `StackedNetwork`)."""
+    """Hold a network, or several, as one vector of values (`Network`, `StackedNetwork`); the mask covers its start."""
 
-    model: torch.nn.Module
     values: torch.Tensor
     gradients: torch.Tensor
     mask: torch.Tensor
-    prunable: int
 
     def state(self) -> State:
         """Copy parameters and batch-norm statistics."""
@@ -72,19 +71,23 @@ class Steps(Interface):
         ...
 
 
-class TorchSteps:
-    """Let PyTorch compute: the plain way, on every device and for every family."""
+class SgdSteps:
+    """Take steps of SGD with momentum on values whose gradients a subclass computes with PyTorch.
+
+    Args:
+        network: The network, or several.
+        protocol: Gives momentum, weight decay and precision.
+    """
 
     def __init__(self, network: Flat, protocol: Protocol) -> None:
         self.network: Flat = network
-        self._precision = getattr(torch, protocol.precision)
+        self._precision = protocol.precision
         self._parameter = parameter = torch.nn.Parameter(network.values)
         parameter.grad = network.gradients
-        self._prunable_gradients = network.gradients[: network.prunable]
+        self._masked_gradients = network.gradients[: len(network.mask)]
         self._optimizer = torch.optim.SGD(
             [parameter], protocol.learning_rate, protocol.momentum, weight_decay=protocol.weight_decay
         )
-        network.model.train()
 
     @property
     def velocity(self) -> torch.Tensor:
@@ -99,33 +102,55 @@ class TorchSteps:
     def step(self, images: torch.Tensor, labels: torch.Tensor, learning_rate: float) -> None:
         """Take one step of SGD on a batch."""
         self._optimizer.param_groups[0]["lr"] = learning_rate
-        self._optimizer.zero_grad(set_to_none=False)
-        self.loss(images, labels).backward()
-        self._prunable_gradients.mul_(self.network.mask)
+        self.differentiate(images, labels)
+        self._masked_gradients.mul_(self.network.mask)
         self._optimizer.step()
 
-    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Compute the mean cross-entropy of a batch, `[]`."""
-        return functional.cross_entropy(self.rounded(self.network.model, images), labels)
-
-    @torch.no_grad()
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the logits `[examples, classes]` with the running batch-norm statistics."""
-        self.network.model.eval()
-        logits = self.rounded(self.network.model, images)
-        self.network.model.train()
-        return logits
+    def differentiate(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Write the gradients of a batch into the network's."""
+        raise NotImplementedError
 
     def rounded(self, compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         """Compute logits in the protocol's precision; they come back in that of the images.
 
         In bfloat16 the channels of images lie innermost in memory, as the units that GPUs have for it want them.
         """
-        if self._precision is torch.float32:
+        if self._precision != "bfloat16":
             return compute(images)
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
-        with torch.autocast(images.device.type, self._precision):
+        with torch.autocast(images.device.type, torch.bfloat16):
             return compute(images.contiguous(memory_format=layout)).to(images.dtype)
+
+
+class TorchSteps(SgdSteps):
+    """Let PyTorch compute a network: the plain way, on every device and for every family.
+
+    Args:
+        network: The network, already rewound and masked.
+        protocol: Gives momentum, weight decay and precision.
+    """
+
+    def __init__(self, network: Network, protocol: Protocol) -> None:
+        super().__init__(network, protocol)
+        self._model = network.model
+        self._model.train()
+
+    def differentiate(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Write the gradients of a batch into the network's."""
+        self._optimizer.zero_grad(set_to_none=False)
+        self.loss(images, labels).backward()
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the mean cross-entropy of a batch, `[]`."""
+        return functional.cross_entropy(self.rounded(self._model, images), labels)
+
+    @torch.no_grad()
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the logits `[examples, classes]` with the running batch-norm statistics."""
+        self._model.eval()
+        logits = self.rounded(self._model, images)
+        self._model.train()
+        return logits
 
 
 def make_steps(name: str, network: Network, protocol: Protocol, input_shape: tuple[int, int, int]) -> Steps:
@@ -178,9 +203,20 @@ def choose_steps(trajectory: Trajectory, network: Network, kernels: str = "auto"
     return "sparse" if faster else "torch"
 
 
-def choose_kernels(trajectory: Trajectory, dataset: Source) -> None:
-    """Choose PyTorch's faster CPU convolutions for a network, by a rule that depends on its description alone."""
+def choose_kernels(trajectory: Trajectory, dataset: Source, device: torch.device) -> None:
+    """Choose PyTorch's faster CPU convolutions, and the precision of a GPU's, by a network's description alone.
+
+    Raises:
+        ImpRunsError: The protocol asks for a precision that the device does not have.
+    """
+    rounds = trajectory.protocol.precision == "tensorfloat32"
+    if rounds and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise ImpRunsError(
+            f"protocol.precision 'tensorfloat32' needs a GPU of compute capability 8.0 or more, and device {device} is "
+            "none; give 'float32', or --device cuda where there is one."
+        )
     torch.backends.mkldnn.enabled = not _prefers_native(trajectory, dataset)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rounds
 
 
 def _prefers_native(trajectory: Trajectory, dataset: Source) -> bool:
@@ -198,12 +234,12 @@ def name_kernels(steps: str, trajectory: Trajectory, dataset: Source, device: to
     return f"{torch.backends.cpu.get_cpu_capability()} {library}{together}"
 
 
-def wrong_of(steps: Steps, dataset: Source) -> torch.Tensor:
-    """Count the test images that a network gets wrong (top-1), `[]`, or those of a stack, `[size]`.
+def wrong_of(steps: Steps, dataset: Source, batch: int = EVALUATION_BATCH) -> torch.Tensor:
+    """Count the test images that a network gets wrong (top-1), `[]`, or those of several, `[places]`.
 
     Evaluated with the running batch-norm statistics, on this process's share of the images.
     """
-    batches = dataset.test_batches(EVALUATION_BATCH)
+    batches = dataset.test_batches(batch)
     return torch.stack([(steps.logits(images).argmax(-1) != labels).sum(-1) for images, labels in batches]).sum(0)
 
 

@@ -43,6 +43,7 @@ def run_sweep(
     device: str | None = None,
     kernels: str = "auto",
     pack: int | None = None,
+    streams: int | None = None,
     engine: str = "local",
     address: str | None = None,
     gpus: float | None = None,
@@ -61,8 +62,10 @@ def run_sweep(
             together instead.
         device: `"cpu"` or `"cuda"`; default CUDA when there is one here, or when `gpus` asks for one.
         kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them.
-        pack: How many networks are stacked where trajectories differ in their seeds alone; a stack is one task of Ray
-            or Slurm. By default 1, one by one, or with the local engine on a GPU what `bench` has found best there.
+        pack: How many networks are stacked where trajectories differ in their seeds alone. By default 1, one by one, or
+            with the local engine on a GPU what `bench` has found best there.
+        streams: How many stacks, of any networks with the same dataset size, are computed side by side, on a GPU each
+            on a stream of its own. All that are trained together are one task of Ray or Slurm.
         engine: `"local"`, `"ray"` or `"slurm"`, which returns once all is submitted.
         address: Address of a Ray cluster, such as `"ray://head:10001"` or `"auto"`; default: Ray on this machine.
         gpus: Share of a GPU that a task gets (Ray), or GPUs of an array task (Slurm).
@@ -91,7 +94,7 @@ def run_sweep(
         return Submission(len(sweep.trajectories), 0)
     # What was measured on a GPU here is not known of those of a cluster.
     pack = pack if engine == "local" else pack or 1
-    settings = Settings(Path(data_dir).absolute() if data_dir else None, device, kernels, pack)
+    settings = Settings(Path(data_dir).absolute() if data_dir else None, device, kernels, pack, streams)
     if engine == "local":
         outcomes = run_here(missing, sweep.name, settings, workers=workers, download=download)
     else:

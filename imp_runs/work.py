@@ -12,6 +12,7 @@ from pathlib import Path
 from imp_runs.config import Trajectory
 from imp_runs.errors import BusyError, ImpRunsError, StoppedError
 from imp_runs.life import asked_to_stop, stopping_on_signals
+from imp_runs.packing import ALONE, Way
 from imp_runs.store import Store
 
 
@@ -24,12 +25,14 @@ class Settings:
         device: On what.
         kernels: With which kernels; stacks are PyTorch's.
         pack: How many networks are stacked where one process runs several alike (`imp_runs.packing.Choices`).
+        streams: How many stacks are computed side by side.
     """
 
     data_dir: str | Path | None = None
     device: str = "cpu"
     kernels: str = "auto"
     pack: int | None = 1
+    streams: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,17 @@ def work(trajectory: Trajectory, store: str | Path, settings: Settings) -> Outco
     Returns:
         How it ended.
     """
-    return work_all([trajectory], store, settings, size=1)[0]
+    return work_all([trajectory], store, settings, ALONE)[0]
 
 
-def work_all(trajectories: Sequence[Trajectory], store: str | Path, settings: Settings, *, size: int) -> list[Outcome]:
-    """Run trajectories like `work`: one, or a pack of one architecture and dataset size.
+def work_all(trajectories: Sequence[Trajectory], store: str | Path, settings: Settings, way: Way) -> list[Outcome]:
+    """Run trajectories like `work`: one, or several that may be trained together.
 
     Args:
         trajectories: What is run.
         store: Where.
         settings: How.
-        size: Networks of a stack; with 1 they are run one by one.
+        way: How they are trained together, or one by one.
 
     Returns:
         How each ended.
@@ -78,14 +81,14 @@ def work_all(trajectories: Sequence[Trajectory], store: str | Path, settings: Se
     with stopping_on_signals():
         ended: Mapping[str, Sequence[str] | Exception]
         try:
-            ended = _run(trajectories, store, settings, size)
+            ended = _run(trajectories, store, settings, way)
         except Exception as error:
             ended = {trajectory.key: error for trajectory in trajectories}
         return [_outcome(trajectory, store, ended[trajectory.key]) for trajectory in trajectories]
 
 
 def _run(
-    trajectories: Sequence[Trajectory], store: str | Path, settings: Settings, size: int
+    trajectories: Sequence[Trajectory], store: str | Path, settings: Settings, way: Way
 ) -> Mapping[str, Sequence[str] | Exception]:
     first = trajectories[0]
     if asked_to_stop():
@@ -94,10 +97,10 @@ def _run(
 
     opened = Store(store, first.protocol)
     dataset = dataset_of(first.dataset, first.pool, settings.data_dir)
-    if size > 1:
+    if way != ALONE:
         from imp_runs.pack import run_pack
 
-        return run_pack(trajectories, dataset, opened, size=size, device=settings.device, stop=asked_to_stop)
+        return run_pack(trajectories, dataset, opened, way, device=settings.device, stop=asked_to_stop)
     from imp_runs.imp import run_trajectory
 
     options = {"device": settings.device, "kernels": settings.kernels, "stop": asked_to_stop}

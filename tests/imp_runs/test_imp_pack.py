@@ -15,7 +15,7 @@ from imp_runs.errors import BusyError, ImpRunsError, StoppedError
 from imp_runs.imp import make_network, run_trajectory
 from imp_runs.network import Network
 from imp_runs.pack import run_pack
-from imp_runs.packing import Choices, choices_file, remember, shares_of
+from imp_runs.packing import ALONE, Choices, Way, choices_file, remember, shares_of
 from imp_runs.prune import prune
 from imp_runs.stacked import StackedExamples, StackedNetwork, StackedSteps
 from imp_runs.steps import TorchSteps
@@ -63,7 +63,7 @@ def test_steps_of_a_stack_are_those_of_its_networks(toy, double, family):
     """Gradients, then values, statistics, momentum and logits after five steps, the last batch an odd one."""
     protocol = toy(family, momentum=0.9, weight_decay=1e-3).protocol
     alone, stacked = (pruned_networks(toy, family, double, 3) for _ in range(2))
-    stack = StackedNetwork(stacked, 4)
+    stack = StackedNetwork([stacked], 4)
     steps = StackedSteps(stack, protocol)
     serial = [TorchSteps(network, protocol) for network in alone]
     generator = torch.Generator().manual_seed(0)
@@ -93,7 +93,7 @@ def test_a_network_that_diverges_takes_no_other_with_it(toy, digits):
     networks[0].values[0] = torch.nan
     batch = torch.randn(2, 8, *digits.input_shape), torch.randint(10, (2, 8))
     for stacked in (networks, fine):
-        stack = StackedNetwork(stacked, 2)
+        stack = StackedNetwork([stacked], 2)
         steps = StackedSteps(stack, toy().protocol)
         for _ in range(3):
             steps.step(*batch, 0.1)
@@ -107,7 +107,7 @@ def test_members_see_what_they_would_see_alone(toy, digits, augmentation):
     """Batch for batch, from the middle of an epoch too, each at its own level."""
     members = [toy(replicate=r, dataset_size=40, batch_size=16, augmentation=augmentation) for r in range(2)]
     held = [subset(digits, member) for member in members]
-    examples = StackedExamples(held, members, [0, 3], 3)
+    examples = StackedExamples(held, members, [0, 3], [0, 1, 0])
     assert len(examples) == 40
     for taken in (0, 1):
         alone = [list(h.batches(t, at, 1, 0, taken)) for h, t, at in zip(held, members, (0, 3), strict=True)]
@@ -134,10 +134,41 @@ def test_a_pack_gives_the_table_of_single_runs(toy, double, tmp_path, family):
     grid = {"dataset_size": 45, "levels": 3, "rewind": 0.3, "augmentation": "flip_crop", "epochs": 3}
     trajectories = [toy(family, replicate=replicate, **grid) for replicate in range(5)]
     serial, packed = tables_of(
-        trajectories, double, tmp_path, lambda store: run_pack(trajectories, double, store, size=3)
+        trajectories, double, tmp_path, lambda store: run_pack(trajectories, double, store, Way(3))
     )
     pd.testing.assert_frame_equal(packed, serial, check_exact=True)
     assert serial["n_wrong"].nunique() > 5
+
+
+def test_networks_side_by_side_give_the_table_of_single_runs_bit_for_bit(toy, digits, tmp_path):
+    """In single precision, of five architectures, one of which is pruned to nothing before the others end."""
+    kinds = [("mlp", {"depth": 2, "width": 1}), ("mlp", {"depth": 3, "width": 4}), ("cifar_resnet", {"width": 1})]
+    kinds += [("cifar_resnet", {"width": 2, "depth": 14}), ("cifar_vgg", {"dataset": "digits"})]
+    grid = {"dataset_size": 45, "levels": 6, "rewind": 0.3, "epochs": 3, "prune_fraction": 0.8}
+    images = [torch.nn.functional.interpolate(part, size=16) for part in (digits.train_images, digits.test_images)]
+    larger = dataclasses.replace(digits, train_images=images[0], test_images=images[1])
+    trajectories = [toy(family, replicate=r, **changes, **grid) for family, changes in kinds for r in range(2)]
+    serial, packed = tables_of(
+        trajectories, larger, tmp_path, lambda store: run_pack(trajectories, larger, store, Way(1, 4))
+    )
+    pd.testing.assert_frame_equal(packed, serial, check_exact=True)
+    assert serial.groupby("trajectory")["level"].max().nunique() > 1
+
+
+def test_stacks_of_several_architectures_side_by_side(toy, double, tmp_path):
+    """In double precision, with places that are left over, stopped inside a level and gone on with."""
+    grid = {"dataset_size": 45, "levels": 2, "rewind": 0.3, "augmentation": "flip_crop", "epochs": 3}
+    kinds = [("mlp", {}), ("cifar_resnet", {}), ("cifar_resnet", {"depth": 14}), ("cifar_densenet", {"width": 1})]
+    trajectories = [toy(family, replicate=r, **changes, **grid) for family, changes in kinds for r in range(3)]
+
+    def run(store: Store) -> None:
+        calls = iter(range(10**6))
+        with pytest.raises(StoppedError, match="stopped at step"):
+            run_pack(trajectories, double, store, Way(2, 3), stop=lambda: next(calls) >= 20)
+        assert not any(run_pack(trajectories, double, store, Way(2, 3)).values())
+
+    serial, packed = tables_of(trajectories, double, tmp_path, run)
+    pd.testing.assert_frame_equal(packed, serial, check_exact=True)
 
 
 def test_a_pack_that_is_stopped_goes_on_as_another_or_one_by_one(toy, double, tmp_path):
@@ -149,11 +180,11 @@ def test_a_pack_that_is_stopped_goes_on_as_another_or_one_by_one(toy, double, tm
         for size, steps in ((3, 5), (3, 7), (2, 5)):
             calls = iter(range(10**6))
             with pytest.raises(StoppedError, match="stopped at step"):
-                run_pack(trajectories, double, store, size=size, stop=lambda n=3 * steps, c=calls: next(c) >= n)
+                run_pack(trajectories, double, store, Way(size), stop=lambda n=3 * steps, c=calls: next(c) >= n)
             inside = [path for key in store.keys() for path in store.folder(key).glob("checkpoint-*-*.json")]
             assert inside
         run_trajectory(trajectories[0], double, store, kernels="torch")
-        assert not any(run_pack(trajectories, double, store, size=2).values())
+        assert not any(run_pack(trajectories, double, store, Way(2)).values())
 
     serial, packed = tables_of(trajectories, double, tmp_path, run)
     pd.testing.assert_frame_equal(packed, serial, check_exact=True)
@@ -165,7 +196,7 @@ def test_what_else_is_in_a_stack_changes_no_bit(toy, digits, tmp_path):
     tables = []
     for own in (trajectories[2:3], trajectories):
         store = Store(tmp_path / str(len(own)), trajectories[0].protocol)
-        run_pack(own, digits, store, size=4)
+        run_pack(own, digits, store, Way(4))
         table = make_table(store)
         tables.append(table[table["replicate"] == 2].drop(columns="seconds").reset_index(drop=True))
     pd.testing.assert_frame_equal(*tables, check_exact=True)
@@ -178,7 +209,7 @@ def test_final_errors_are_those_of_single_runs_over_many_seeds(toy, digits, tmp_
     grid = {"width": 2, "dataset_size": 100, "epochs": 4, "levels": 2}
     trajectories = [toy("cifar_resnet", replicate=replicate, **grid) for replicate in range(40)]
     serial, packed = tables_of(
-        trajectories, digits, tmp_path, lambda store: run_pack(trajectories, digits, store, size=8)
+        trajectories, digits, tmp_path, lambda store: run_pack(trajectories, digits, store, Way(8))
     )
     difference = (packed["n_wrong"] - serial["n_wrong"]).groupby(serial["level"])
     mean, error = difference.mean(), difference.std() / np.sqrt(40)
@@ -193,7 +224,7 @@ def test_a_failure_and_a_run_elsewhere_leave_the_others_alone(toy, digits, tmp_p
     with store.locked(trajectories[1]):
         store.write_record(key, 1, {"level": 1, "n_wrong": -1})
     with store.locked(trajectories[3]):
-        ended = run_pack(trajectories, digits, Store(tmp_path), size=2)
+        ended = run_pack(trajectories, digits, Store(tmp_path), Way(2))
     assert isinstance(ended[key], ImpRunsError)
     assert "gave another" in str(ended[key])
     assert isinstance(ended[trajectories[3].key], BusyError)
@@ -202,12 +233,12 @@ def test_a_failure_and_a_run_elsewhere_leave_the_others_alone(toy, digits, tmp_p
 
 def test_what_is_not_alike_is_no_pack(toy, digits, tmp_path):
     store = Store(tmp_path, toy().protocol)
-    with pytest.raises(ImpRunsError, match="one architecture and dataset size; got 2 kinds"):
-        run_pack([toy(), toy(width=3)], digits, store, size=2)
+    with pytest.raises(ImpRunsError, match="one dataset and dataset size; got 2 kinds"):
+        run_pack([toy(), toy(dataset_size=7)], digits, store, Way(2))
     with pytest.raises(ImpRunsError, match=r"imagenet.*--pack 1"):
-        run_pack([dataclasses.replace(toy(), dataset="imagenet")], digits, store, size=2)
-    with pytest.raises(ValueError, match="3 networks do not fit a stack of 2"):
-        StackedNetwork(pruned_networks(toy, "mlp", digits, 3), 2)
+        run_pack([dataclasses.replace(toy(), dataset="imagenet")], digits, store, Way(2))
+    with pytest.raises(ValueError, match=r"\[3\] networks do not fit 2 places"):
+        StackedNetwork([pruned_networks(toy, "mlp", digits, 3)], 2)
 
 
 def test_the_engine_deals_out_packs(toy, tmp_path):
@@ -215,27 +246,33 @@ def test_the_engine_deals_out_packs(toy, tmp_path):
     store = Store(tmp_path, toy().protocol)
     tasks = [(toy(width=width, replicate=r), store) for width in (2, 3) for r in range(5)]
     shares = shares_of(tasks, Settings(pack=2), 2)
-    assert [(len(share.tasks), share.size) for share in shares] == [(3, 2), (2, 2)] * 2
+    assert [(len(share.tasks), share.way) for share in shares] == [(3, Way(2)), (2, Way(2))] * 2
     assert {t.width for t, _ in shares[0].tasks} == {2}
     assert sorted(t.key for share in shares for t, _ in share.tasks) == sorted(t.key for t, _ in tasks)
+    together = shares_of(tasks, Settings(pack=2, streams=2), 2)
+    assert [(len(share.tasks), share.way) for share in together] == [(5, Way(2, 2))] * 2
+    assert {t.width for t, _ in together[0].tasks} == {2, 3}
     mixed = sorted(tasks, key=lambda task: task[0].replicate)
     assert [share.tasks for share in shares_of(mixed, Settings(pack=None), 2)] == [[task] for task in mixed]
     streamed = [(dataclasses.replace(t, dataset="imagenet"), store) for t, _ in tasks]
-    assert [share.size for share in shares_of(streamed, Settings(pack=8), 2)] == [1] * 10
+    assert [share.way for share in shares_of(streamed, Settings(pack=8), 2)] == [ALONE] * 10
 
 
 def test_what_was_measured_on_a_gpu_is_remembered_there_and_nowhere_else(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    remember("cuda", toy(), 16)
-    remember("cuda", toy(width=3), 4)
-    remember("cpu", toy(), 8)
+    remember("cuda", toy(), Way(16))
+    remember("cuda", toy(width=3), Way(4, 8))
+    remember("cpu", toy(), Way(8))
     assert choices_file().is_relative_to(tmp_path)
-    assert [Choices("cuda").of(own) for own in (toy(), toy(width=3), toy(width=4))] == [16, 4, 1]
-    assert Choices("cuda", 2).of(toy()) == 2
-    assert Choices("cpu").of(toy()) == 1
-    choices_file().write_text("no json")
-    assert Choices("cuda").of(toy()) == 1
+    asked = [Choices("cuda").of(own, 100) for own in (toy(), toy(width=3), toy(width=4))]
+    assert asked == [Way(16), Way(4, 8), ALONE]
+    assert Choices("cuda").of(toy(width=3), 3) == Way(3, 11)  # as many networks, in stacks that are full
+    assert Choices("cuda", 2).of(toy(), 100) == Way(2)
+    assert Choices("cpu").of(toy(), 100) == ALONE
+    for damaged in ("no json", "[]", choices_file().read_text().replace("16", '"16"')):
+        choices_file().write_text(damaged)
+        assert Choices("cuda").of(toy(), 100) == ALONE
 
 
 def test_a_sweep_in_packs_is_the_sweep(whole, tmp_path):

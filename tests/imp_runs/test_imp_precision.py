@@ -97,7 +97,7 @@ def test_a_stack_rounds_like_its_networks(toy, digits):
     networks = [make_network(toy("cifar_resnet", replicate=r), digits, CPU) for r in range(3)]
     images, _ = batch(digits.input_shape)
     alone = [TorchSteps(network, HALF).logits(images) for network in networks]
-    together = StackedSteps(StackedNetwork(networks, 4), HALF).logits(images)
+    together = StackedSteps(StackedNetwork([networks], 4), HALF).logits(images)
     assert together.dtype is torch.float32
     for own, other in zip(alone, together, strict=False):
         assert distance(other, own) < ROUNDED
@@ -137,3 +137,10 @@ def test_sparse_kernels_compute_in_float32_alone(toy, digits):
     assert choose_steps(trajectory, network) == "torch"
     with pytest.raises(ImpRunsError, match=r"float32, not in protocol.precision 'bfloat16'; give --kernels auto"):
         choose_steps(trajectory, network, "sparse")
+
+
+def test_tensorfloat32_is_for_gpus_that_have_it(toy, digits, tmp_path):
+    trajectory = toy(precision="tensorfloat32")
+    with pytest.raises(ImpRunsError, match=r"needs a GPU of compute capability 8\.0 or more, and device cpu is none"):
+        run_trajectory(trajectory, digits, Store(tmp_path, trajectory.protocol))
+    assert protocol_hash(trajectory.protocol) != protocol_hash(toy().protocol)

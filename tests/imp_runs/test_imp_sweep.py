@@ -13,6 +13,7 @@ from imp_runs.config import Sweep, load_sweep
 from imp_runs.costs import Estimate, costs_of, estimate
 from imp_runs.errors import ImpRunsError
 from imp_runs.imp import run_trajectory
+from imp_runs.packing import ALONE, Way
 from imp_runs.store import Store
 from imp_runs.sweep import run_sweep
 from imp_runs.workers import KERNELS
@@ -111,12 +112,12 @@ def test_what_cannot_run_is_refused_before_anything_runs(whole, tmp_path, use):
 
 
 def test_what_is_streamed_is_not_benched_in_stacks(toy):
-    from imp_runs.costs import STACKS, _sizes
+    from imp_runs.costs import PACKS, STREAMS, _ways
 
-    assert _sizes(toy(), "cpu", None) == list(STACKS["cpu"])
-    assert _sizes(toy(), "cuda:0", None) == list(STACKS["cuda"])
-    assert _sizes(toy(), "cpu", [1, 3]) == [3]
-    assert _sizes(dataclasses.replace(toy(), dataset="imagenet"), "cpu", [3]) == []
+    assert _ways(toy(), "cpu", None, None) == [Way(pack) for pack in PACKS["cpu"]]
+    assert len(_ways(toy(), "cuda:0", None, None)) == len(PACKS["cuda"]) * len(STREAMS["cuda"]) - 1
+    assert _ways(toy(), "cpu", [1, 3], [1, 2]) == [Way(1, 2), Way(3), Way(3, 2)]
+    assert _ways(dataclasses.replace(toy(), dataset="imagenet"), "cpu", [3], None) == []
 
 
 def test_a_stack_that_does_not_fit_the_memory_is_not_the_fastest(toy, monkeypatch):
@@ -127,19 +128,19 @@ def test_a_stack_that_does_not_fit_the_memory_is_not_the_fastest(toy, monkeypatc
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(costs, "costs_of", full)
-    assert costs._cost_of(toy(), None, "cpu", "torch", 4) == (0, np.inf)
+    assert costs._cost_of(toy(), None, "cpu", "torch", Way(4)) == (0, np.inf)
     with pytest.raises(torch.OutOfMemoryError):
-        costs._cost_of(toy(), None, "cpu", "torch", 1)
+        costs._cost_of(toy(), None, "cpu", "torch", ALONE)
 
 
 def test_bench_compares_every_network_with_plain_pytorch(whole):
     from imp_runs.costs import bench
 
-    table = bench(load_sweep(whole.file), device="cpu", packs=[4])
+    table = bench(load_sweep(whole.file), device="cpu", packs=[4], streams=[2])
     assert table[["depth", "width", "dataset_size"]].to_numpy().tolist() == [[2, 2, 40], [2, 3, 40]]
     assert table["speedup"].tolist() == pytest.approx((table["per_hour"] / table["torch_per_hour"]).tolist())
     assert (table["examples_per_second"] > 0).all()
-    assert table["pack"].isin([1, 4]).all()
+    assert set(zip(table["pack"], table["streams"], strict=True)) <= {(1, 1), (4, 2)}
     # A toy MLP of two units: 64 inputs by 2, 2 by 10, six operations each; far from what a product of matrices reaches.
     assert table["gflops"][0] == pytest.approx(6 * 148 * table["examples_per_second"][0] / 1e9)
     assert table["of_peak"].between(0, 0.5).all()
