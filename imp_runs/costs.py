@@ -31,6 +31,8 @@ PROBED = (1.0, 0.5, 0.2, 0.05, 0.005)
 #: Networks stacked, and stacks side by side, that `bench` tries, by device.
 PACKS = {"cpu": (2, 4, 8), "cuda": (1, 8, 32, 128)}
 STREAMS = {"cpu": (1,), "cuda": (1, 8)}
+#: Most networks that are tried at once, unless more are asked for.
+MOST = 128
 #: Floating-point operations of a multiply-add in training: forward, and backward twice.
 TRAINING = 6
 #: Rows of the matrices whose product tells what a device can do at most.
@@ -121,9 +123,10 @@ def bench(
 
     Returns:
         One row per network: `depth`, `width`, `dataset_size`; for whole trajectories of all levels on one process
-        `torch_per_hour`, `per_hour` of the best way and their ratio `speedup`, `pack`, the networks that it stacks (1:
-        none), and `streams`, the stacks that it computes side by side; `examples_per_second` in training; `gflops`, the arithmetic rate of unpruned training (six operations
-        a multiply-add and example), and `of_peak`, its share of what a product of large matrices reaches here.
+        `torch_per_hour`, `per_hour` of the best way and their ratio `speedup`; `pack`, the networks that it stacks (1:
+        none), and `streams`, the stacks that it computes side by side; `examples_per_second` in training; `gflops`, the
+        arithmetic rate of unpruned training (six operations a multiply-add and example); and `of_peak`, its share of
+        what a product of large matrices reaches here.
     """
     import pandas as pd
 
@@ -140,7 +143,9 @@ def bench(
             (steps, plain), *others = (
                 pool.submit(_cost_of, t, data_dir, device, which, way).result() for which, way in ways
             )
-            seconds, way = min(((c[1], w) for c, (_, w) in zip(others, ways[1:], strict=True)), key=lambda pair: pair[0])
+            seconds, way = min(
+                ((c[1], w) for c, (_, w) in zip(others, ways[1:], strict=True)), key=lambda pair: pair[0]
+            )
             remember(device, t, way)
             examples = steps / t.protocol.steps_per_epoch(largest) * largest
             flops = TRAINING * pool.submit(macs_of, t, data_dir).result()
@@ -160,15 +165,13 @@ def bench(
     return pd.DataFrame(rows)
 
 
-def _ways(
-    trajectory: Trajectory, device: str, packs: Sequence[int] | None, streams: Sequence[int] | None
-) -> list[Way]:
+def _ways(trajectory: Trajectory, device: str, packs: Sequence[int] | None, streams: Sequence[int] | None) -> list[Way]:
     """List the ways of training together that are to be tried; of what is streamed there are none."""
     if trajectory.dataset in STREAMED:
         return []
     kind = device.split(":")[0]
     tried = [Way(pack, beside) for pack in packs or PACKS[kind] for beside in streams or STREAMS[kind]]
-    return [way for way in tried if way != ALONE]
+    return [way for way in tried if way != ALONE and (way.pack * way.streams <= MOST or (packs and streams))]
 
 
 def _cost_of(
@@ -287,9 +290,7 @@ def _probe(trajectory: Trajectory, data_dir: str | Path | None, device: str) -> 
     return dataset, dataclasses.replace(trajectory, dataset_size=size, protocol=protocol)
 
 
-def _time_stacks(
-    trajectory: Trajectory, data_dir: str | Path | None, device: str, way: Way
-) -> tuple[int, np.ndarray]:
+def _time_stacks(trajectory: Trajectory, data_dir: str | Path | None, device: str, way: Way) -> tuple[int, np.ndarray]:
     """Time stacks like `_time_network`, per member; their time does not depend on densities."""
     import torch
 

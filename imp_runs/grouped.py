@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 
 import torch
 from torch import nn
 
 from imp_runs.architectures import Join
+
+#: Whether there is what our own kernels (`imp_runs.convolutions`) are written in; it comes with PyTorch for GPUs.
+KERNELS = importlib.util.find_spec("triton") is not None
 
 
 def grouped(model: nn.Module, size: int) -> nn.Module:
@@ -29,8 +33,9 @@ def grouped(model: nn.Module, size: int) -> nn.Module:
     for module in copied.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked = None
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d) and size > 1:
             module.groups *= size
+            module.__class__ = _Convolutions
         elif isinstance(module, Join):
             module.networks = size
         elif isinstance(module, nn.Linear) and size > 1:
@@ -44,6 +49,19 @@ def grouped_shape(model: nn.Module, name: str, size: int) -> tuple[int, ...]:
     if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear) and size > 1:
         return size, *shape
     return size * shape[0], *shape[1:]
+
+
+class _Convolutions(nn.Conv2d):
+    """The convolutions of several networks, `groups` of one."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (batch, size x inputs, height, width) to (batch, size x outputs, height, width)."""
+        if not (KERNELS and input.is_cuda and input.dtype is torch.float32) or torch.is_autocast_enabled("cuda"):
+            return super().forward(input)
+        from imp_runs.convolutions import Convolution
+
+        out = Convolution.apply(input, self.weight, self.groups, self.stride[0], self.padding[0])
+        return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
 
 
 class _Linears(nn.Linear):

@@ -188,7 +188,7 @@ class _Pack:
 
 
 def evaluated_at_once(way: Way) -> int:
-    """Say how many test images are evaluated at once, so that stacks need no more memory than in training, or little."""
+    """Say how many test images are evaluated at once, so that stacks need little more memory than in training."""
     return max(EVALUATION_BATCH // 10, EVALUATION_BATCH // max(1, way.pack // 4))
 
 

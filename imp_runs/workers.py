@@ -185,7 +185,8 @@ def steady() -> None:
 
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler, for a second
-    torch.utils.deterministic.fill_uninitialized_memory = False  # every operation here writes what it allocates
+    # Every operation here writes what it allocates.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - PyTorch does not declare it
     torch.backends.cudnn.benchmark = False
 
 

@@ -14,6 +14,7 @@ from imp_runs.datasets import load_dataset
 from imp_runs.errors import ImpRunsError
 from imp_runs.sweep import run_sweep
 from imp_runs.table import COLUMNS, make_table
+from imp_runs.workers import default_device
 
 NAMES = recorded_names()
 
@@ -85,8 +86,9 @@ def test_one_trajectory_run_again_gives_the_recorded_numbers(name: str, tmp_path
     cheapest = recorded.groupby("trajectory")["seconds"].sum().idxmin()
     chosen = tuple(trajectory for trajectory in sweep.trajectories if trajectory.key == cheapest)
     options = command(name)
-    assert options.keys() <= {"store", "device", "kernels"}
-    asked = {"device": options["device"], "kernels": options.get("kernels", "auto")}
+    assert options.keys() <= {"store", "device", "kernels", "pack", "streams"}
+    device = "cpu" if options["device"] == "cpu" else default_device()  # what was made on a GPU, where there is one
+    asked = {"device": device, "kernels": options.get("kernels", "auto")}
     run_sweep(dataclasses.replace(sweep, trajectories=chosen), tmp_path / "store", workers=1, **asked)
     again = make_table(tmp_path / "store")
     there = recorded[recorded["trajectory"] == cheapest].reset_index(drop=True)
