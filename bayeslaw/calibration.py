@@ -20,9 +20,12 @@ from bayeslaw.fitting import fit
 from bayeslaw.frame import CONFIGURATION, make_frame, replicate_of
 from bayeslaw.predict import extrapolation
 from bayeslaw.run_likelihood import score_runs
+from bayeslaw.runs import families
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from bayeslaw.posterior import Fit
 
 #: Resamples of configurations behind the interval of a coverage.
 RESAMPLES = 2000
@@ -59,7 +62,7 @@ class Evaluation:
         scores: Log predictive density, by the posterior, of every trajectory left out
             (`bayeslaw.run_likelihood.score_runs`).
         gates: The verdict on every fit, `fold 1` and so on and `whole table`.
-        leave_out: What was left out.
+        leave_out: What was left out; `"nothing"` where the rows are of runs measured later.
     """
 
     deviation: pd.DataFrame
@@ -80,12 +83,13 @@ class Evaluation:
 
         what = _groups(self.rows, self.leave_out).max() + 1
         kind = "trajectories" if self.leave_out == "trajectories" else "networks"
+        how = "measured later" if self.leave_out == "nothing" else "left out"
         farthest = self.rows["extrapolation"].max()
         far = f", up to a factor of {np.exp(farthest):.1f} outside what was fitted" if farthest > 0.05 else ""
         return (
             f"relative deviation on the rows fitted\n{form(self.deviation)}\n\n"
-            f"coverage of new runs: {what} {kind} left out{far}\n{form(self.coverage)}\n\n"
-            f"log predictive density of {len(self.scores)} trajectories left out: "
+            f"coverage of new runs: {what} {kind} {how}{far}\n{form(self.coverage)}\n\n"
+            f"log predictive density of {len(self.scores)} trajectories {how}: "
             f"{self.scores['log_density'].sum():.1f} (Monte Carlo error {_root_of_squares(self.scores['mcse']):.1f})\n"
             f"fits that passed the gate: {self.passed:.0%}"
             + "".join(f"\n{name}: {'; '.join(gate.failures)}" for name, gate in self.gates.items() if not gate.passed)
@@ -99,11 +103,14 @@ def evaluate(
     correlated: bool = True,
     leave_out: str = "configurations",
     folds: int = 5,
+    later: pd.DataFrame | None = None,
     seed: int = 0,
     repetitions: int = 50,
     draws: int = 1000,
 ) -> Evaluation:
     """Fit a table by posterior and by least squares, and predict what was left out of both as new runs.
+
+    Where there are runs that were measured later, all of the table is fitted, and these are predicted.
 
     Args:
         runs: Validated run table of one family.
@@ -113,6 +120,7 @@ def evaluate(
             `"trajectories"`, likewise, other runs of the same network mostly staying; `"largest"`, the largest third
             of the networks and the largest dataset size, predicted from smaller networks on less data.
         folds: Number of folds, from 2 to the number of configurations or trajectories; `"largest"` is one.
+        later: Validated run table of the same family and dataset; then nothing is left out.
         seed: Seed of folds, sampler and bootstrap.
         repetitions: Refits of the least-squares bootstrap.
         draws: Posterior draws per chain.
@@ -121,22 +129,28 @@ def evaluate(
         The evaluation.
 
     Raises:
-        BayeslawError: `leave_out` is unknown, `folds` is out of range, or all networks are equally large.
+        BayeslawError: `leave_out` is unknown, `folds` is out of range, all networks are equally large, or `later` is of
+            another family.
     """
     from tqdm import tqdm
 
-    fold = fold_of(runs, leave_out, folds, seed)
     settings: dict[str, Any] = {"law": law, "correlated": correlated, "seed": seed, "draws": draws, "progress": False}
     left_out, inside, scores, gates = [], [], [], {}
-    for index in tqdm(range(fold.max() + 1), desc="folds", disable=None, file=sys.stderr):
-        kept, outside = runs[fold != index], runs[fold == index]
-        rows, hits, score, gates[f"fold {index + 1}"] = _predict_left_out(kept, outside, settings, seed, repetitions)
+    if later is not None:
+        leave_out, parts = "nothing", [(runs, _of_same_family(later, runs))]
+    else:
+        fold = fold_of(runs, leave_out, folds, seed)
+        parts = [(runs[fold != index], runs[fold == index]) for index in range(fold.max() + 1)]
+    for index, (kept, outside) in enumerate(tqdm(parts, desc="folds", disable=None, file=sys.stderr)):
+        posterior = fit(kept, **settings)
+        rows, hits, score = _predict_left_out(posterior, kept, outside, seed, repetitions)
+        gates["whole table" if later is not None else f"fold {index + 1}"] = posterior.diagnose()
         left_out.append(rows)
         inside.append(hits)
         scores.append(score.assign(fold=index))
     rows = pd.concat(left_out)
-    whole = fit(runs, **settings)
-    gates["whole table"] = whole.diagnose()
+    whole = posterior if later is not None else fit(runs, **settings)
+    gates["whole table"] = gates.get("whole table") or whole.diagnose()
     deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
     coverage = _coverage(rows, np.sum(inside, axis=0) / len(rows), leave_out, seed)
     return Evaluation(deviation, coverage, rows, pd.concat(scores, ignore_index=True), gates, leave_out)
@@ -177,16 +191,22 @@ def _is_small(runs: pd.DataFrame) -> NDArray[np.bool_]:
     return np.asarray(small & ((sizes < sizes.max()) | (sizes == sizes.min())))
 
 
+def _of_same_family(later: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    own, other = (families(table) for table in (runs, later))
+    if own != other:
+        raise BayeslawError(f"later holds runs of {other}, and what is fitted is of {own}; give runs of the same.")
+    return later
+
+
 def _predict_left_out(
-    inside: pd.DataFrame, outside: pd.DataFrame, settings: Mapping[str, Any], seed: int, repetitions: int
-) -> tuple[pd.DataFrame, NDArray[np.integer], pd.DataFrame, Diagnosis]:
-    """Fit the one, and predict new runs of the other with both methods' intervals.
+    posterior: Fit, inside: pd.DataFrame, outside: pd.DataFrame, seed: int, repetitions: int
+) -> tuple[pd.DataFrame, NDArray[np.integer], pd.DataFrame]:
+    """Predict new runs of what lies outside of a fit, with both methods' intervals.
 
     Returns:
-        The rows of the other, how many of them every posterior draw would put inside the posterior's intervals,
-        `[LEVELS, draws]`, scores, and the verdict on the fit.
+        The rows outside, how many of them every posterior draw would put inside the posterior's intervals,
+        `[LEVELS, draws]`, and scores.
     """
-    posterior = fit(inside, **settings)
     rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
     rows["extrapolation"] = extrapolation(posterior, outside)
     designs = outside.assign(replicate=replicate_of(outside))
@@ -209,7 +229,7 @@ def _predict_left_out(
             hits[name].append(((values >= lower) & (values <= upper)).sum(1))
         above = values - outside["error"].to_numpy(float)
         rows[f"{name}_below"], rows[f"{name}_not_above"] = (above < -_TIE).mean(0), (above <= _TIE).mean(0)
-    return rows, np.array(hits["posterior"]), score_runs(posterior, outside, draws=SCORED), posterior.diagnose()
+    return rows, np.array(hits["posterior"]), score_runs(posterior, outside, draws=SCORED)
 
 
 def seed_spread(runs: pd.DataFrame) -> float:

@@ -83,7 +83,8 @@ def models() -> dict[str, Model]:
 
     `single` is equation (1) with normal noise, five parameters. `few` is the default model on three networks, which
     takes the fall-back (standardised effects, adapted metric). `hierarchical` is the default model on twelve networks
-    with two replicates each, and with spreads that grow with the error: centred effects and the Laplace metric.
+    with two replicates each, on two training subsets of either size, and with spreads that grow with the error: centred
+    effects and the Laplace metric.
     """
     few = ((8, 8, 12_500), (14, 16, 50_000), (20, 4, 50_000))
     many = tuple((depth, width, size) for depth in (8, 20) for width in (4, 8, 16) for size in (12_500, 50_000))
@@ -103,8 +104,9 @@ def models() -> dict[str, Model]:
         ),
         Model(
             "hierarchical", "the default model, twelve networks",
-            Design(many, 2, tuple(0.8 ** np.arange(0, 28, 3)), n_test=10_000),
-            _hierarchy_priors() | growth, {"growth": True, "deaths": True},
+            Design(many, 2, tuple(0.8 ** np.arange(0, 28, 3)), n_test=10_000, subsets=True),
+            _hierarchy_priors() | growth | {"spread_subset": dist.LogNormal(math.log(0.1), 0.5)},
+            {"growth": True, "deaths": True},
             {"prediction": (many[0], 0.02), "prediction_new": (new, 0.02)}, True, 200,
         ),
     ]  # fmt: skip

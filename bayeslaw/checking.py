@@ -265,6 +265,7 @@ def _quantities(model: Model, simulated: Simulated, posterior: Fit) -> xr.Datase
     draws = {name: (dims, found[name].to_numpy()) for name in model.priors}
     if model.effects:
         names = ("log_e", "log_e_run", "shift_p", "effect_p")
+        names = (*names, "luck") if model.design.subsets else names
         draws |= {f"{name}[0]": (dims, found[name].to_numpy()[..., 0]) for name in names}
     count = len(model.design.configuration)
     log_e = found["log_e_run"] if "log_e_run" in found else found["log_e"]
@@ -287,7 +288,8 @@ def _truth(model: Model, simulated: Simulated, rng: np.random.Generator) -> dict
     value, design = simulated.value, model.design
     truth = dict(value)
     if model.effects:
-        truth |= {f"{name}[0]": getattr(simulated, name)[0] for name in ("log_e", "log_e_run", "shift_p", "effect_p")}
+        names = ("log_e", "log_e_run", "shift_p", "effect_p", *(("luck",) if design.subsets else ()))
+        truth |= {f"{name}[0]": getattr(simulated, name)[0] for name in names}
     effects = simulated.log_e_run, simulated.effect_p
     truth["log_likelihood"] = float(log_likelihood(design, value, *effects, simulated.response, simulated.dead))
     for name, (network, density) in model.predictions.items():

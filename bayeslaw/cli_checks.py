@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,13 +17,18 @@ def evaluate(
     correlated: CorrelatedOption = True,
     leave_out: Annotated[str, typer.Option(help="configurations, trajectories, or largest.")] = "configurations",
     folds: Annotated[int, typer.Option(help="Groups left out in turn.")] = 5,
+    later: Annotated[
+        str | None, typer.Option(metavar="RUNS", help="Runs measured later; then nothing is left out.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
     seed: Seed = 0,
 ) -> None:
     """Compare posterior and least squares: deviation, seed spread, coverage of what was left out."""
     from bayeslaw.calibration import evaluate as run
 
-    result = run(table_of(runs), law=law, correlated=correlated, leave_out=leave_out, folds=folds, seed=seed)
+    new = None if later is None else table_of(later)
+    options: dict[str, Any] = {"leave_out": leave_out, "folds": folds, "later": new}
+    result = run(table_of(runs), law=law, correlated=correlated, seed=seed, **options)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))

@@ -16,8 +16,9 @@ from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Frame
 from bayeslaw.hierarchy import spreads_at
-from bayeslaw.laws import Law, log_dense_at
+from bayeslaw.laws import Law, log_dense_at, share_of_data, spread_of_luck
 from bayeslaw.precision import in_float64
+from bayeslaw.subsets import SUBSET, which_subset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +57,27 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
 def network_values(value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
     """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
     return value | _centre_and_spreads(value, covariates)[1]
+
+
+def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray]:
+    """Say where the luck of runs can lie (`bayeslaw.subsets`): that of a subset which fitted runs saw too is known.
+
+    Args:
+        fit: The posterior.
+        runs: One row per run, with its configuration and, as far as it is known, `subset_id`.
+
+    Returns:
+        How far it moves log e, as far as that is known, and the spread of what is not, each `[draws, runs]`.
+    """
+    value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
+    shape = (len(value["dense"]), len(runs))
+    if "spread_subset" not in value:
+        return np.zeros(shape), np.zeros(shape)
+    covariates = fit.frame.covariates(runs)
+    share, spread = (np.asarray(part(value, covariates)) for part in (share_of_data, spread_of_luck))
+    luck = fit.posterior["luck"].to_numpy().reshape(shape[0], -1)
+    which = which_subset(runs, pd.DataFrame({name: fit.posterior[f"subset_{name}"].to_numpy() for name in SUBSET}))
+    return np.where(which >= 0, share * luck[:, which], 0.0), np.where(which >= 0, 0.0, spread)
 
 
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> Drawn:
@@ -171,7 +193,7 @@ def _nodes(varies: bool) -> tuple[NDArray, NDArray]:
 
 
 def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataFrame, drawn: Drawn) -> NDArray:
-    """Average the error of designs over the effects of a new run, a block of designs at a time.
+    """Average the error of designs over the effects of a new run, its subset's included, a block of designs at a time.
 
     Args:
         law: The law.
@@ -185,7 +207,11 @@ def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataF
     """
 
     def one(covariates: dict[str, Any], log_density: NDArray, *drawn: NDArray) -> tuple[jax.Array]:
-        return (average_error(law, network_values(value, covariates), covariates, *drawn, log_density),)
+        of_networks = network_values(value, covariates)
+        if "spread_subset" in value:
+            runs = of_networks.get("tau_np", 0.0)
+            of_networks["tau_np"] = jnp.hypot(runs, spread_of_luck(value, covariates))
+        return (average_error(law, of_networks, covariates, *drawn, log_density),)
 
     return by_block(one, frame, designs, *drawn)[0]
 

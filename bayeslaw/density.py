@@ -28,7 +28,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 #: Draws constrained at once.
 _BATCH = 64
 #: What a fit keeps beside the parameters that have priors.
-_DERIVED = ("a", "b", "c", "sigma_np", "tau_np", "sigma_p", "tau_p", "log_eps_up", "log_e_run", "effect_p")
+_DERIVED = ("a", "b", "c", "sigma_np", "tau_np", "sigma_p", "tau_p", "log_eps_up", "log_e_run", "effect_p", "luck")
 
 
 class Context(NamedTuple):

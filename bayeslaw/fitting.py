@@ -47,6 +47,7 @@ from bayeslaw.straight import (
     straight_potential,
     straighten,
 )
+from bayeslaw.subsets import SUBSET
 from bayeslaw.unconstrained import against_prior, prior_middles
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def prepare(
     """
     structure = structure_of(table, **parts)
     frame = make_frame(table, chance_error_of(table))
-    data, labels = make_data(table, frame, deaths=structure.deaths)
+    data, labels = make_data(table, frame, deaths=structure.deaths, subsets=structure.subsets)
     own = {name: prior for name, prior in priors.items() if name not in structure.without()}
     prepared = Prepared(table, frame, structure, data, labels, own, len(labels.configurations) < FEW_CONFIGURATIONS)
     _warn_about(prepared, pooled=pooled)
@@ -389,6 +390,7 @@ def starts_of(own: Prepared) -> list[dict[str, jax.Array]]:
         latent |= {"discrepancy_p": np.zeros(len(data.depth))} if "p" in effects and not structure.of_runs else {}
         latent |= {name: np.zeros(len(data.configuration)) for name, where in standard.items() if where in effects}
     centre = prior_middles({name: prior.distribution for name, prior in own.priors.items()})
+    latent |= {"luck_halfway": np.zeros(len(data.luck_root))} if structure.subsets else {}
     latent = {name: jnp.asarray(value) for name, value in latent.items()}
     return [{**{name: value + shift for name, value in centre.items()}, **latent} for shift in (0.0, -0.5, 0.5)]
 
@@ -409,7 +411,9 @@ def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], data: Da
     coords |= {name: ("configuration", labels.configurations[name].to_numpy()) for name in CONFIGURATION}
     coords |= {"trajectory": np.asarray(labels.trajectories, dtype=str)}
     own = {name: ["configuration"] for name in ("log_e", "eps_np", "shift_p")}
-    own |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"]}
+    own |= {"log_e_run": ["trajectory"], "effect_p": ["trajectory"], "luck": ["subset"]}
+    for name in SUBSET if "luck" in values else ():
+        coords[f"subset_{name}"] = ("subset", labels.subsets[name].to_numpy(None if name == "dataset_size" else str))
     variables = {
         name: (["chain", "draw", *own.get(name, [])], np.asarray(value))
         for name, value in values.items()
@@ -424,6 +428,7 @@ def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], data: Da
         "trajectory_of_row": ("row", rows.trajectory),
         "fate": ("row", rows.fate),
         "configuration_of_trajectory": ("run", data.configuration),
+        "subset_of_trajectory": ("run", data.subset),
     }
     groups = {
         "posterior": xr.Dataset(variables, coords),

@@ -15,6 +15,7 @@ import scipy.special
 from bayeslaw.deaths import DIED, LIVED, STAYED, are_dead, count_dead, fates_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
+from bayeslaw.subsets import SUBSET, number_subsets, root_of_covariance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,6 +102,8 @@ class Data(NamedTuple):
         dataset_size: Centred log dataset size, `[configurations]`.
         log_chance: Logarithm of the random-guess error.
         dead: How many networks revived, and how many stayed dead from level to level, `[2]`.
+        subset: Training subset of each trajectory, `[trajectories]`.
+        luck_root: What makes the subsets' lucks from independent ones (`bayeslaw.subsets`), `[subsets, subsets]`.
     """
 
     response: Numbers
@@ -117,6 +120,8 @@ class Data(NamedTuple):
     dataset_size: Numbers
     log_chance: float | jax.Array
     dead: Numbers
+    subset: Numbers = np.zeros(0, int)
+    luck_root: Numbers = np.zeros((0, 0))
 
     def in_float32(self) -> Data:
         """Give the rows in the precision that they are sampled in: they are many, and measured to a few digits."""
@@ -178,20 +183,23 @@ class Labels(NamedTuple):
         configurations: One row each, in the order of the model's axis.
         trajectories: Keys of the trajectories.
         rows: The rows in the order of the table.
+        subsets: Dataset size and name of every training subset.
     """
 
     configurations: pd.DataFrame
     trajectories: pd.Index
     rows: Rows
+    subsets: pd.DataFrame = pd.DataFrame(columns=pd.Index(SUBSET))
 
 
-def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tuple[Data, Labels]:
+def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False, subsets: bool = False) -> tuple[Data, Labels]:
     """Turn a validated run table into arrays, and say what their axes stand for.
 
     Args:
         runs: The runs.
         frame: What turns networks into covariates.
         deaths: Tell dead networks from living ones (`bayeslaw.deaths`).
+        subsets: Tell runs apart by their training subsets (`bayeslaw.subsets`).
     """
     configurations = runs[CONFIGURATION].drop_duplicates().sort_values(CONFIGURATION, ignore_index=True)
     keys = runs["trajectory"] if "trajectory" in runs else pd.Series("all", runs.index)
@@ -212,6 +220,9 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tupl
     places, trajectory = _lines(labels, order)
     laid = places >= 0
     columns = ((rows.response, 0.0), (rows.log_density, 0.0), (rows.n_test, 1.0), (gap, np.inf))
+    of_trajectory, known = np.zeros(len(first), int), Labels._field_defaults["subsets"]
+    if subsets:
+        of_trajectory, known = number_subsets(runs.iloc[first])
     data = Data(
         *(np.where(laid, values[places], filler) for values, filler in columns),
         measured=laid & ~are_dead(fate[places]),
@@ -221,8 +232,10 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False) -> tupl
         **frame.covariates(configurations),
         log_chance=math.log(frame.chance_error),
         dead=count_dead(fate),
+        subset=of_trajectory,
+        luck_root=root_of_covariance(known, frame.log_dataset_size),
     )
-    return data, Labels(configurations, pd.Index(keys.to_numpy()[first], name="trajectory"), rows)
+    return data, Labels(configurations, pd.Index(keys.to_numpy()[first], name="trajectory"), rows, known)
 
 
 def is_dead(rows: pd.DataFrame, chance_error: float) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayeslaw.frame import Data
-from bayeslaw.laws import log_dense_at
+from bayeslaw.laws import log_dense_at, share_of_data
 
 #: Spreads of latent effects; every other parameter enters the likelihood directly.
 SPREADS = ("spread_np", "share_np", "spread_p", "share_p")
@@ -69,7 +69,28 @@ def spreads_at(value: Mapping[str, Any], centre: Any) -> dict[str, Any]:
     return {name: value[name] * jnp.exp(growth[where]) for name, where in parts if name in value}
 
 
-def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+def halfway_prior(spread: Any, subsets: int) -> Any:
+    """Make the distribution that lucks are sampled from, half-way between themselves and units of their spread.
+
+    Runs tell them apart to some hundredths, which is more than small spreads leave and less than large ones: in units
+    of the spread they would narrow as it grows, and by themselves as it shrinks, many times over.
+    """
+    return dist.Normal(0.0, jnp.sqrt(spread)).expand((subsets,)).to_event(1)
+
+
+def luck_of_subsets(value: Mapping[str, Any], data: Data) -> jax.Array:
+    """Give the luck of every training subset (`bayeslaw.subsets`), `[subsets]`."""
+    return jnp.sqrt(value["spread_subset"]) * (jnp.asarray(data.luck_root) @ value["luck_halfway"])
+
+
+def luck_of_runs(value: Mapping[str, Any], data: Data) -> jax.Array:
+    """Say how far its subset moves log e of every trajectory, `[trajectories]`; 0 where the model has no luck."""
+    if "luck_halfway" not in value:
+        return jnp.asarray(0.0)
+    return share_of_data(value, data.covariates)[data.configuration] * luck_of_subsets(value, data)[data.subset]
+
+
+def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any], luck: jax.Array) -> tuple[jax.Array, Any]:
     """Sample log e and the sideways effect of every trajectory, the configurations' own integrated out.
 
     Without trajectory effects on eps_np, log e of the configurations is sampled itself.
@@ -78,19 +99,20 @@ def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) ->
         data: The data.
         centre: Log e of the configurations by the dense law.
         spread: Spreads of the configurations (`spreads_at`).
+        luck: How far its subset moves log e of every trajectory (`luck_of_runs`).
 
     Returns:
-        log e and the sideways effect of every trajectory.
+        log e, luck included, and the sideways effect of every trajectory.
     """
     count = len(data.configuration)
     if "tau_np" in spread:
         log_e = site("log_e_run", dist.ImproperUniform(dist.constraints.real, (), (count,)))
         spreads = spread["sigma_np"], spread["tau_np"]
-        numpyro.factor("hierarchy", log_density_of_groups(log_e, data, centre, *spreads))
+        numpyro.factor("hierarchy", log_density_of_groups(log_e - luck, data, centre, *spreads))
     else:
         own = site("log_e", dist.ImproperUniform(dist.constraints.real, (), (len(data.depth),)))
         numpyro.factor("hierarchy", dist.Normal(centre, spread["sigma_np"]).log_prob(own).sum())
-        log_e = own[data.configuration]
+        log_e = own[data.configuration] + luck
         numpyro.deterministic("log_e_run", log_e)
     if "tau_p" not in spread:
         return log_e, jnp.zeros(count)
@@ -100,8 +122,10 @@ def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) ->
     return log_e, effect_p
 
 
-def standardised_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-    """Sample effects in units of their spreads."""
+def standardised_effects(
+    data: Data, centre: jax.Array, spread: Mapping[str, Any], luck: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Sample effects in units of their spreads; arguments as in `centred_effects`."""
     own, shift, count = jnp.asarray(centre), jnp.zeros(len(data.depth)), len(data.configuration)
     with numpyro.plate("configuration", len(data.depth)):
         if "sigma_np" in spread:
@@ -111,7 +135,7 @@ def standardised_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any
     numpyro.deterministic("log_e", own)
     if "tau_p" in spread:
         numpyro.deterministic("shift_p", shift)
-    log_e, effect_p = own[data.configuration], shift[data.configuration]
+    log_e, effect_p = own[data.configuration] + luck, shift[data.configuration]
     with numpyro.plate("trajectory", count):
         if "tau_np" in spread:
             log_e = log_e + spread["tau_np"][data.configuration] * site("standard_np", dist.Normal())
@@ -166,8 +190,8 @@ def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) ->
 
     Args:
         key: Random key.
-        value: One draw: constants of the dense law, spreads, their growth, `log_e_run` and `effect_p`; or the
-            configurations' own `log_e` and `shift_p`, where they were sampled.
+        value: One draw: constants of the dense law, spreads, their growth, what luck is made of, `log_e_run` and
+            `effect_p`; or the configurations' own `log_e` and `shift_p`, where they were sampled.
         data: The data.
 
     Returns:
@@ -175,14 +199,15 @@ def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) ->
     """
     centre = log_dense_at(value, data.covariates)
     spread = spreads_at(value, centre)
-    named = (("log_e", "log_e_run", centre, "np"), ("shift_p", "effect_p", jnp.zeros_like(centre), "p"))
+    nothing, luck = jnp.zeros_like(centre), luck_of_runs(value, data)
+    named = (("log_e", "log_e_run", centre, luck, "np"), ("shift_p", "effect_p", nothing, 0.0, "p"))
     found = {}
-    for (own, of_runs, about, where), key_of_it in zip(named, jax.random.split(key), strict=True):
+    for (own, of_runs, about, shared, where), key_of_it in zip(named, jax.random.split(key), strict=True):
         if own in value:
             found[own] = value[own]
         elif of_runs in value:
             spreads = spread[f"sigma_{where}"], spread[f"tau_{where}"]
-            found[own] = _given_runs(key_of_it, value[of_runs], data, about, *spreads)
+            found[own] = _given_runs(key_of_it, value[of_runs] - shared, data, about, *spreads)
     return found
 
 
@@ -204,8 +229,8 @@ def estimate_spreads(value: Mapping[str, Any], data: Data, variances: Mapping[st
     alone would lack what is not known of them: spreads would shrink, the effects with them, and so on to nothing.
 
     Args:
-        value: Constants of the dense law, growth of the spreads, `log_e_run` (or `log_e`, without effects of
-            trajectories on it) and, with sideways effects, `effect_p`.
+        value: Constants of the dense law, growth of the spreads, what luck is made of, `log_e_run` (or `log_e`, without
+            effects of trajectories on it) and, with sideways effects, `effect_p`.
         data: The data.
         variances: Those of the effects about their mode, by the same names.
 
@@ -216,6 +241,8 @@ def estimate_spreads(value: Mapping[str, Any], data: Data, variances: Mapping[st
     centre = log_dense_at(value, data.covariates)
     above = centre - jnp.log(value["dense"])
     found = {}
+    if "luck_halfway" in value:
+        found["spread_subset"] = _spread_of_lucks(value)
     if "effect_p" in value:
         found |= _of_both(value, data, variances, ("effect_p", "p"), jnp.zeros_like(centre), above)
     if "log_e" not in value:
@@ -235,11 +262,12 @@ def _of_both(
 ) -> dict[str, jax.Array]:
     """Estimate spread, growth and share from effects of trajectories, those of their configurations included."""
     name, where = names
-    squares = (value[name] - centre[data.configuration]) ** 2 + variances[name]
+    effects = value[name] - (luck_of_runs(value, data) if where == "np" else 0.0)
+    squares = (effects - centre[data.configuration]) ** 2 + variances[name]
     growth = _spread_and_growth(squares, above[data.configuration], value.get(f"growth_{where}"))[1]
     found = {f"growth_{where}": growth} if f"growth_{where}" in value else {}
     unit = jnp.exp(growth * above)
-    size, mean, squares = _group_moments(value[name], data)
+    size, mean, squares = _group_moments(effects, data)
     unknown = group_mean(variances[name], data)
     repeated = jnp.sum(size - 1)
     within = jnp.sum((squares + (size - 1) * unknown) / unit**2) / jnp.maximum(repeated, 1)
@@ -247,6 +275,12 @@ def _of_both(
     between = jnp.maximum(apart - within * jnp.mean(1 / size), 0.1 * apart)
     between, within = (jnp.where(repeated > 0, v, apart / 2) + LEAST_SPREAD**2 for v in (between, within))
     return found | {f"spread_{where}": jnp.sqrt(between + within), f"share_{where}": between / (between + within)}
+
+
+def _spread_of_lucks(value: Mapping[str, Any]) -> jax.Array:
+    """Estimate the spread of lucks; of what they have in common runs say little, and of that the spread stays."""
+    lucks = jnp.sqrt(value["spread_subset"]) * value["luck_halfway"]
+    return jnp.sqrt(jnp.mean(lucks**2) + 0.5 * value["spread_subset"] ** 2 + LEAST_SPREAD**2)
 
 
 def _spread_and_growth(squares: Any, above: Any, growth: Any) -> tuple[jax.Array, Any]:
@@ -273,6 +307,7 @@ def spread_variances(data: Data, names: Container[str]) -> dict[str, float]:
     share = min(4 / groups + 4 / (count - groups), 2.0) if count > groups else 2.0
     of = {"spread": 1 / groups, "share": share, "growth": 1 / groups}
     variances = {f"{name}_{where}": variance for name, variance in of.items() for where in ("np", "p")}
+    variances["spread_subset"] = 0.5
     return {name: variance for name, variance in variances.items() if name in names}
 
 

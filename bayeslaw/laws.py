@@ -370,3 +370,21 @@ def log_dense_at(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> jax
     """
     capacity = covariates["parameters"] + value.get("omega", 0.0) * covariates["depth"]
     return log_dense(dense_of(value), capacity, covariates["dataset_size"])
+
+
+def share_of_data(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
+    """Give the share of networks' e that data remove, by the dense law: how far luck moves their log e.
+
+    Args:
+        value: Constants of the dense law.
+        covariates: Centred covariates of the networks.
+    """
+    of_data = jnp.log(split_dense(value)["a"]) - value["alpha"] * covariates["dataset_size"]
+    return jnp.exp(of_data - log_dense_at(value, covariates))
+
+
+def spread_of_luck(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
+    """Give by how much log e of networks spreads between subsets; 0 where the model has no luck."""
+    if "spread_subset" not in value:
+        return 0.0
+    return value["spread_subset"] * jnp.exp(-0.5 * covariates["dataset_size"]) * share_of_data(value, covariates)

@@ -15,9 +15,20 @@ import numpyro
 from bayeslaw.deaths import log_density_of_dead
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Data, is_dead, varies
-from bayeslaw.hierarchy import SPREADS, centred_effects, site, split_spread, spreads_at, standardised_effects
+from bayeslaw.hierarchy import (
+    SPREADS,
+    centred_effects,
+    halfway_prior,
+    luck_of_runs,
+    luck_of_subsets,
+    site,
+    split_spread,
+    spreads_at,
+    standardised_effects,
+)
 from bayeslaw.laws import law_named, log_dense_at, split_dense
 from bayeslaw.lines import LineNoise, Places
+from bayeslaw.subsets import shares_subsets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +57,7 @@ class Structure:
         growth: Whether spreads grow with the error that the dense law expects.
         correlated: Whether the noise of a level is correlated with that of the level before.
         deaths: Whether networks die (`bayeslaw.deaths`).
+        subsets: Whether runs on one training subset share its luck (`bayeslaw.subsets`).
     """
 
     depth_varies: bool
@@ -59,6 +71,7 @@ class Structure:
     growth: bool = True
     correlated: bool = False
     deaths: bool = False
+    subsets: bool = False
 
     def without(self) -> set[str]:
         """Name the parameters that the model does not have."""
@@ -71,6 +84,7 @@ class Structure:
         absent |= set() if self.noise == "student_t" else {"nu"}
         absent |= set() if self.steep else {"kappa", "noise_power"}
         absent |= set() if self.deaths else {"dies", "dies_power", "stays"}
+        absent |= set() if self.subsets else {"spread_subset"}
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
         absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
@@ -92,11 +106,12 @@ def structure_of(
     growth: bool | None = None,
     correlated: bool = True,
     deaths: bool | None = None,
+    subsets: bool | None = None,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
 
     Where `growth` is not given, `MANY_CONFIGURATIONS` inform the spreads' growth; where `deaths` is not, one dead
-    network does (`bayeslaw.deaths`).
+    network does (`bayeslaw.deaths`); where `subsets` is not, subsets that networks share do (`bayeslaw.subsets`).
 
     Raises:
         BayeslawError: The law, an effect or the noise is unknown, or the law is for one configuration and there are
@@ -128,6 +143,7 @@ def structure_of(
         growth=configurations >= MANY_CONFIGURATIONS if growth is None else growth,
         correlated=correlated,
         deaths=_any_died(runs) if deaths is None else deaths and "trajectory" in runs,
+        subsets=subsets is not False and "share_n" not in law_named(law).without and shares_subsets(runs),
     )
 
 
@@ -145,7 +161,10 @@ def make_model(structure: Structure, *, centred: bool = True):
 
         log e~_i  = log(a n^-alpha + b (m l^omega)^-beta + c)                  the dense law
         log e_i   ~ Normal(log e~_i, sigma_np g_np)                            discrepancy of the configuration
-        log e_it  = log e_i + effect_np,   effect_np ~ Normal(0, tau_np g_np)  the trajectory, up and down
+        log e_it  = log e_i + s_i u + effect_np                                the trajectory, up and down
+        effect_np ~ Normal(0, tau_np g_np)
+        u         ~ Normal(0, spread_subset (n_0 / n)^(1/2))                   luck of the training subset
+        s_i       = a n^-alpha / e~_i                                          what luck acts on
         shift_i   ~ Normal(0, sigma_p g_p)                                     the configuration, sideways
         log p'_it = log p' + effect_p,     effect_p  ~ Normal(shift_i, tau_p g_p)  the trajectory, sideways
         g         = (e~_i / e~ of the central network)^growth                  worse networks spread more
@@ -182,7 +201,12 @@ def make_model(structure: Structure, *, centred: bool = True):
         value["log_eps_up"] = jnp.asarray(numpyro.deterministic("log_eps_up", log_eps_up))
         centre = log_dense_at(value, data.covariates)
         at_network = spreads_at(value | spread, centre)
-        log_e, effect_p = (centred_effects if centred else standardised_effects)(data, centre, at_network)
+        luck = jnp.asarray(0.0)
+        if structure.subsets:
+            value["luck_halfway"] = site("luck_halfway", halfway_prior(value["spread_subset"], len(data.luck_root)))
+            numpyro.deterministic("luck", luck_of_subsets(value, data))
+            luck = luck_of_runs(value, data)
+        log_e, effect_p = (centred_effects if centred else standardised_effects)(data, centre, at_network, luck)
         covariates = {name: jnp.asarray(v)[data.configuration] for name, v in data.covariates.items()}
         curve = law.curve(value, covariates, log_e, effect_p)
         of_line = jax.tree.map(lambda part: part[data.trajectory] if jnp.ndim(part) else part, curve)

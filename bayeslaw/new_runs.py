@@ -17,6 +17,7 @@ from bayeslaw.curves import (
     Drawn,
     by_block,
     configuration_draws,
+    expected_luck,
     generator,
     network_values,
     parameter_draws,
@@ -51,7 +52,7 @@ def run_logits(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray[np.float64
         Logits, not yet those of whole counts where networks live, `[draws, designs]`.
     """
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
-    runs, index = unique_rows(designs, RUN)
+    runs, index = unique_rows(designs, [*RUN, "subset_id"])
     fresh = new_runs(fit, runs, seed)
     effects, n_test = Drawn(*(effect[:, index] for effect in fresh)), n_test_for(fit, designs)
     location, scale = observations(fit.law, value, fit.frame, designs, effects, n_test)
@@ -107,15 +108,23 @@ def _path_with_deaths(
 
 
 def new_runs(fit: Fit, runs: pd.DataFrame, seed: int) -> Drawn:
-    """Draw where the curves of new runs lie, `[draws, runs]`; a row is a run, named as `names_of` does."""
+    """Draw where the curves of new runs lie, `[draws, runs]`; a row is a run, named as `names_of` does.
+
+    Runs of one dataset size and `replicate` have one luck: they are trained on the same subset.
+    """
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     drawn = configuration_draws(fit, runs, seed)
     at_networks = network_values(value, fit.frame.covariates(runs))
     spreads = [np.broadcast_to(at_networks.get(name, 0.0), drawn.log_e.shape) for name in ("tau_np", "tau_p")]
+    luck, unknown = expected_luck(fit, runs)
     for i, name in enumerate(names_of(runs)):
         normal = generator(seed, name, "run").standard_normal((2, len(drawn.log_e)))
         for effect, spread, fresh in zip(drawn, spreads, normal, strict=True):
             effect[:, i] += spread[:, i] * fresh
+        drawn.log_e[:, i] += luck[:, i]
+        if unknown[:, i].any():
+            subset = generator(seed, name[len(CONFIGURATION) - 1 :], "subset")
+            drawn.log_e[:, i] += unknown[:, i] * subset.standard_normal(len(drawn.log_e))
     return drawn
 
 

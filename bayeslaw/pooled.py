@@ -259,7 +259,7 @@ def _without_runs(frame: Frame, structure: Structure, priors: dict[str, Prior]) 
     """Make a family of which nothing was measured."""
     nothing = np.zeros(0, int)
     runs = pd.DataFrame({name: np.zeros(0) for name in (*CONFIGURATION, "density", "error")})
-    arrays = [nothing] * (len(Data._fields) - 2)
+    arrays = [nothing] * (len(Data._fields) - 2 - len(Data._field_defaults))
     data = Data(*arrays, log_chance=float(np.log(frame.chance_error)), dead=np.zeros(2))
     labels = Labels(runs[CONFIGURATION], pd.Index([]), Rows(*[nothing] * len(Rows._fields)))
     return Prepared(runs, frame, structure, data, labels, priors, few=True)

@@ -91,6 +91,9 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "share_np": Prior(
             dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both
         ),
+        "spread_subset": Prior(
+            dist.LogNormal(-2.3, 1.0), "spread between training subsets of what data remove (log)", "weak: .02 to .5"
+        ),
         "spread_p": Prior(dist.LogNormal(-1.6, 0.8), "spread of runs in p' (log, sideways)", small),
         "share_p": Prior(
             dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both

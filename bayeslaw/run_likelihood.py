@@ -14,7 +14,7 @@ import scipy.special
 from tqdm import tqdm
 
 from bayeslaw.compiled import jit
-from bayeslaw.curves import parameter_draws
+from bayeslaw.curves import expected_luck, parameter_draws
 from bayeslaw.deaths import STAYED, are_dead, log_probability
 from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data
 from bayeslaw.hierarchy import spreads_at
@@ -188,6 +188,8 @@ class Sample(NamedTuple):
         configuration: Configuration of every trajectory.
         configurations: One row each, depth, width and dataset size.
         columns: Response, log density, n_test, gap (`frame.gaps`) and fate of those rows.
+        luck: How far its subset moves log e of every trajectory, as far as that is known, `[draws, trajectories]`.
+        luck_spread: Spread of what is not known of that, likewise.
     """
 
     value: dict[str, NDArray]
@@ -198,22 +200,27 @@ class Sample(NamedTuple):
     configuration: NDArray[np.intp]
     configurations: pd.DataFrame
     columns: tuple[NDArray, ...]
+    luck: NDArray
+    luck_spread: NDArray
 
     @classmethod
     def of(cls, fit: Fit, draws: int, runs: pd.DataFrame | None = None) -> Sample:
         """Take the fitted runs, or others."""
         if runs is None:
             configuration, configurations, rows = fitted_rows(fit)
+            own = first_rows(fit.runs)
         else:
+            own = first_rows(runs)
             data, labels = make_data(runs, fit.frame, deaths=fit.structure.deaths)
             configuration, configurations, rows = np.asarray(data.configuration), labels.configurations, labels.rows
         index = _thinning(fit, draws)
+        luck, luck_spread = (part[index] for part in expected_luck(fit, own))
         value = {name: values[index, None] for name, values in parameter_draws(fit).items()}
         covariates = fit.frame.covariates(configurations)
         order = along_trajectories(rows.trajectory, rows.log_density)
         fate, of_fate = rows.fate[order], rows.trajectory[order]
         order = order[fate != STAYED]
-        trajectory, log_density, own = rows.trajectory[order], rows.log_density[order], rows.fate[order]
+        trajectory, log_density, fates = rows.trajectory[order], rows.log_density[order], rows.fate[order]
         return cls(
             value,
             {name: values[configuration] for name, values in covariates.items()},
@@ -222,8 +229,16 @@ class Sample(NamedTuple):
             trajectory,
             configuration,
             configurations,
-            (rows.response[order], log_density, rows.n_test[order], gaps(trajectory, log_density, own), own),
+            (rows.response[order], log_density, rows.n_test[order], gaps(trajectory, log_density, fates), fates),
+            luck,
+            luck_spread,
         )
+
+
+def first_rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """Take a row of every trajectory, in the order of `make_data`."""
+    keys = [*CONFIGURATION, "trajectory"] if "trajectory" in runs else CONFIGURATION
+    return runs.drop_duplicates(keys).sort_values(keys, ignore_index=True)
 
 
 def fitted_rows(fit: Fit) -> tuple[NDArray[np.intp], pd.DataFrame, Rows]:
@@ -258,14 +273,15 @@ def _given_others(fit: Fit, sample: Sample, draws: int) -> tuple[NDArray, NDArra
     found = []
     for (of_runs, own, where), about in zip(_EFFECTS, (centre, zero), strict=True):
         sigma, tau = (spread.get(f"{part}_{where}", zero) + zero for part in ("sigma", "tau"))
-        effects = _thinned(fit, of_runs, draws)
+        effects, luck = _thinned(fit, of_runs, draws), sample.luck if where == "np" else zero
         if f"tau_{where}" in spread and effects is not None:
-            found.append(_given_other_runs(effects, about, sigma, tau, configuration))
+            expected, unknown = _given_other_runs(effects - luck, about, sigma, tau, configuration)
+            found.append((expected + luck, unknown))
             continue
         own_draws = _thinned(fit, own, draws)
         alone = np.bincount(configuration)[configuration] == 1
         known = about if own_draws is None else own_draws[:, configuration]
-        found.append((np.where(alone & (sigma > 0), about, known), np.where(alone, sigma, zero)))
+        found.append((np.where(alone & (sigma > 0), about, known) + luck, np.where(alone, sigma, zero)))
     return _stacked(found)
 
 
@@ -294,7 +310,9 @@ def _of_new(fit: Fit, sample: Sample, draws: int) -> tuple[NDArray, NDArray]:
         sigma, tau = (spread.get(f"{part}_{where}", zero) + zero for part in ("sigma", "tau"))
         own_draws = _thinned(fit, own, draws)
         location = about if own_draws is None else np.where(place >= 0, own_draws[:, place], about)
-        found.append((location, np.where(place >= 0, tau, np.hypot(sigma, tau))))
+        luck, unknown = (sample.luck, sample.luck_spread) if where == "np" else (zero, zero)
+        apart = np.where(place >= 0, tau, np.hypot(sigma, tau))
+        found.append((location + luck, np.hypot(apart, unknown)))
     return _stacked(found)
 
 

@@ -34,12 +34,15 @@ class Design:
         replicates: Trajectories of each, at most 10.
         densities: Where each trajectory is measured, level by level.
         n_test: Number of test examples, or nothing if the table does not say: then there is no binomial floor.
+        subsets: Whether the table says that a replicate's networks were trained on the same examples, those of a
+            smaller dataset size among those of a larger one.
     """
 
     configurations: tuple[tuple[int, int, int], ...]
     replicates: int
     densities: tuple[float, ...]
     n_test: int | None = None
+    subsets: bool = False
 
     @property
     def chance_error(self) -> float:
@@ -71,6 +74,7 @@ class Design:
         )
         shape = ",".join(map(str, _INPUT_SHAPE))
         rows = rows.assign(family=_FAMILY, dataset="simulated", classes=_CLASSES, input_shape=shape)
+        rows = rows.assign(subset_id=rows["replicate"].astype(str)) if self.subsets else rows
         return rows if self.n_test is None else rows.assign(n_test=self.n_test)
 
     def covariates(self, configurations: NDArray | None = None) -> dict[str, NDArray]:
@@ -120,11 +124,12 @@ class Simulated:
         runs: The table; where rows are entered again, the first of each come first.
         value: The parameters by name.
         log_e: Log dense error before it saturates, `[configurations]`.
-        log_e_run: The same of the trajectories, `[trajectories]`.
+        log_e_run: The same of the trajectories, the luck of their subsets included, `[trajectories]`.
         shift_p: Sideways shift of the configurations, `[configurations]`.
         effect_p: Sideways effect of the trajectories, that of their configuration included, `[trajectories]`.
         response: Empirical logits of the errors, `[rows]`, every row once.
         dead: Whether a row is a dead network's, `[rows]`.
+        luck: Of the subsets, `[dataset sizes x replicates]`, from the smallest; nothing where there is none.
     """
 
     runs: pd.DataFrame
@@ -135,6 +140,7 @@ class Simulated:
     effect_p: NDArray
     response: NDArray
     dead: NDArray
+    luck: NDArray
 
 
 def simulate(
@@ -173,6 +179,11 @@ def simulate(
     spread = {"sigma_np": none, "tau_np": none, "sigma_p": none, "tau_p": none} | spreads(value, covariates)
     log_e = centre + spread["sigma_np"] * rng.standard_normal(len(centre))
     log_e_run = log_e[of_run] + spread["tau_np"][of_run] * rng.standard_normal(len(of_run))
+    luck = _draw_luck(design, value, rng) if "spread_subset" in value else {}
+    if luck:
+        sizes, replicate = np.array(design.configurations)[of_run, 2], np.arange(len(of_run)) % design.replicates
+        share = share_of_data(value, covariates)[of_run]
+        log_e_run = log_e_run + share * [luck[key] for key in zip(sizes, replicate, strict=True)]
     effect_p = spread["tau_p"][of_run] * rng.standard_normal(len(of_run))
     shift_p = spread["sigma_p"] * rng.standard_normal(len(centre)) if "spread_p" in value else none
     effect_p = shift_p[of_run] + effect_p
@@ -183,7 +194,22 @@ def simulate(
     runs = design.rows().assign(error=error)
     levels = len(design.densities)
     runs = pd.concat([runs.assign(level=runs["level"] + i * levels) for i in range(fault.copies)], ignore_index=True)
-    return Simulated(runs, value, log_e, log_e_run, shift_p, effect_p, logit_of_error(error, design.n_test), dead)
+    response, lucks = logit_of_error(error, design.n_test), np.array([luck[key] for key in sorted(luck)])
+    return Simulated(runs, value, log_e, log_e_run, shift_p, effect_p, response, dead, lucks)
+
+
+def _draw_luck(design: Design, value: Mapping[str, float], rng: np.random.Generator) -> dict[Any, float]:
+    """Draw the luck of subsets by dataset size and replicate: a sum that grows as examples are taken away."""
+    sizes = sorted({network[2] for network in design.configurations}, reverse=True)
+    central = np.exp(np.mean(np.log([network[2] for network in design.configurations])))
+    found: dict[Any, float] = {}
+    for replicate in range(design.replicates):
+        luck, before = 0.0, 0.0
+        for size in sizes:
+            variance = value["spread_subset"] ** 2 * central / size
+            luck, before = luck + np.sqrt(variance - before) * rng.standard_normal(), variance
+            found[size, replicate] = luck
+    return found
 
 
 def _measure(
@@ -222,6 +248,12 @@ def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> An
     b = value["dense"] - c - a
     capacity = covariates["parameters"] + value.get("omega", 0.0) * covariates["depth"]
     return np.log(a * np.exp(-value["alpha"] * covariates["dataset_size"]) + b * np.exp(-value["beta"] * capacity) + c)
+
+
+def share_of_data(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
+    """Give the share of networks' e that data remove."""
+    a = value["dense"] * (1 - value["share_c"]) * value["share_n"]
+    return a * np.exp(-value["alpha"] * covariates["dataset_size"]) / np.exp(log_dense(value, covariates))
 
 
 def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict[str, Any]:
@@ -334,6 +366,9 @@ def mean_error(
     """
     covariates = design.covariates(np.array([network]))
     spread = spreads(value, covariates)
+    if "spread_subset" in value:
+        of_luck = share_of_data(value, covariates) * np.exp(-covariates["dataset_size"] / 2)
+        spread["tau_np"] = np.hypot(spread.get("tau_np", 0.0), value["spread_subset"] * of_luck)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     up, sideways = spread.get("tau_np", 0.0) * nodes[:, None], spread.get("tau_p", 0.0) * nodes
     error, _ = curve(value, effects[0] + up, effects[1] + sideways, covariates, design.chance_error, density)
