@@ -56,6 +56,10 @@ def fit(
         bool | None,
         typer.Option("--deaths/--no-deaths", help="Networks die, then repeat an error; by default where any did."),
     ] = None,
+    subsets: Annotated[
+        bool | None,
+        typer.Option("--subsets/--no-subsets", help="Training subsets have luck; by default where networks share any."),
+    ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
@@ -85,7 +89,7 @@ def fit(
     acting = [name for name in effects.split(",") if name not in ("", "none")]
     settings: Any = {
         "law": law, "effects": acting, "noise": noise, "steep": steep, "growth": growth, "correlated": correlated,
-        "deaths": deaths, "seed": seed, "chains": chains, "warmup": warmup, "draws": draws,
+        "deaths": deaths, "subsets": subsets, "seed": seed, "chains": chains, "warmup": warmup, "draws": draws,
     }  # fmt: skip
     if pool is None:
         result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)

@@ -142,6 +142,7 @@ def refit(fit: Fit, runs: pd.DataFrame, *, seed: int) -> Fit:
         growth=structure.growth,
         correlated=structure.correlated,
         deaths=structure.deaths,
+        subsets=structure.subsets,
         priors={name: prior.distribution for name, prior in fit.priors().items()},
         seed=seed,
         progress=False,

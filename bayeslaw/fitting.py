@@ -76,6 +76,7 @@ class Settings(TypedDict, total=False):
     growth: bool | None
     correlated: bool
     deaths: bool | None
+    subsets: bool | None
     priors: Mapping[str, Distribution] | None
     seed: int
     chains: int
@@ -103,6 +104,7 @@ def fit(
     growth: bool | None = None,
     correlated: bool = True,
     deaths: bool | None = None,
+    subsets: bool | None = None,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -134,6 +136,8 @@ def fit(
         deaths: Whether a network that answers one class, so that its error near random guessing repeats to the last
             digit, counts as dead: its levels then tell how likely networks die and stay dead, and nothing of the curve;
             by default where a trajectory of the table shows one.
+        subsets: Whether runs on one training subset (`subset_id`, of one `dataset_size`) share its luck
+            (`bayeslaw.subsets`); by default where networks share subsets, and there are several of a size.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`). Of pooled
             exponents they are those of the population's centre (`phi`) and of the spread between families
             (`between_phi`); all others hold for every family.
@@ -163,7 +167,7 @@ def fit(
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     parts = {
         "law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth,
-        "correlated": correlated, "deaths": deaths,
+        "correlated": correlated, "deaths": deaths, "subsets": subsets,
     }  # fmt: skip
     reading = {"n_test": n_test, "chance_error": chance_error}
     sampling = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}

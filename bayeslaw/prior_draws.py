@@ -35,6 +35,7 @@ from bayeslaw.precision import in_float64
 from bayeslaw.predict import check_designs, summarise
 from bayeslaw.priors import resolve_priors
 from bayeslaw.runs import load_runs
+from bayeslaw.subsets import number_subsets, root_of_covariance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,6 +170,10 @@ def prior_predictive(
     configurations, of_row = unique_rows(designs, CONFIGURATION)
     order = along_trajectories(of_row, np.log(designs["density"].to_numpy(float)))
     data = _data(frame, designs.iloc[order], configurations, of_row[order])
+    if structure.subsets:  # those of a dataset size are trained on the same examples
+        of_configuration, subsets = number_subsets(configurations.assign(subset_id="new"))
+        root = root_of_covariance(subsets, frame.log_dataset_size)
+        data = data._replace(subset=of_configuration, luck_root=root)
     values = _draw(structure, Context(data, distributions), draws, seed)
     values |= derived_values(values, frame)
     parameters = {name: value for name, value in values.items() if value.ndim == 1}
