@@ -101,6 +101,7 @@ def evaluate(
     *,
     law: str = "sharpness",
     correlated: bool = True,
+    subsets: bool | None = None,
     leave_out: str = "configurations",
     folds: int = 5,
     later: pd.DataFrame | None = None,
@@ -116,6 +117,7 @@ def evaluate(
         runs: Validated run table of one family.
         law: The posterior's law, as in `bayeslaw.fit`; least squares is always that of the joint law.
         correlated: Whether the posterior's noise is correlated along a trajectory, as there.
+        subsets: Whether training subsets have luck, as there.
         leave_out: `"configurations"`, dealt into folds at random, each predicted by a fit to the others;
             `"trajectories"`, likewise, other runs of the same network mostly staying; `"largest"`, the largest third
             of the networks and the largest dataset size, predicted from smaller networks on less data.
@@ -134,14 +136,15 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    settings: dict[str, Any] = {"law": law, "correlated": correlated, "seed": seed, "draws": draws, "progress": False}
+    parts: dict[str, Any] = {"law": law, "correlated": correlated, "subsets": subsets}
+    settings = parts | {"seed": seed, "draws": draws, "progress": False}
     left_out, inside, scores, gates = [], [], [], {}
     if later is not None:
-        leave_out, parts = "nothing", [(runs, _of_same_family(later, runs))]
+        leave_out, splits = "nothing", [(runs, _of_same_family(later, runs))]
     else:
         fold = fold_of(runs, leave_out, folds, seed)
-        parts = [(runs[fold != index], runs[fold == index]) for index in range(fold.max() + 1)]
-    for index, (kept, outside) in enumerate(tqdm(parts, desc="folds", disable=None, file=sys.stderr)):
+        splits = [(runs[fold != index], runs[fold == index]) for index in range(fold.max() + 1)]
+    for index, (kept, outside) in enumerate(tqdm(splits, desc="folds", disable=None, file=sys.stderr)):
         posterior = fit(kept, **settings)
         rows, hits, score = _predict_left_out(posterior, kept, outside, seed, repetitions)
         gates["whole table" if later is not None else f"fold {index + 1}"] = posterior.diagnose()

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslaw.cli_options import CorrelatedOption, LawOption, Seed, read_floats, read_numbers, table_of
+from bayeslaw.cli_options import CorrelatedOption, LawOption, Seed, SubsetsOption, read_floats, read_numbers, table_of
 
 
 def evaluate(
     runs: Annotated[str, typer.Argument(metavar="RUNS", help="Recorded sweep, or a run table.")],
     law: LawOption = "sharpness",
     correlated: CorrelatedOption = True,
+    subsets: SubsetsOption = None,
     leave_out: Annotated[str, typer.Option(help="configurations, trajectories, or largest.")] = "configurations",
     folds: Annotated[int, typer.Option(help="Groups left out in turn.")] = 5,
     later: Annotated[
@@ -27,7 +28,7 @@ def evaluate(
     from bayeslaw.calibration import evaluate as run
 
     new = None if later is None else table_of(later)
-    options: dict[str, Any] = {"leave_out": leave_out, "folds": folds, "later": new}
+    options: dict[str, Any] = {"subsets": subsets, "leave_out": leave_out, "folds": folds, "later": new}
     result = run(table_of(runs), law=law, correlated=correlated, seed=seed, **options)
     if output is not None:
         result.rows.to_csv(output, index=False)

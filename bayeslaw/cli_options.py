@@ -22,6 +22,10 @@ LawOption = Annotated[str, typer.Option(help="joint, parameter_count, sharpness,
 CorrelatedOption = Annotated[
     bool, typer.Option("--correlated/--independent", help="Noise is correlated from level to level.")
 ]
+SubsetsOption = Annotated[
+    bool | None,
+    typer.Option("--subsets/--no-subsets", help="Training subsets have luck; by default where networks share any."),
+]
 
 
 def table_of(runs: str, **reading: Any) -> pd.DataFrame:
