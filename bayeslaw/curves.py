@@ -75,6 +75,8 @@ def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray]:
         return np.zeros(shape), np.zeros(shape)
     covariates = fit.frame.covariates(runs)
     share, spread = (np.asarray(part(value, covariates)) for part in (share_of_data, spread_of_luck))
+    if "luck" not in fit.posterior:  # a family of which nothing was measured
+        return np.zeros(shape), spread * np.ones(shape)
     luck = fit.posterior["luck"].to_numpy().reshape(shape[0], -1)
     which = which_subset(runs, pd.DataFrame({name: fit.posterior[f"subset_{name}"].to_numpy() for name in SUBSET}))
     return np.where(which >= 0, share * luck[:, which], 0.0), np.where(which >= 0, 0.0, spread)

@@ -35,13 +35,14 @@ def predict(
     Args:
         fit: The posterior.
         designs: One row per network, with `depth`, `width`, `dataset_size`, `density` in (0, 1] and, for
-            `kind="run"`, optionally `n_test` (else that of the fitted runs) and `replicate`, which tells several new
-            runs of one configuration apart.
+            `kind="run"`, optionally `n_test` (else that of the fitted runs), `replicate`, which tells several new runs
+            of one configuration apart, and `subset_id`, the training subset, of which fitted runs may tell.
         interval: Probability of the equal-tailed interval, in (0, 1).
         kind: `"mean"`: the configuration's curve while it lives, averaged over runs; its own posterior where it was
             trained, else the dense law with a fresh discrepancy. `"run"`: what a new replicate would measure: run
-            effects, jitter of single levels and the noise of `n_test` test examples on top. Joint draws
-            of one configuration, or of one `replicate` of it, are those of one run, its noise correlated from round to
+            effects, jitter of single levels and the noise of `n_test` test examples on top. Runs of one `replicate` and
+            dataset size share the luck of a new training subset, unless `subset_id` names a known one. Joint draws of
+            one configuration, or of one `replicate` of it, are those of one run, its noise correlated from round to
             round as the posterior says; near random guessing it may die, and then shows what dead networks of the table
             show; densities count as the nearest number of rounds of 20 %.
         seed: Seed of fresh effects and noise; they depend on seed and design alone, not on what else is asked for.
