@@ -371,11 +371,12 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     many = simulate(Truth(), widths=range(1, 11), dataset_sizes=(1000,), levels=(0, 9)).runs
     assert structure_of(load_runs(many)) == Structure(True, True, True, True, growth=True, **USUAL)
     full = structure_of(small_table("full"), growth=True, correlated=True, deaths=True)
-    assert full.without() == set()
+    assert full.without() == {"spread_subset"}  # the table names no subsets
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
     assert structure_of(shallow) == Structure(False, True, False, False, growth=False, **USUAL)
     assert structure_of(shallow).without() == {
         "share_np", "spread_p", "share_p", "growth_np", "growth_p", "floor", "rho", "dies", "dies_power", "stays",
+        "spread_subset",
     }  # fmt: skip
     assert set(SPREADS) <= set(PRIORS)
 
