@@ -139,7 +139,7 @@ def test_momentum_is_fresh_at_every_level(watched):
 
 def pruned_once(trajectory, dataset):
     """Train a network, prune it, and give it with its examples, its stored state and its mask."""
-    choose_kernels(trajectory, dataset)
+    choose_kernels(trajectory, dataset, torch.device("cpu"))
     network, examples = make_network(trajectory, dataset, CPU), subset(dataset, trajectory)
     state = train(TorchSteps(network, trajectory.protocol), examples, trajectory, 0)
     mask = prune(network.weights, network.mask, trajectory.protocol.kept_after(network.kept))
