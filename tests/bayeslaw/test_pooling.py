@@ -315,14 +315,18 @@ def test_known_exponents_are_recovered_and_the_gate_is_passed(pooled) -> None:
 
 
 def test_pooling_pulls_the_poor_family_to_the_rich_one(pooled, apart) -> None:
-    """Against the fit that shares nothing, by more than 5 Monte Carlo standard errors; the rich one hardly moves."""
+    """Against the fit that shares nothing, by more than 5 Monte Carlo standard errors; the rich one hardly moves.
+
+    Medians are compared: alone, and with next to no prior, gamma of the poor family has a tail up to a factor of 1,000,
+    which one chain in some visits for a while, so that no mean is estimated well.
+    """
     for name in ("gamma", "phi"):
         own, alone, rich = (
             np.log(fit[label].posterior[name].to_numpy())
             for fit, label in ((pooled, POOR_NAME), (apart, POOR_NAME), (pooled, RICH_NAME))
         )
-        error = np.hypot(az.mcse(own, method="mean"), az.mcse(alone, method="mean"))
-        pull = (alone.mean() - own.mean()) * np.sign(alone.mean() - rich.mean())
+        error = np.hypot(az.mcse(own, method="median"), az.mcse(alone, method="median"))
+        pull = (np.median(alone) - np.median(own)) * np.sign(np.median(alone) - np.median(rich))
         assert pull > STANDARD_ERRORS * error, name
         moved = abs(rich.mean() - np.log(apart[RICH_NAME].posterior[name].to_numpy()).mean())
         assert moved < 0.5 * rich.std(), name
