@@ -147,14 +147,16 @@ def evaluate(
     for index, (kept, outside) in enumerate(tqdm(splits, desc="folds", disable=None, file=sys.stderr)):
         posterior = fit(kept, **settings)
         rows, hits, score = _predict_left_out(posterior, kept, outside, seed, repetitions)
-        gates["whole table" if later is not None else f"fold {index + 1}"] = posterior.diagnose()
+        if later is None:
+            gates[f"fold {index + 1}"] = posterior.diagnose()
         left_out.append(rows)
         inside.append(hits)
         scores.append(score.assign(fold=index))
     rows = pd.concat(left_out)
-    whole = posterior if later is not None else fit(runs, **settings)
-    gates["whole table"] = gates.get("whole table") or whole.diagnose()
-    deviation = _deviation(runs, whole.predict(runs, kind="mean", seed=seed), seed)
+    if later is None:
+        posterior = fit(runs, **settings)
+    gates["whole table"] = posterior.diagnose()
+    deviation = _deviation(runs, posterior.predict(runs, kind="mean", seed=seed), seed)
     coverage = _coverage(rows, np.sum(inside, axis=0) / len(rows), leave_out, seed)
     return Evaluation(deviation, coverage, rows, pd.concat(scores, ignore_index=True), gates, leave_out)
 

@@ -27,7 +27,7 @@ from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
 from bayeslaw.priors import Prior, describe_prior
 from bayeslaw.rank_store import RankStore
-from bayeslaw.simulation import Fault, Simulated, log_dense, log_likelihood, mean_error, simulate, spreads
+from bayeslaw.simulation import Design, Fault, Simulated, log_dense, log_likelihood, mean_error, simulate, spreads
 from bayeslaw.uniformity import holm, uniformity_p_value
 
 if TYPE_CHECKING:
@@ -258,15 +258,18 @@ def _thin(result: Fit, every: int) -> Fit:
     return dataclasses.replace(result, tree=xr.DataTree.from_dict(groups))
 
 
+def _effects(design: Design) -> tuple[str, ...]:
+    """Name the effects of which the first is ranked."""
+    return "log_e", "log_e_run", "shift_p", "effect_p", *(("luck",) if design.subsets else ())
+
+
 def _quantities(model: Model, simulated: Simulated, posterior: Fit) -> xr.Dataset:
     """Gather the draws of what is ranked, but for predictions, `[chain, draw]` each."""
     found = posterior.posterior
     dims = ("chain", "draw")
     draws = {name: (dims, found[name].to_numpy()) for name in model.priors}
     if model.effects:
-        names = ("log_e", "log_e_run", "shift_p", "effect_p")
-        names = (*names, "luck") if model.design.subsets else names
-        draws |= {f"{name}[0]": (dims, found[name].to_numpy()[..., 0]) for name in names}
+        draws |= {f"{name}[0]": (dims, found[name].to_numpy()[..., 0]) for name in _effects(model.design)}
     count = len(model.design.configuration)
     log_e = found["log_e_run"] if "log_e_run" in found else found["log_e"]
     effect_p = found["effect_p"].to_numpy() if "effect_p" in found else np.zeros((*found["dense"].shape, count))
@@ -288,8 +291,7 @@ def _truth(model: Model, simulated: Simulated, rng: np.random.Generator) -> dict
     value, design = simulated.value, model.design
     truth = dict(value)
     if model.effects:
-        names = ("log_e", "log_e_run", "shift_p", "effect_p", *(("luck",) if design.subsets else ()))
-        truth |= {f"{name}[0]": getattr(simulated, name)[0] for name in names}
+        truth |= {f"{name}[0]": getattr(simulated, name)[0] for name in _effects(design)}
     effects = simulated.log_e_run, simulated.effect_p
     truth["log_likelihood"] = float(log_likelihood(design, value, *effects, simulated.response, simulated.dead))
     for name, (network, density) in model.predictions.items():

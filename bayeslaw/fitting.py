@@ -432,7 +432,6 @@ def _tree(values: Mapping[str, Any], statistics: Mapping[str, NDArray], data: Da
         "trajectory_of_row": ("row", rows.trajectory),
         "fate": ("row", rows.fate),
         "configuration_of_trajectory": ("run", data.configuration),
-        "subset_of_trajectory": ("run", data.subset),
     }
     groups = {
         "posterior": xr.Dataset(variables, coords),

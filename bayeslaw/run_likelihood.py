@@ -127,8 +127,7 @@ def score_runs(fit: Fit, runs: pd.DataFrame, *, draws: int | None = None) -> pd.
         Monte Carlo error `mcse` of that.
     """
     log_density, mcse = log_mean(new_run_log_likelihood(fit, runs, draws=draws, progress=False))
-    keys = [*CONFIGURATION, "trajectory"]
-    return runs[keys].drop_duplicates().sort_values(keys, ignore_index=True).assign(log_density=log_density, mcse=mcse)
+    return first_rows(runs)[[*CONFIGURATION, "trajectory"]].assign(log_density=log_density, mcse=mcse)
 
 
 def log_mean(log_likelihood: Any) -> tuple[Any, Any]:
@@ -208,13 +207,11 @@ class Sample(NamedTuple):
         """Take the fitted runs, or others."""
         if runs is None:
             configuration, configurations, rows = fitted_rows(fit)
-            own = first_rows(fit.runs)
         else:
-            own = first_rows(runs)
             data, labels = make_data(runs, fit.frame, deaths=fit.structure.deaths)
             configuration, configurations, rows = np.asarray(data.configuration), labels.configurations, labels.rows
         index = _thinning(fit, draws)
-        luck, luck_spread = (part[index] for part in expected_luck(fit, own))
+        luck, luck_spread = (part[index] for part in expected_luck(fit, first_rows(fit.runs if runs is None else runs)))
         value = {name: values[index, None] for name, values in parameter_draws(fit).items()}
         covariates = fit.frame.covariates(configurations)
         order = along_trajectories(rows.trajectory, rows.log_density)

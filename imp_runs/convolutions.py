@@ -17,7 +17,7 @@ import triton.language as tl
 
 #: Output pixels of a block, and those that are added up by one block in the gradient of the weights.
 PIXELS, PIXELS_OF_SUM = 128, 512
-#: Channels from which on blocks are multiplied as matrices; below, each with each.
+#: Least channels of blocks that are multiplied as matrices; those with fewer than half as many pairs, each with each.
 MATRIX = 16
 #: Most channels of a block.
 CHANNELS = 32

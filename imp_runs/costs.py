@@ -6,7 +6,6 @@ import dataclasses
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from imp_runs.config import STREAMED, Sweep, Trajectory, check_sizes
 from imp_runs.files import place
-from imp_runs.packing import ALONE, Choices, Way, alike, architecture, remember
+from imp_runs.packing import ALONE, Choices, Way, remember, ways_of
 from imp_runs.store import Store
 from imp_runs.workers import checked_device, checked_kernels, dataset_of, default_workers, fetch, started
 
@@ -83,10 +82,9 @@ def estimate(
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
     check_sizes(missing)
-    choices, stacks = Choices(device, pack, streams), Counter((*alike(t), *architecture(t)) for t in missing)
     ways: dict[Way, list[Trajectory]] = {}
-    for t in missing:
-        ways.setdefault(choices.of(t, stacks[*alike(t), *architecture(t)]), []).append(t)
+    for t, way in zip(missing, ways_of(missing, Choices(device, pack, streams)), strict=True):
+        ways.setdefault(way, []).append(t)
     with started(device) as pool:
         fetch(pool, missing, data_dir, download)
         costs = []

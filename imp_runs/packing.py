@@ -48,7 +48,7 @@ class Share:
 
 def alike(trajectory: Trajectory) -> tuple[object, ...]:
     """Give what trajectories must have in common to be trained together: they take the same steps."""
-    return trajectory.dataset, trajectory.pool, trajectory.dataset_size
+    return trajectory.dataset, trajectory.pool, trajectory.dataset_size, trajectory.protocol
 
 
 def architecture(trajectory: Trajectory) -> tuple[object, ...]:
@@ -65,13 +65,11 @@ def shares_of(tasks: Sequence[Task], settings: Settings, workers: int) -> list[S
         workers: Processes that wait for shares.
     """
     choices = Choices(settings.device, settings.pack, settings.streams)
-    stacks = Counter((*alike(t), *architecture(t), str(store.path)) for t, store in tasks)
+    ways = ways_of([trajectory for trajectory, _ in tasks], choices)
     kinds: dict[tuple[object, ...], list[int]] = {}
-    for place, (trajectory, store) in enumerate(tasks):
-        own = *alike(trajectory), *architecture(trajectory), str(store.path)
-        way = choices.of(trajectory, stacks[own])
-        together = own if way.streams == 1 else (*alike(trajectory), str(store.path))
-        kinds.setdefault((way, *together), []).append(place)
+    for place, ((trajectory, store), way) in enumerate(zip(tasks, ways, strict=True)):
+        stack = architecture(trajectory) if way.streams == 1 else ()
+        kinds.setdefault((way, *alike(trajectory), *stack, str(store.path)), []).append(place)
     shares = {}
     for (way, *_), own in kinds.items():
         assert isinstance(way, Way)
@@ -116,6 +114,13 @@ class Choices:
             pack = min(known[0], there)
             return Way(pack, -(-known[0] * known[1] // pack))
         return self._asked
+
+
+def ways_of(trajectories: Sequence[Trajectory], choices: Choices) -> list[Way]:
+    """Give the way for every trajectory, beside the others of its architecture that may be of its stack."""
+    stacks = [(*alike(trajectory), *architecture(trajectory)) for trajectory in trajectories]
+    there = Counter(stacks)
+    return [choices.of(trajectory, there[stack]) for trajectory, stack in zip(trajectories, stacks, strict=True)]
 
 
 def remember(device: str, trajectory: Trajectory, way: Way) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Callable
 from typing import Protocol as Interface
@@ -71,7 +72,7 @@ class Steps(Interface):
         ...
 
 
-class SgdSteps:
+class SgdSteps(abc.ABC):
     """Take steps of SGD with momentum on values whose gradients a subclass computes with PyTorch.
 
     Args:
@@ -106,9 +107,9 @@ class SgdSteps:
         self._masked_gradients.mul_(self.network.mask)
         self._optimizer.step()
 
+    @abc.abstractmethod
     def differentiate(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Write the gradients of a batch into the network's."""
-        raise NotImplementedError
 
     def rounded(self, compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         """Compute logits in the protocol's precision; they come back in that of the images.
