@@ -102,6 +102,7 @@ def evaluate(
     law: str = "sharpness",
     correlated: bool = True,
     subsets: bool | None = None,
+    curvature: bool = True,
     leave_out: str = "configurations",
     folds: int = 5,
     later: pd.DataFrame | None = None,
@@ -118,6 +119,7 @@ def evaluate(
         law: The posterior's law, as in `bayeslaw.fit`; least squares is always that of the joint law.
         correlated: Whether the posterior's noise is correlated along a trajectory, as there.
         subsets: Whether training subsets have luck, as there.
+        curvature: Whether the dense law has quadratic terms, as there.
         leave_out: `"configurations"`, dealt into folds at random, each predicted by a fit to the others;
             `"trajectories"`, likewise, other runs of the same network mostly staying; `"largest"`, the largest third
             of the networks and the largest dataset size, predicted from smaller networks on less data.
@@ -136,7 +138,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    parts: dict[str, Any] = {"law": law, "correlated": correlated, "subsets": subsets}
+    parts: dict[str, Any] = {"law": law, "correlated": correlated, "subsets": subsets, "curvature": curvature}
     settings = parts | {"seed": seed, "draws": draws, "progress": False}
     left_out, inside, scores, gates = [], [], [], {}
     if later is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from bayeslaw.errors import BayeslawError
+from bayeslaw.laws import CURVATURE
 from bayeslaw.simulation import Design, Fault
 
 #: What can be wrong on purpose, to see it rejected.
@@ -62,6 +63,7 @@ def _hierarchy_priors() -> dict[str, Any]:
         "alpha": dist.LogNormal(-0.5, 0.3),
         "beta": dist.LogNormal(-0.6, 0.3),
         "omega": dist.Normal(0.0, 0.5),
+        **{name: dist.Normal(0.0, 0.05) for name in CURVATURE},
         "spread_np": dist.LogNormal(math.log(0.2), 0.3),
         "share_np": dist.Beta(4.0, 4.0),
         "spread_p": dist.LogNormal(math.log(0.2), 0.3),

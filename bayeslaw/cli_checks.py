@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslaw.cli_options import CorrelatedOption, LawOption, Seed, SubsetsOption, read_floats, read_numbers, table_of
+from bayeslaw.cli_options import (
+    CorrelatedOption,
+    CurvatureOption,
+    LawOption,
+    Seed,
+    SubsetsOption,
+    read_floats,
+    read_numbers,
+    table_of,
+)
 
 
 def evaluate(
@@ -16,6 +25,7 @@ def evaluate(
     law: LawOption = "sharpness",
     correlated: CorrelatedOption = True,
     subsets: SubsetsOption = None,
+    curvature: CurvatureOption = True,
     leave_out: Annotated[str, typer.Option(help="configurations, trajectories, or largest.")] = "configurations",
     folds: Annotated[int, typer.Option(help="Groups left out in turn.")] = 5,
     later: Annotated[
@@ -28,8 +38,8 @@ def evaluate(
     from bayeslaw.calibration import evaluate as run
 
     new = None if later is None else table_of(later)
-    options: dict[str, Any] = {"subsets": subsets, "leave_out": leave_out, "folds": folds, "later": new}
-    result = run(table_of(runs), law=law, correlated=correlated, seed=seed, **options)
+    parts: dict[str, Any] = {"law": law, "correlated": correlated, "subsets": subsets, "curvature": curvature}
+    result = run(table_of(runs), **parts, leave_out=leave_out, folds=folds, later=new, seed=seed)
     if output is not None:
         result.rows.to_csv(output, index=False)
     typer.echo(str(result))

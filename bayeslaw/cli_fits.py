@@ -9,6 +9,7 @@ import typer
 
 from bayeslaw.cli_options import (
     CorrelatedOption,
+    CurvatureOption,
     FamilyOption,
     FitArgument,
     LawOption,
@@ -58,6 +59,7 @@ def fit(
         typer.Option("--deaths/--no-deaths", help="Networks die, then repeat an error; by default where any did."),
     ] = None,
     subsets: SubsetsOption = None,
+    curvature: CurvatureOption = True,
     baseline: Annotated[bool, typer.Option("--baseline", help="Least squares and its bootstrap beside it.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Refits of that bootstrap.")] = 100,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="How much priors and data matter.")] = False,
@@ -87,7 +89,8 @@ def fit(
     acting = [name for name in effects.split(",") if name not in ("", "none")]
     settings: Any = {
         "law": law, "effects": acting, "noise": noise, "steep": steep, "growth": growth, "correlated": correlated,
-        "deaths": deaths, "subsets": subsets, "seed": seed, "chains": chains, "warmup": warmup, "draws": draws,
+        "deaths": deaths, "subsets": subsets, "curvature": curvature, "seed": seed, "chains": chains,
+        "warmup": warmup, "draws": draws,
     }  # fmt: skip
     if pool is None:
         result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)

@@ -26,6 +26,9 @@ SubsetsOption = Annotated[
     bool | None,
     typer.Option("--subsets/--no-subsets", help="Training subsets have luck; by default where networks share any."),
 ]
+CurvatureOption = Annotated[
+    bool, typer.Option("--curvature/--no-curvature", help="The dense law has quadratic terms beside its power laws.")
+]
 
 
 def table_of(runs: str, **reading: Any) -> pd.DataFrame:

@@ -143,6 +143,7 @@ def refit(fit: Fit, runs: pd.DataFrame, *, seed: int) -> Fit:
         correlated=structure.correlated,
         deaths=structure.deaths,
         subsets=structure.subsets,
+        curvature=structure.curvature,
         priors={name: prior.distribution for name, prior in fit.priors().items()},
         seed=seed,
         progress=False,

@@ -77,6 +77,7 @@ class Settings(TypedDict, total=False):
     correlated: bool
     deaths: bool | None
     subsets: bool | None
+    curvature: bool
     priors: Mapping[str, Distribution] | None
     seed: int
     chains: int
@@ -105,6 +106,7 @@ def fit(
     correlated: bool = True,
     deaths: bool | None = None,
     subsets: bool | None = None,
+    curvature: bool = True,
     priors: Mapping[str, Distribution] | None = None,
     seed: int = 0,
     chains: int = 4,
@@ -138,6 +140,8 @@ def fit(
             by default where a trajectory of the table shows one.
         subsets: Whether runs on one training subset (`subset_id`, of one `dataset_size`) share its luck
             (`bayeslaw.subsets`); by default where networks share subsets, and there are several of a size.
+        curvature: Whether the dense law is quadratic in the logs of depth, width and dataset size beside its power
+            laws, so that networks far from those fitted can be off together.
         priors: NumPyro distributions by parameter name, in place of defaults (`bayeslaw.default_priors`). Of pooled
             exponents they are those of the population's centre (`phi`) and of the spread between families
             (`between_phi`); all others hold for every family.
@@ -167,7 +171,7 @@ def fit(
     _check_settings(chains=chains, warmup=warmup, draws=draws, target_acceptance=target_acceptance)
     parts = {
         "law": law, "effects": tuple(effects), "noise": noise, "steep": steep, "growth": growth,
-        "correlated": correlated, "deaths": deaths, "subsets": subsets,
+        "correlated": correlated, "deaths": deaths, "subsets": subsets, "curvature": curvature,
     }  # fmt: skip
     reading = {"n_test": n_test, "chance_error": chance_error}
     sampling = {"seed": seed, "chains": chains, "warmup": warmup, "draws": draws}

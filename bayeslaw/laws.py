@@ -36,6 +36,15 @@ _LOWEST = -30.0
 _LOOKED_AT = 17
 #: Logarithm that stands for a term which is not there.
 _NOTHING = -700.0
+#: Quadratic terms of the dense law, each with the centred covariates that it multiplies.
+CURVATURE = {
+    "curvature_depth": ("depth", "depth"),
+    "curvature_width": ("width", "width"),
+    "curvature_size": ("dataset_size", "dataset_size"),
+    "curvature_depth_width": ("depth", "width"),
+    "curvature_depth_size": ("depth", "dataset_size"),
+    "curvature_width_size": ("width", "dataset_size"),
+}
 
 
 @dataclass(frozen=True)
@@ -295,6 +304,8 @@ def _halve(law: Law, curve: Any, log_target: Any, low: jax.Array, high: jax.Arra
     return jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))[1]
 
 
+#: What says how the dense error differs between networks and dataset sizes.
+_BETWEEN_NETWORKS = ("share_c", "share_n", "alpha", "beta", "omega", *CURVATURE)
 _JOINT = "Rosenfeld et al., ICML 2021, equation (2)"
 _LAWS = (
     Law("joint", "joint law (M1)", _JOINT),
@@ -312,13 +323,13 @@ _LAWS = (
         "sparse scaling law",
         "Frantar et al., arXiv 2309.08520",
         own=("sparse_share", "sparse_exponent"),
-        without=("gamma", "phi", "psi", "chi", "knee", "omega"),
+        without=("gamma", "phi", "psi", "chi", "knee", "omega", *CURVATURE),
     ),
     SingleLaw(
         "single",
         "one network",
         "Rosenfeld et al., ICML 2021, equation (1)",
-        without=("phi", "psi", "share_c", "share_n", "alpha", "beta", "omega", "share_np", "share_p", "chi"),
+        without=("phi", "psi", "chi", *_BETWEEN_NETWORKS, "share_np", "share_p"),
     ),
 )
 LAWS = {law.name: law for law in _LAWS}
@@ -364,7 +375,12 @@ def dense_of(value: Mapping[str, Any]) -> Dense:
 
 
 def log_dense_at(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> jax.Array:
-    """Compute log e of networks by the dense law, from parameter values and centred covariates.
+    """Compute log e of networks by the dense law and its curvature, from parameter values and centred covariates."""
+    return log_power_laws(value, covariates) + curvature(value, covariates)
+
+
+def log_power_laws(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> jax.Array:
+    """Compute the log of the three terms of the dense law.
 
     Its m is the parameter count times depth^`omega`: deep and wide networks of one count need not be equally good.
     """
@@ -372,15 +388,26 @@ def log_dense_at(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> jax
     return log_dense(dense_of(value), capacity, covariates["dataset_size"])
 
 
+def curvature(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
+    """Say how far log e is off the power laws, the same way for all networks of a neighbourhood.
+
+    Discrepancies are each network's own, so that those of many cancel out. But where a law is not quite right networks
+    are off together, the more the further they lie from what was fitted: a quadratic in the logs of depth, width and
+    dataset size says so.
+    """
+    terms = (value[name] * covariates[one] * covariates[two] for name, (one, two) in CURVATURE.items() if name in value)
+    return sum(terms, 0.0)
+
+
 def share_of_data(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
-    """Give the share of networks' e that data remove, by the dense law: how far luck moves their log e.
+    """Give the share of networks' e that data remove, by the power laws: how far luck moves their log e.
 
     Args:
         value: Constants of the dense law.
         covariates: Centred covariates of the networks.
     """
     of_data = jnp.log(split_dense(value)["a"]) - value["alpha"] * covariates["dataset_size"]
-    return jnp.exp(of_data - log_dense_at(value, covariates))
+    return jnp.exp(of_data - log_power_laws(value, covariates))
 
 
 def spread_of_luck(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:

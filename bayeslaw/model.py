@@ -26,7 +26,7 @@ from bayeslaw.hierarchy import (
     spreads_at,
     standardised_effects,
 )
-from bayeslaw.laws import law_named, log_dense_at, split_dense
+from bayeslaw.laws import CURVATURE, law_named, log_dense_at, split_dense
 from bayeslaw.lines import LineNoise, Places
 from bayeslaw.subsets import shares_subsets
 
@@ -58,6 +58,7 @@ class Structure:
         correlated: Whether the noise of a level is correlated with that of the level before.
         deaths: Whether networks die (`bayeslaw.deaths`).
         subsets: Whether runs on one training subset share its luck (`bayeslaw.subsets`).
+        curvature: Whether the dense law has quadratic terms (`bayeslaw.laws.curvature`).
     """
 
     depth_varies: bool
@@ -72,6 +73,7 @@ class Structure:
     correlated: bool = False
     deaths: bool = False
     subsets: bool = False
+    curvature: bool = False
 
     def without(self) -> set[str]:
         """Name the parameters that the model does not have."""
@@ -85,6 +87,7 @@ class Structure:
         absent |= set() if self.steep else {"kappa", "noise_power"}
         absent |= set() if self.deaths else {"dies", "dies_power", "stays"}
         absent |= set() if self.subsets else {"spread_subset"}
+        absent |= set() if self.curvature else set(CURVATURE)
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
         absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
@@ -107,6 +110,7 @@ def structure_of(
     correlated: bool = True,
     deaths: bool | None = None,
     subsets: bool | None = None,
+    curvature: bool = True,
 ) -> Structure:
     """Look which axes vary and what is known, and check what is asked for.
 
@@ -144,6 +148,7 @@ def structure_of(
         correlated=correlated,
         deaths=_any_died(runs) if deaths is None else deaths and "trajectory" in runs,
         subsets=subsets is not False and "share_n" not in law_named(law).without and shares_subsets(runs),
+        curvature=curvature,
     )
 
 
@@ -159,12 +164,13 @@ def make_model(structure: Structure, *, centred: bool = True):
 
     For configuration i, trajectory t and row r
 
-        log e~_i  = log(a n^-alpha + b (m l^omega)^-beta + c)                  the dense law
+        log e~_i  = log(a n^-alpha + b (m l^omega)^-beta + c) + x_i' C x_i      the dense law, with its curvature
+        x_i       = log l, log w, log n about their centres
         log e_i   ~ Normal(log e~_i, sigma_np g_np)                            discrepancy of the configuration
         log e_it  = log e_i + s_i u + effect_np                                the trajectory, up and down
         effect_np ~ Normal(0, tau_np g_np)
         u         ~ Normal(0, spread_subset (n_0 / n)^(1/2))                   luck of the training subset
-        s_i       = a n^-alpha / e~_i                                          what luck acts on
+        s_i       = a n^-alpha / (a n^-alpha + b (m l^omega)^-beta + c)        what luck acts on
         shift_i   ~ Normal(0, sigma_p g_p)                                     the configuration, sideways
         log p'_it = log p' + effect_p,     effect_p  ~ Normal(shift_i, tau_p g_p)  the trajectory, sideways
         g         = (e~_i / e~ of the central network)^growth                  worse networks spread more

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from bayeslaw.errors import BayeslawError
-from bayeslaw.laws import law_named
+from bayeslaw.laws import CURVATURE, law_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +87,14 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "omega": Prior(
             dist.Normal(0.0, 1.0), "exponent of depth in the dense law, beside parameter count", "0 there; weak"
         ),
+        **{
+            name: Prior(
+                dist.Normal(0.0, 0.05),
+                f"curvature of log e~ in log {' and log '.join(dict.fromkeys(between))}",
+                "weak: by 5 % a factor of e away; 0 there",
+            )
+            for name, between in CURVATURE.items()
+        },
         "spread_np": Prior(dist.LogNormal(-1.6, 0.9), "spread of eps_np around the dense law (log)", small),
         "share_np": Prior(
             dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both

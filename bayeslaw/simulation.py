@@ -6,6 +6,7 @@ by name, one number each or `[draws, 1]` of a posterior, and the same functions 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -240,9 +241,18 @@ def _measure(
 
 
 def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
-    """Compute log(a n^-alpha + b (m l^omega)^-beta + c) of networks; of a single one it is a constant."""
+    """Compute log e of networks by the dense law with its curvature; of a single one it is a constant."""
     if "share_c" not in value:
         return np.log(value["dense"]) + 0 * covariates["depth"]
+    bent, axes = 0.0, {"depth": "depth", "width": "width", "size": "dataset_size"}
+    for (one, first), (two, second) in itertools.combinations_with_replacement(axes.items(), 2):
+        name = f"curvature_{one}" if one == two else f"curvature_{one}_{two}"
+        bent = bent + value.get(name, 0.0) * covariates[first] * covariates[second]
+    return log_power_laws(value, covariates) + bent
+
+
+def log_power_laws(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
+    """Compute log(a n^-alpha + b (m l^omega)^-beta + c)."""
     c = value["dense"] * value["share_c"]
     a = (value["dense"] - c) * value["share_n"]
     b = value["dense"] - c - a
@@ -253,7 +263,7 @@ def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> An
 def share_of_data(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
     """Give the share of networks' e that data remove."""
     a = value["dense"] * (1 - value["share_c"]) * value["share_n"]
-    return a * np.exp(-value["alpha"] * covariates["dataset_size"]) / np.exp(log_dense(value, covariates))
+    return a * np.exp(-value["alpha"] * covariates["dataset_size"]) / np.exp(log_power_laws(value, covariates))
 
 
 def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict[str, Any]:

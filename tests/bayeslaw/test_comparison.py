@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import xarray as xr
-from simulate import error_of, log_density_along, observation_of, saturated, slope_of_logit, spread_at
+from simulate import error_of, log_dense_of, log_density_along, observation_of, saturated, slope_of_logit, spread_at
 
 import bayeslaw
 from bayeslaw import BayeslawError, compare
@@ -56,14 +56,12 @@ def test_trajectories_are_integrated_over_their_effects(correlated) -> None:
         draw = {k: float(v[s]) for k, v in draws.items() if v.ndim == 1}
         for t in (0, 7, 12, 23):
             i = configuration[t]
-            dense = draw["a"] * np.exp(-draw["alpha"] * covariates["dataset_size"][i])
-            capacity = covariates["parameters"][i] + draw["omega"] * covariates["depth"][i]
-            dense += draw["b"] * np.exp(-draw["beta"] * capacity) + draw["c"]
+            log_dense = log_dense_of(draw, {name: values[i] for name, values in covariates.items()})
             # The other trajectory of the configuration is one more observation of its log e, and of its shift.
             (other,) = np.flatnonzero((configuration == i) & (np.arange(24) != t))
             known = []
-            for of_runs, where, about in (("log_e_run", "np", np.log(dense)), ("effect_p", "p", 0.0)):
-                sigma, tau = (spread_at(draw, f"{part}_{where}", np.log(dense)) for part in ("sigma", "tau"))
+            for of_runs, where, about in (("log_e_run", "np", log_dense), ("effect_p", "p", 0.0)):
+                sigma, tau = (spread_at(draw, f"{part}_{where}", log_dense) for part in ("sigma", "tau"))
                 weights = np.array([sigma**-2, tau**-2])
                 mean = weights @ [about, draws[of_runs][s, other]] / weights.sum()
                 known.append(mean + np.sqrt(1 / weights.sum() + tau**2) * z)

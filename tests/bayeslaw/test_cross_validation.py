@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.special
 import scipy.stats
-from simulate import error_of, log_density_along, observation_of, saturated, slope_of_logit, spread_at
+from simulate import error_of, log_dense_of, log_density_along, observation_of, saturated, slope_of_logit, spread_at
 
 import bayeslaw
 from bayeslaw import BayeslawError, CrossValidation, cross_validate
@@ -39,9 +39,7 @@ def test_runs_that_were_not_fitted_are_integrated_over_their_effects(fitted, tra
         computed = new_run_log_likelihood(fitted, rows, draws=1, progress=False)
     draw = draw_of(fitted, 0)
     covariates = {name: float(values[0]) for name, values in fitted.frame.covariates(rows).items()}
-    by_size = draw["a"] * np.exp(-draw["alpha"] * covariates["dataset_size"])
-    capacity = covariates["parameters"] + draw["omega"] * covariates["depth"]
-    dense = np.log(by_size + draw["b"] * np.exp(-draw["beta"] * capacity) + draw["c"])
+    dense = log_dense_of(draw, covariates)
     spread = {name: spread_at(draw, name, dense) for name in ("sigma_np", "tau_np", "sigma_p", "tau_p")}
     if trained:
         network = tuple(rows[CONFIGURATION].iloc[0])

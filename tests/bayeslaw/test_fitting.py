@@ -12,7 +12,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import xarray as xr
-from simulate import CONFIGURATION, Reference, Truth, simulate
+from simulate import CONFIGURATION, CURVATURE, Reference, Truth, simulate
 
 import bayeslaw
 from bayeslaw import fit_file
@@ -30,7 +30,7 @@ def pinned(**values: float) -> dict[str, dist.Distribution]:
     """Make priors that leave no freedom worth speaking of."""
     priors: dict[str, dist.Distribution] = {}
     for name, value in values.items():
-        if name in ("phi", "psi", "omega"):
+        if name in ("phi", "psi", "omega", *CURVATURE):
             priors[name] = dist.Normal(value, PINNED)
         elif name in ("plateau", "rho", "share_c", "share_n"):
             weight = value * (1 - value) / (value * (1 - value) * PINNED) ** 2
@@ -57,7 +57,7 @@ def moments(weight: np.ndarray, grid: np.ndarray) -> tuple[float, float]:
 CONSTANTS = {
     "gamma": 1.3, "phi": 0.9, "psi": 1.2, "knee": 0.016, "plateau": 0.975, "dense": 0.12, "share_c": 0.08,
     "share_n": 0.55, "alpha": 0.6, "beta": 0.5, "chi": 0.1, "sigma": 0.05, "kappa": 0.1, "noise_power": 0.5,
-    "omega": -0.3, "floor": 1.0, "nu": 8.0,
+    "omega": -0.3, "floor": 1.0, "nu": 8.0, **dict.fromkeys(CURVATURE, 0.0),
 }  # fmt: skip
 
 

@@ -158,8 +158,8 @@ def test_gradients_are_finite_where_an_anchor_has_no_plateau(name: str) -> None:
 
 
 def test_structure_says_what_each_law_lacks() -> None:
-    names = ("depth_varies", "width_varies", "has_trajectories", "knows_n_test", "correlated", "deaths", "subsets")
-    full = dict.fromkeys(names, True)
+    known = ("depth_varies", "width_varies", "has_trajectories", "knows_n_test")
+    full = dict.fromkeys((*known, "correlated", "deaths", "subsets", "curvature"), True)
     assert Structure(**full).without() == set()
     assert Structure(**full, law="parameter_count").without() == {"phi", "psi"}
     assert Structure(**full, effects=("p",)).without() == {"share_np"}

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 from numpyro.infer.util import potential_energy
-from simulate import Reference, Truth, simulate, spread_at
+from simulate import CURVATURE, Reference, Truth, simulate, spread_at
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import Prepared, starts_of
@@ -27,7 +27,7 @@ from bayeslaw.runs import load_runs
 #: How far a Monte Carlo estimate may lie from the truth, in its standard errors; fixed before any seed was drawn.
 STANDARD_ERRORS = 5.0
 #: Parameters on the whole line, and between 0 and 1; all others are positive.
-UNBOUNDED = ("phi", "psi", "chi", "omega", "growth_np", "growth_p")
+UNBOUNDED = ("phi", "psi", "chi", "omega", *CURVATURE, "growth_np", "growth_p")
 SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p", "rho")
 with jax.enable_x64(True):
     PRIORS = default_priors()
@@ -89,7 +89,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.4,
         "chi": 0.1, "omega": -0.3, "sigma": 0.06,
         "kappa": 0.15, "noise_power": 0.6, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
-        "sharpness": 2.5,
+        "sharpness": 2.5, **dict.fromkeys(CURVATURE, 0.04),
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
@@ -363,7 +363,7 @@ def test_covariates_are_centred_on_configurations_not_on_rows() -> None:
 
 
 #: What a table has no say in.
-USUAL: Any = {"law": "sharpness", "correlated": True}
+USUAL: Any = {"law": "sharpness", "correlated": True, "curvature": True}
 
 
 def test_structure_says_what_the_table_can_speak_about() -> None:

@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate import count_parameters, error_of, kept_by_round, observation_of, saturated, slope_of_logit, spread_at
+from simulate import (
+    count_parameters,
+    error_of,
+    kept_by_round,
+    log_dense_of,
+    observation_of,
+    saturated,
+    slope_of_logit,
+    spread_at,
+)
 
 from bayeslaw import BayeslawError, frontier
 from bayeslaw.curves import configuration_draws
@@ -197,9 +206,7 @@ def test_sizes_are_those_of_a_search_over_densities(gamma, eps_np, rise, log_p, 
 def dense_of(fit, draws: dict, depth: float, width: float, dataset_size: int) -> np.ndarray:
     """Compute log e of a network by the dense law, draw by draw."""
     at = fit.frame.covariates(pd.DataFrame({"depth": [depth], "width": [width], "dataset_size": [dataset_size]}))
-    by_size = draws["a"] * np.exp(-draws["alpha"] * at["dataset_size"])
-    capacity = at["parameters"] + draws["omega"] * at["depth"]
-    return np.log(by_size + draws["b"] * np.exp(-draws["beta"] * capacity) + draws["c"])
+    return log_dense_of(draws, at)
 
 
 def test_every_probability_and_size_is_that_of_plain_numpy(fitted, simulated) -> None:

@@ -21,7 +21,7 @@ import pytest
 import scipy.stats
 import xarray as xr
 from command_line import command
-from simulate import Reference, Truth, simulate, spread_at
+from simulate import CURVATURE, Reference, Truth, simulate, spread_at
 
 import bayeslaw
 from bayeslaw.axes import dense_axes
@@ -42,7 +42,7 @@ STANDARD_ERRORS = 5.0
 #: comparisons below one in 2,600 repetitions would exceed it by chance.
 POSTERIOR_SDS = 4.0
 SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p")
-WHOLE_LINE = ("phi", "psi", "chi", "omega", "growth_np", "growth_p")
+WHOLE_LINE = ("phi", "psi", "chi", "omega", *CURVATURE, "growth_np", "growth_p")
 EXPONENTS = ("gamma", "phi", "psi", "alpha", "beta")
 
 
@@ -86,7 +86,7 @@ MIDDLE = {
     "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15, "share_n": 0.5,
     "alpha": 0.6, "beta": 0.5, "chi": 0.1, "spread_np": 0.2, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.5,
     "omega": -0.3, "growth_np": 0.2, "growth_p": -0.2, "sigma": 0.05, "kappa": 0.2, "noise_power": 0.5,
-    "floor": 1.0, "nu": 8.0,
+    "floor": 1.0, "nu": 8.0, **dict.fromkeys(CURVATURE, 0.04),
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from simulate import error_of, saturated, spread_at
+from simulate import error_of, log_dense_of, saturated, spread_at
 
 from bayeslaw import BayeslawError
 from bayeslaw.curves import average_error, configuration_draws, parameter_draws, trained_curves
@@ -161,12 +161,9 @@ def test_a_trained_configuration_has_its_own_posterior_and_another_a_fresh_discr
         np.testing.assert_array_equal(one[:, :12], own)
         np.testing.assert_array_equal(other[:, :12], own)
     value, covariates = parameter_draws(fitted), fitted.frame.covariates(others)
-    columns = {name: value[name][:, None] for name in ("a", "alpha", "b", "beta", "omega", "c")}
-    by_size = columns["a"] * np.exp(-columns["alpha"] * covariates["dataset_size"])
-    capacity = covariates["parameters"] + columns["omega"] * covariates["depth"]
-    by_parameters = columns["b"] * np.exp(-columns["beta"] * capacity)
-    centre = np.log(by_size + by_parameters + columns["c"])
-    spreads = [spread_at({k: v[:, None] for k, v in value.items()}, name, centre) for name in ("sigma_np", "sigma_p")]
+    columns = {name: draws[:, None] for name, draws in value.items()}
+    centre = log_dense_of(columns, covariates)
+    spreads = [spread_at(columns, name, centre) for name in ("sigma_np", "sigma_p")]
     sets = [
         (effects[:, 12:] - about) / spread
         for draws in (drawn, other_seed)

@@ -18,6 +18,7 @@ import scipy.stats
 import xarray as xr
 from simulate import (
     CONFIGURATION,
+    CURVATURE,
     Reference,
     Truth,
     error_of,
@@ -73,6 +74,7 @@ def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
         "floor": rng.lognormal(0, 0.25, count),
         "nu": rng.gamma(2, 10, count), "rho": rng.beta(2, 2, count),
         "sharpness": rng.lognormal(np.log(2), 0.4, count),
+        **{name: rng.normal(0, 0.05, count) for name in CURVATURE},
     }  # fmt: skip
 
 
@@ -300,7 +302,7 @@ def test_a_loaded_fit_has_its_priors(fitted) -> None:
         "kappa": scipy.stats.lognorm(0.8, scale=np.exp(-1.6)), "floor": scipy.stats.lognorm(0.25),
         "noise_power": scipy.stats.lognorm(0.8, scale=np.exp(-0.7)),
         "nu": scipy.stats.gamma(2, scale=10), "rho": scipy.stats.beta(2, 2),
-        "sharpness": scipy.stats.lognorm(0.4, scale=2),
+        "sharpness": scipy.stats.lognorm(0.4, scale=2), **dict.fromkeys(CURVATURE, scipy.stats.norm(0, 0.05)),
     }  # fmt: skip
     log_prior = sensitivity.log_prior(fitted)
     assert set(log_prior) == set(frozen) == set(priors)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpyro.infer.util import log_density
+from simulate import CURVATURE, log_dense_of
 
 from bayeslaw import fit, load_runs
 from bayeslaw.calibration import evaluate
@@ -26,7 +27,7 @@ VALUE = {
     "gamma": 1.1, "knee": 0.02, "plateau": 0.9, "dense": 0.1, "sigma": 0.02, "phi": 0.8, "psi": 1.1, "chi": 0.0,
     "share_c": 0.1, "share_n": 0.7, "alpha": 0.5, "beta": 0.5, "omega": 0.0, "spread_np": 0.05, "share_np": 0.5,
     "spread_p": 0.05, "share_p": 0.5, "kappa": 0.05, "noise_power": 0.5, "floor": 1.0, "nu": 10.0, "sharpness": 2.0,
-    "rho": 0.5,
+    "rho": 0.5, **dict.fromkeys(CURVATURE, 0.03),
 }  # fmt: skip
 
 
@@ -84,11 +85,13 @@ def test_the_density_is_that_of_plain_code():
         covariates = frame.covariates(labels.configurations)
         a = value["dense"] * (1 - value["share_c"]) * value["share_n"] * np.exp(-0.5 * covariates["dataset_size"])
         b = value["dense"] * (1 - value["share_c"]) * (1 - value["share_n"]) * np.exp(-0.5 * covariates["parameters"])
-        e = a + b + value["dense"] * value["share_c"]
-        total, growth = 0.0, (e / value["dense"]) ** value.get("growth_np", 0.0)
-        for i in range(len(e)):
+        c = value["dense"] * value["share_c"]
+        terms = {"a": (value["dense"] - c) * value["share_n"], "b": (value["dense"] - c) * (1 - value["share_n"])}
+        log_e = log_dense_of(value | terms | {"c": c}, covariates)
+        total, growth = 0.0, np.exp(log_e - np.log(value["dense"])) ** value.get("growth_np", 0.0)
+        for i in range(len(log_e)):
             own = np.flatnonzero(data.configuration == i)
-            left = latent["log_e_run"][own] - np.log(e[i]) - a[i] / e[i] * luck[data.subset[own]]
+            left = latent["log_e_run"][own] - log_e[i] - a[i] / (a[i] + b[i] + c) * luck[data.subset[own]]
             variance = (value["spread_np"] * growth[i]) ** 2 * (0.5 * np.eye(len(own)) + 0.5)
             total -= 0.5 * (np.linalg.slogdet(variance)[1] + left @ np.linalg.solve(variance, left))
         return total

@@ -18,6 +18,10 @@ import scipy.stats
 from numpy.typing import NDArray
 
 CONFIGURATION = ["depth", "width", "dataset_size"]
+CURVATURE = (
+    "curvature_depth", "curvature_width", "curvature_size", "curvature_depth_width", "curvature_depth_size",
+    "curvature_width_size",
+)  # fmt: skip
 WIDTH_REFERENCE = 16.0
 
 
@@ -70,6 +74,16 @@ def observation_of(error: Any, slope: Any, n_test: Any, value: Mapping[str, Any]
     floor, risen = value.get("floor", 0.0), (2 * error) ** value["noise_power"]
     own = value["sigma"] ** 2 + (value["kappa"] * slope) ** 2
     return np.log(wrong / right), np.sqrt(floor**2 * binomial + risen**2 * own)
+
+
+def log_dense_of(value: Mapping[str, Any], at: Mapping[str, Any]) -> Any:
+    """Compute log e of networks from the terms a, b and c of the dense law and centred logs, curvature included."""
+    depth, width, n = (at[name] for name in CONFIGURATION)
+    m = at["parameters"] + value.get("omega", 0.0) * depth
+    terms = value["a"] * np.exp(-value["alpha"] * n) + value["b"] * np.exp(-value["beta"] * m) + value["c"]
+    products = (depth**2, width**2, n**2, depth * width, depth * n, width * n)
+    bent = (value.get(name, 0.0) * product for name, product in zip(CURVATURE, products, strict=True))
+    return np.log(terms) + sum(bent)
 
 
 def spread_at(value: Mapping[str, Any], name: str, log_dense: Any) -> Any:
@@ -210,12 +224,11 @@ class Reference:
 
     def log_dense(self, value: Mapping[str, Any]) -> Any:
         """Compute the log of the dense law about the centre, `[..., configurations]`."""
-        log_capacity = self.log_parameters + value.get("omega", 0.0) * self.log_depth
-        size, capacity = self.log_size - self.log_size.mean(), log_capacity - log_capacity.mean(-1, keepdims=True)
+        logs = (self.log_depth, self.log_width, self.log_size, self.log_parameters)
+        at = dict(zip((*CONFIGURATION, "parameters"), (each - each.mean() for each in logs), strict=True))
         c = value["dense"] * value["share_c"]
         a = (value["dense"] - c) * value["share_n"]
-        b = value["dense"] - c - a
-        return np.log(a * np.exp(-value["alpha"] * size) + b * np.exp(-value["beta"] * capacity) + c)
+        return log_dense_of({**value, "a": a, "b": value["dense"] - c - a, "c": c}, at)
 
     def fates(self) -> list[str]:
         """Tell row by row what became of the network: dead is guessing, and near it what is repeated beyond chance."""
