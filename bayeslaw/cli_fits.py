@@ -72,6 +72,9 @@ def fit(
     chains: Annotated[int, typer.Option(help="Chains.")] = 4,
     warmup: Annotated[int, typer.Option(help="Warm-up transitions per chain.")] = 300,
     draws: Annotated[int, typer.Option(help="Draws per chain.")] = 1000,
+    target_acceptance: Annotated[
+        float | None, typer.Option(help="Acceptance rate of the sampler; default .95, .8 with 100 networks or more.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Infer a law from a run table; print the posterior and the diagnostics."""
@@ -90,7 +93,7 @@ def fit(
     settings: Any = {
         "law": law, "effects": acting, "noise": noise, "steep": steep, "growth": growth, "correlated": correlated,
         "deaths": deaths, "subsets": subsets, "curvature": curvature, "seed": seed, "chains": chains,
-        "warmup": warmup, "draws": draws,
+        "warmup": warmup, "draws": draws, "target_acceptance": target_acceptance,
     }  # fmt: skip
     if pool is None:
         result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)

@@ -22,6 +22,7 @@ from bayeslaw.density import constrain, flat_potential, positions_of, shapes_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import (
     PACKAGE,
+    SHORT_STEPS,
     Prepared,
     prepare,
     said_of_priors,
@@ -64,16 +65,14 @@ if TYPE_CHECKING:
 
 #: Fewer families than this hardly tell how far exponents spread between families.
 FEW_FAMILIES = 5
-#: Acceptance rate that steps aim at, at least: a family with few runs makes the joint posterior narrow in places.
-ACCEPTANCE = 0.95
 
 
 def fit_families(
     tables: Sequence[pd.DataFrame],
     parts: Mapping[str, Any],
     priors: Mapping[str, Distribution] | None,
-    sampling: dict[str, int],
-    fine: Mapping[str, Any],
+    sampling: dict[str, Any],
+    progress: bool,
 ) -> PooledFit:
     """Fit several families together: `bayeslaw.fit(pool="family")` with its arguments checked.
 
@@ -82,8 +81,8 @@ def fit_families(
         parts: What `structure_of` is asked for.
         priors: Distributions by parameter name: of the population for exponents and their spreads between families, of
             every family for all else.
-        sampling: Seed, chains, warm-up and draws.
-        fine: Other settings of `sample`.
+        sampling: Seed, chains, warm-up, draws and, where it is asked for, the acceptance rate.
+        progress: Show a progress bar.
 
     Raises:
         BayeslawError: Priors are unknown, or what is asked for does not fit a family.
@@ -96,9 +95,10 @@ def fit_families(
     families = [prepare(table, parts, {**own, **drawn}, pooled=True) for table in tables]
     make_room(tuple(family.shape for family in families))
     _warn_of_few(families)
-    sampling = sampling | {"warmup": warmup_for(families, sampling["warmup"])}
-    careful = {**fine, "target_acceptance": max(fine["target_acceptance"], ACCEPTANCE)}
-    population, values, statistics = _sample(families, shared, **sampling, **careful)
+    # A family with few runs makes the joint posterior narrow in places.
+    careful = max(sampling["target_acceptance"] or SHORT_STEPS, SHORT_STEPS)
+    sampling |= {"warmup": warmup_for(families, sampling["warmup"]), "target_acceptance": careful}
+    population, values, statistics = _sample(families, shared, **sampling, progress=progress)
     settings = sampling | {"metric": "laplace", **said_of_priors(resolved), **against_prior(population, shared)}
     fits = {
         family.frame.label: _family_fit(family, value, population, statistics, settings)

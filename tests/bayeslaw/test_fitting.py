@@ -17,6 +17,8 @@ from simulate import CONFIGURATION, CURVATURE, Reference, Truth, simulate
 import bayeslaw
 from bayeslaw import fit_file
 from bayeslaw.errors import BayeslawError
+from bayeslaw.fitting import acceptance_for, prepare
+from bayeslaw.priors import resolve_priors
 from bayeslaw.runs import load_runs
 
 #: How far a posterior mean or standard deviation may lie from quadrature, in Monte Carlo standard errors (ArviZ). Fixed
@@ -298,6 +300,16 @@ def test_a_save_that_fails_leaves_the_old_file(fitted, tmp_path, monkeypatch) ->
     with pytest.raises(TypeError):
         wrong.save(tmp_path / "fit.nc")
     assert (tmp_path / "fit.nc").read_bytes() == before
+
+
+def test_steps_are_long_where_networks_are_many(simulated) -> None:
+    """Unless an acceptance rate is asked for."""
+    priors = resolve_priors(None)
+    small = prepare(load_runs(simulated.runs), {}, priors)
+    many = simulate(Truth(), depths=(8, 14, 20, 26), widths=range(1, 14), dataset_sizes=(1000, 500), levels=(0, 9)).runs
+    large = prepare(load_runs(many), {}, priors)
+    assert (acceptance_for(small, None), acceptance_for(large, None)) == (0.95, 0.8)
+    assert (acceptance_for(small, 0.99), acceptance_for(large, 0.9)) == (0.99, 0.9)
 
 
 def test_bad_arguments_are_refused_before_anything_is_computed(simulated) -> None:

@@ -25,6 +25,8 @@ VARIANTS = {
     "growth=False": {"growth": False},
     "correlated=False": {"correlated": False},
     "law=joint, correlated=False": {"law": "joint", "correlated": False},
+    "subsets=False": {"subsets": False},
+    "curvature=False": {"curvature": False},
 }
 FOLDS = 3
 
