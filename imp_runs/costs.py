@@ -6,10 +6,10 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -106,6 +106,8 @@ def bench(
 ) -> pd.DataFrame:
     """Compare what computes a sweep's trajectories with the plain PyTorch loop, side by side in one process.
 
+    A line for each network goes to standard error as soon as it is measured.
+
     How networks are best trained together is written down for a GPU (`imp_runs.packing`), and `run_sweep` takes it
     there.
 
@@ -147,7 +149,7 @@ def bench(
             remember(device, t, way)
             examples = steps / t.protocol.steps_per_epoch(largest) * largest
             flops = TRAINING * pool.submit(macs_of, t, data_dir).result()
-            rows.append({
+            row = {
                 "depth": t.depth,
                 "width": t.width,
                 "dataset_size": largest,
@@ -159,8 +161,16 @@ def bench(
                 "examples_per_second": examples / seconds,
                 "gflops": flops * examples / seconds / 1e9,
                 "of_peak": flops * examples / seconds / peak,
-            })  # fmt: skip
+            }
+            rows.append(row)
+            tqdm.write(_said_of(row), file=sys.stderr)  # what is stopped has not measured for nothing
     return pd.DataFrame(rows)
+
+
+def _said_of(row: Mapping[str, Any]) -> str:
+    together = ", pack {pack}, streams {streams}" if row["pack"] * row["streams"] > 1 else ""
+    line = "depth {depth}, width {width:g}: {speedup:.1f} times the plain loop, {per_hour:.0f} trajectories an hour"
+    return (line + together).format(**row)
 
 
 def _ways(trajectory: Trajectory, device: str, packs: Sequence[int] | None, streams: Sequence[int] | None) -> list[Way]:

@@ -136,10 +136,12 @@ def test_a_stack_that_does_not_fit_the_memory_is_not_the_fastest(toy, monkeypatc
         costs._cost_of(toy(), None, "cpu", "torch", ALONE)
 
 
-def test_bench_compares_every_network_with_plain_pytorch(whole):
+def test_bench_compares_every_network_with_plain_pytorch(whole, capfd):
     from imp_runs.costs import bench
 
     table = bench(load_sweep(whole.file), device="cpu", packs=[4], streams=[2])
+    said = [line for line in capfd.readouterr().err.splitlines() if "times the plain loop" in line]
+    assert [line[: line.index(":")] for line in said] == ["depth 2, width 2", "depth 2, width 3"]
     assert table[["depth", "width", "dataset_size"]].to_numpy().tolist() == [[2, 2, 40], [2, 3, 40]]
     assert table["speedup"].tolist() == pytest.approx((table["per_hour"] / table["torch_per_hour"]).tolist())
     assert (table["examples_per_second"] > 0).all()
