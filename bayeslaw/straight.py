@@ -9,7 +9,13 @@ $$\log s + \log \frac{\sinh \alpha h}{h}, \qquad
 
 with s the share of the error that data remove and h the standard deviation of log dataset size: of two sizes these are
 the fall from one to the other, to first order in s, and the middle of their logs. Likewise beta, with the share that
-parameters remove and the spread of log parameter count. The two parts of the noise on flat stretches, the binomial one
+parameters remove and the spread of log parameter count. Runs inform as well how log error curves in the covariates, and
+less whether its power laws do that or the quadratic beside them: sampled are the coefficients of both together,
+
+$$q_{nn} + \frac{1}{2 h^2} \log\left(1 + 2 s (1 - s) (\cosh \alpha h - 1)\right)$$
+
+for dataset size, with a term of the power laws like it for depth and width, and their second derivatives for pairs. The
+two parts of the noise on flat stretches, the binomial one
 and sigma, of which one or the other may vanish, go together too: in the places of floor f and sigma are sampled
 
 $$\tfrac12 \log(f^2 B^2 + \sigma^2), \qquad \log\sigma - \log(f B)$$
@@ -50,6 +56,7 @@ from bayeslaw.centring import Centring, centred, choose_centring, standardise, u
 from bayeslaw.compiled import jit
 from bayeslaw.density import Context
 from bayeslaw.hierarchy import groups_of
+from bayeslaw.laws import CURVATURE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +83,9 @@ class Ridges(NamedTuple):
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
         rise: By how much the log error of a typical run rises in all.
         centring: How far effects are in units of their spreads.
+        axis_spreads: Standard deviations of the covariates of the quadratic, by name.
+        products: Mean products of those, by the name of the coefficient.
+        count_slopes: By how much log parameter count rises with log depth and with log width, by their names.
         shared: `()` where exponents stay as they are, and what goes together with them is sampled given them; else
             none. It is known when the density is compiled.
     """
@@ -85,6 +95,9 @@ class Ridges(NamedTuple):
     log_binomial: Any
     rise: Any
     centring: Centring
+    axis_spreads: Any
+    products: Any
+    count_slopes: Any
     shared: tuple[()] | None = None
 
 
@@ -110,7 +123,13 @@ def ridges_of(data: Data) -> Ridges:
     log_binomial = 0.5 * float(np.log(np.median(variance[known]))) if known.any() else 0.0
     size, count = (float(np.std(np.asarray(part))) for part in (data.dataset_size, data.parameters))
     size, count = (value if value > LEAST else 0.0 for value in (size, count))
-    return Ridges(size, count, log_binomial, _rise_of(data), centred(data))
+    covariates = {name: np.asarray(values) for name, values in data.covariates.items()}
+    spreads = {name: float(np.std(covariates[name])) for name in ("depth", "width", "dataset_size")}
+    products = {name: float(np.mean(covariates[one] * covariates[two])) for name, (one, two) in CURVATURE.items()}
+    axes = ("depth", "width")
+    slopes = np.linalg.lstsq(np.stack([covariates[name] for name in axes], 1), covariates["parameters"])[0]
+    count_slopes = dict(zip(axes, slopes.tolist(), strict=True))
+    return Ridges(size, count, log_binomial, _rise_of(data), centred(data), spreads, products, count_slopes)
 
 
 def _rise_of(data: Data) -> float:
@@ -136,6 +155,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
     found, change = (_from_falls if context.ridges.shared is None else _from_shares)(context, values)
     values, log_determinant = values | found, log_determinant + change
+    values |= _curve(context, values, -1)
     values |= _lift_dense(context, values, -1) | _middle_of_rise(context, values, -1)
     if _is_bent_freely(context):
         log_ratio, change = _hardened(straight["sharpness"])
@@ -154,6 +174,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
     straight = {**values, **(_to_falls if context.ridges.shared is None else _to_shares)(context, values)}
+    straight |= _curve(context, {**values, "dense": straight["dense"]}, 1)
     straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1) | _middle_of_rise(context, values, 1)
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
@@ -318,6 +339,44 @@ def _with_centre(context: StraightContext, values: Mapping[str, Any], sign: int)
         for name, (share, wide, spread) in _terms(context, values).items()
     ]
     return {"dense": values["dense"] + sign * sum(above)} if above else {}
+
+
+def _curve(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
+    """Add to the coefficients of the quadratic those that power laws make, and what it lifts to the dense error.
+
+    Or take them away (-1): then the values are plain but for the coefficients and the dense error.
+    """
+    names = [name for name in CURVATURE if name in values]
+    if not names or len(_spreads(context)) < 2:
+        return {}
+    of_powers = _curvature_of_powers(context, values)
+    found = {name: values[name] + sign * of_powers[name] for name in names}
+    plain = values if sign > 0 else found
+    lift = sum(context.ridges.products[name] * plain[name] for name in names)
+    return found | {"dense": values["dense"] + sign * lift}
+
+
+def _curvature_of_powers(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the coefficients of the quadratic that is like the power laws, by plain shares and exponents."""
+    terms, spreads, slopes = _terms(context, values), context.ridges.axis_spreads, context.ridges.count_slopes
+    of_data, of_count = terms["alpha"][0], terms["beta"][0]
+    beta, omega = jnp.exp(values["beta"]), values.get("omega", 0.0)
+    rate = {
+        "dataset_size": jnp.exp(values["alpha"]),
+        "depth": beta * (slopes["depth"] + omega),
+        "width": beta * slopes["width"],
+    }
+    found = {}
+    for name, (one, two) in CURVATURE.items():
+        wide = (spreads[one] > LEAST) & (spreads[two] > LEAST)
+        if one == two:
+            spread = jnp.where(wide, spreads[one], 1.0)
+            share = of_data if one == "dataset_size" else of_count
+            like = _above_centre(share, rate[one] * spread) / spread**2
+        else:
+            like = (-of_data if two == "dataset_size" else 1 - of_count) * of_count * rate[one] * rate[two]
+        found[name] = jnp.where(wide, like, 0.0)
+    return found
 
 
 def _lift_dense(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
-from simulate import Truth, simulate
+from simulate import CURVATURE, Truth, simulate
 
 from bayeslaw.centring import Centring
 from bayeslaw.density import Context, positions_of, shapes_of
 from bayeslaw.frame import make_data, make_frame
 from bayeslaw.law import Curve, log_error, log_slope
+from bayeslaw.laws import log_power_laws
 from bayeslaw.priors import default_priors
 from bayeslaw.runs import load_runs
 from bayeslaw.straight import (
@@ -30,8 +31,8 @@ from bayeslaw.straight import (
 )
 
 NAMES = (
-    "alpha", "beta", "dense", "floor", "gamma", "growth_np", "growth_p", "knee", "plateau", "share_c", "share_n",
-    "share_np", "share_p", "sharpness", "sigma", "spread_np", "spread_p",
+    "alpha", "beta", *CURVATURE, "dense", "floor", "gamma", "growth_np", "growth_p", "knee", "omega", "plateau",
+    "share_c", "share_n", "share_np", "share_p", "sharpness", "sigma", "spread_np", "spread_p",
 )  # fmt: skip
 EFFECTS = ("log_e_run", "effect_p")
 
@@ -104,6 +105,12 @@ def test_coordinates_are_those_of_the_formulas() -> None:
         assert straight[name] == pytest.approx(np.log(share * np.sinh(exponent * spread) / spread))
         ends = [np.log(share * np.exp(sign * exponent * spread) + 1 - share) for sign in (-1, 1)]
         middle = middle + np.mean(ends)
+    covariates = [np.asarray(getattr(context.plain.data, name)) for name in ("depth", "width", "dataset_size")]
+    products = {  # in the order of the names
+        name: np.mean(covariates[i] * covariates[j])
+        for name, (i, j) in zip(CURVATURE, ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)), strict=True)
+    }
+    middle = middle + sum(values[name] * product for name, product in products.items())
     assert straight["dense"] == pytest.approx(middle - np.log1p(np.exp(-values["plateau"])))
     binomial = np.exp(context.ridges.log_binomial)
     noises = np.exp(values["floor"]) * binomial, np.exp(values["sigma"])
@@ -118,6 +125,26 @@ def test_coordinates_are_those_of_the_formulas() -> None:
     assert straight["sharpness"] == pytest.approx(0.1 * np.log((1 + sharpness / gamma) ** 10 - 1))
     z = straight["plateau"]
     assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(values["plateau"])
+
+
+def test_power_laws_curve_as_the_quadratic_does() -> None:
+    """Where they bend little: the second derivatives of the dense law at the centre, by differentiation."""
+    context = context_of()
+    values = random_values(3, context) | {"alpha": np.log(0.05), "beta": np.log(0.05), "omega": np.array(0.4)}
+    straight, slopes = straighten(context, values), context.ridges.count_slopes
+
+    def log_e(at: jax.Array) -> jax.Array:
+        depth, width, size = at
+        count = slopes["depth"] * depth + slopes["width"] * width
+        value = {name: jax.nn.sigmoid(values[name]) for name in ("share_n", "share_c")}
+        value |= {"dense": 1.0, "alpha": 0.05, "beta": 0.05, "omega": 0.4}
+        covariates = {"parameters": count, "depth": depth, "width": width, "dataset_size": size}
+        return log_power_laws(value, covariates)
+
+    second = jax.hessian(log_e)(jnp.zeros(3))
+    for name, (i, j) in zip(CURVATURE, ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)), strict=True):
+        expected = second[i, j] / 2 if i == j else second[i, j]
+        assert float(straight[name] - values[name]) == pytest.approx(float(expected), rel=0.02), name
 
 
 def test_shares_and_the_knee_move_where_exponents_stay() -> None:
