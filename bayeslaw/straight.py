@@ -30,7 +30,8 @@ a \log \left( \exp \frac{\log(1 + k / \gamma)}{a} - 1 \right)$$
 the slope in the middle of the rise, and what goes to k / gamma where that is small, but for the least values (beyond
 a = 0.1). Runs tell errors, which are the high plateau times e~ where that is small: e~ is sampled by that product. The
 logits of bounded parameters have the tails of an exponential; sampled is z with
-logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's.
+logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's. Only the share of the constant c, which runs show to be small
+if at all, is sampled by what goes to -log(1 - c) but for the least values (below 0.05).
 
 Where exponents are to stay as they are, since families share them, shares are sampled by the falls that they make with
 them instead: with S = s_n sinh(alpha h_n) / h_n + s_m sinh(beta h_m) / h_m the fall without a constant, in the places
@@ -68,8 +69,8 @@ if TYPE_CHECKING:
 
 #: Covariates that spread less than this do not vary.
 LEAST = 1e-6
-#: What k / gamma is sampled by is soft at 0 over this range.
-SOFTEST = 0.1
+#: What k / gamma is sampled by is soft at 0 over this range; so what the constant's share is sampled by.
+SOFTEST, SOFTEST_CONSTANT = 0.1, 0.05
 #: Runs that rise by less, in logs, do not show how far theirs would.
 LEAST_RISE = 0.7
 
@@ -153,6 +154,9 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         z = straight[name]
         values[name] = z * jnp.sqrt(1 + z**2 / 4)
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
+    if _is_constant_soft(context):
+        values["share_c"], change = _hardened(straight["share_c"], SOFTEST_CONSTANT)
+        log_determinant += change
     found, change = (_from_falls if context.ridges.shared is None else _from_shares)(context, values)
     values, log_determinant = values | found, log_determinant + change
     values |= _curve(context, values, -1)
@@ -175,6 +179,8 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     """Turn plain unconstrained values into straight coordinates."""
     straight = {**values, **(_to_falls if context.ridges.shared is None else _to_shares)(context, values)}
     straight |= _curve(context, {**values, "dense": straight["dense"]}, 1)
+    if _is_constant_soft(context):
+        straight["share_c"] = _softened(values["share_c"], SOFTEST_CONSTANT)
     straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1) | _middle_of_rise(context, values, 1)
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
@@ -248,7 +254,7 @@ def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Dat
 def _bounded(context: StraightContext, values: Mapping[str, Any]) -> list[str]:
     """Name the values that are logits, with tails like an exponential's."""
     priors = context.plain.priors
-    softened = ("share_c",) if _shares_move(context) else ()
+    softened = ("share_c",) if _shares_move(context) or _is_constant_soft(context) else ()
     logits = [name for name in priors if isinstance(priors[name].support, constraints.interval)]
     return [name for name in logits if name in values and name not in softened]
 
@@ -279,6 +285,11 @@ def _spreads(context: StraightContext) -> dict[str, tuple[Any, Any]]:
 def _shares_move(context: StraightContext) -> bool:
     """Tell whether shares are sampled by the falls that they make with exponents, which stay."""
     return context.ridges.shared is not None and len(_spreads(context)) == 2
+
+
+def _is_constant_soft(context: StraightContext) -> bool:
+    """Tell whether the share of the constant is sampled by itself, but for the least values."""
+    return context.ridges.shared is None and len(_spreads(context)) == 2
 
 
 def _from_falls(context: StraightContext, values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -393,17 +404,17 @@ def _log_fall(log_exponent: Any, spread: Any) -> Any:
     return x + jnp.log(-jnp.expm1(-2 * x)) - jnp.log(2.0) - jnp.log(spread)
 
 
-def _softened(u: Any) -> Any:
+def _softened(u: Any, softest: float = SOFTEST) -> Any:
     """Give what goes to log(1 + e^u), but for the least values."""
-    share = jax.nn.softplus(u) / SOFTEST
-    return SOFTEST * (share + jnp.log(-jnp.expm1(-share)))
+    share = jax.nn.softplus(u) / softest
+    return softest * (share + jnp.log(-jnp.expm1(-share)))
 
 
-def _hardened(soft: Any) -> tuple[Any, Any]:
+def _hardened(soft: Any, softest: float = SOFTEST) -> tuple[Any, Any]:
     """Invert it; with the log determinant."""
-    share = SOFTEST * jax.nn.softplus(soft / SOFTEST)
+    share = softest * jax.nn.softplus(soft / softest)
     u = share + jnp.log(-jnp.expm1(-share))
-    return u, share - u + jax.nn.log_sigmoid(soft / SOFTEST)
+    return u, share - u + jax.nn.log_sigmoid(soft / softest)
 
 
 def _above_centre(share: Any, x: Any) -> Any:

@@ -112,6 +112,7 @@ def test_coordinates_are_those_of_the_formulas() -> None:
     }
     middle = middle + sum(values[name] * product for name, product in products.items())
     assert straight["dense"] == pytest.approx(middle - np.log1p(np.exp(-values["plateau"])))
+    assert straight["share_c"] == pytest.approx(0.05 * np.log((1 - share_c) ** -20 - 1))
     binomial = np.exp(context.ridges.log_binomial)
     noises = np.exp(values["floor"]) * binomial, np.exp(values["sigma"])
     assert straight["floor"] == pytest.approx(np.log(np.hypot(*noises)))
