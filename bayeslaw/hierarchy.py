@@ -79,15 +79,16 @@ def halfway_prior(spread: Any, subsets: int) -> Any:
 
 
 def luck_of_subsets(value: Mapping[str, Any], data: Data) -> jax.Array:
-    """Give the luck of every training subset (`bayeslaw.subsets`), `[subsets]`."""
-    return jnp.sqrt(value["spread_subset"]) * (jnp.asarray(data.luck_root) @ value["luck_halfway"])
+    """Give the luck of every training subset (`bayeslaw.subsets`), `[..., subsets]`."""
+    return jnp.sqrt(value["spread_subset"]) * (jnp.asarray(value["luck_halfway"]) @ jnp.asarray(data.luck_root).T)
 
 
 def luck_of_runs(value: Mapping[str, Any], data: Data) -> jax.Array:
-    """Say how far its subset moves log e of every trajectory, `[trajectories]`; 0 where the model has no luck."""
+    """Say how far its subset moves log e of every trajectory, `[..., trajectories]`; 0 where there is no luck."""
     if "luck_halfway" not in value:
         return jnp.asarray(0.0)
-    return share_of_data(value, data.covariates)[data.configuration] * luck_of_subsets(value, data)[data.subset]
+    share = share_of_data(value, data.covariates)[..., data.configuration]
+    return share * luck_of_subsets(value, data)[..., data.subset]
 
 
 def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any], luck: jax.Array) -> tuple[jax.Array, Any]:

@@ -29,9 +29,10 @@ a \log \left( \exp \frac{\log(1 + k / \gamma)}{a} - 1 \right)$$
 
 the slope in the middle of the rise, and what goes to k / gamma where that is small, but for the least values (beyond
 a = 0.1). Runs tell errors, which are the high plateau times e~ where that is small: e~ is sampled by that product. The
-logits of bounded parameters have the tails of an exponential; sampled is z with
-logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's. Only the share of the constant c, which runs show to be small
-if at all, is sampled by what goes to -log(1 - c) but for the least values (below 0.05).
+lucks of training subsets move what runs show, and only their sum with e~ is informed of what they have in common: e~ is
+sampled with the mean luck of the runs. The logits of bounded parameters have the tails of an exponential; sampled is z
+with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's. Only the share of the constant c, which runs show to be
+small if at all, is sampled by what goes to -log(1 - c) but for the least values (below 0.05).
 
 Where exponents are to stay as they are, since families share them, shares are sampled by the falls that they make with
 them instead: with S = s_n sinh(alpha h_n) / h_n + s_m sinh(beta h_m) / h_m the fall without a constant, in the places
@@ -56,7 +57,7 @@ from numpyro.distributions import biject_to, constraints
 from bayeslaw.centring import Centring, centred, choose_centring, standardise, unstandardise
 from bayeslaw.compiled import jit
 from bayeslaw.density import Context
-from bayeslaw.hierarchy import groups_of
+from bayeslaw.hierarchy import groups_of, luck_of_runs
 from bayeslaw.laws import CURVATURE
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
     found, change = (_from_falls if context.ridges.shared is None else _from_shares)(context, values)
     values, log_determinant = values | found, log_determinant + change
     values |= _curve(context, values, -1)
+    values |= _with_luck(context, values, -1)
     values |= _lift_dense(context, values, -1) | _middle_of_rise(context, values, -1)
     if _is_bent_freely(context):
         log_ratio, change = _hardened(straight["sharpness"])
@@ -179,6 +181,7 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     """Turn plain unconstrained values into straight coordinates."""
     straight = {**values, **(_to_falls if context.ridges.shared is None else _to_shares)(context, values)}
     straight |= _curve(context, {**values, "dense": straight["dense"]}, 1)
+    straight |= _with_luck(context, {**values, "dense": straight["dense"]}, 1)
     if _is_constant_soft(context):
         straight["share_c"] = _softened(values["share_c"], SOFTEST_CONSTANT)
     straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1) | _middle_of_rise(context, values, 1)
@@ -350,6 +353,16 @@ def _with_centre(context: StraightContext, values: Mapping[str, Any], sign: int)
         for name, (share, wide, spread) in _terms(context, values).items()
     ]
     return {"dense": values["dense"] + sign * sum(above)} if above else {}
+
+
+def _with_luck(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
+    """Add to the dense error what luck adds to that of the runs on average, or take it away (-1); all else is plain."""
+    if "luck_halfway" not in values or not _are_positive(context, "dense"):
+        return {}
+    data, value, _ = _hierarchy(context, {name: value for name, value in values.items() if name != "dense"})
+    value |= {"dense": 1.0, "luck_halfway": values["luck_halfway"]}
+    lift = jnp.mean(luck_of_runs(value, data), axis=-1)
+    return {"dense": values["dense"] + sign * lift.reshape(jnp.shape(values["dense"]))}
 
 
 def _curve(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:

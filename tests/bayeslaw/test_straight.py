@@ -62,7 +62,21 @@ def random_values(seed: int, context: StraightContext) -> dict[str, np.ndarray]:
     values |= {name: 0.5 * values[name] for name in ("gamma", "sharpness")}
     values |= {name: 0.1 * values[name] for name in NAMES if name.endswith(("_np", "_p"))}
     values |= {name: np.clip(values[name], -0.1, 0.1) for name in ("growth_np", "growth_p")}
-    return values | {name: rng.standard_normal(len(context.plain.data.configuration)) for name in EFFECTS}
+    values |= {name: rng.standard_normal(len(context.plain.data.configuration)) for name in EFFECTS}
+    if "spread_subset" in context.plain.priors:
+        values["spread_subset"] = np.array(rng.standard_normal())
+        values["luck_halfway"] = rng.standard_normal(len(context.plain.data.luck_root))
+    return values
+
+
+def lucky() -> StraightContext:
+    """Have the runs of a replicate share the luck of their training subset."""
+    plain = context_of()
+    runs = load_runs(simulate(Truth(), widths=(2, 8), replicates=2, levels=(0, 10)).runs, chance_error=0.9)
+    data, _ = make_data(runs.assign(subset_id=runs["replicate"].astype(str)), make_frame(runs, 0.9), subsets=True)
+    priors = plain.plain.priors | {"spread_subset": default_priors()["spread_subset"].distribution}
+    halves = (np.resize([0.0, 0.3, 1.0], len(part)) for part in plain.ridges.centring)
+    return StraightContext(Context(data, priors), ridges_of(data)._replace(centring=Centring(*halves)))
 
 
 def held(context: StraightContext) -> StraightContext:
@@ -70,17 +84,21 @@ def held(context: StraightContext) -> StraightContext:
     return context._replace(ridges=context.ridges._replace(shared=()))
 
 
-@pytest.mark.parametrize("context", [context_of, lambda: held(context_of())], ids=["all", "exponents as they are"])
+@pytest.mark.parametrize(
+    "context", [context_of, lambda: held(context_of()), lucky], ids=["all", "exponents as they are", "luck"]
+)
 def test_there_and_back_gives_the_values_again(context) -> None:
     context = context()
     for seed in range(50):
         values = random_values(seed, context)
         back, _ = bend(context, straighten(context, values))
-        for name in (*NAMES, *EFFECTS):
+        for name in values:
             assert np.asarray(back[name]) == pytest.approx(values[name], rel=1e-9, abs=1e-9), name
 
 
-@pytest.mark.parametrize("context", [context_of, lambda: held(context_of())], ids=["all", "exponents as they are"])
+@pytest.mark.parametrize(
+    "context", [context_of, lambda: held(context_of()), lucky], ids=["all", "exponents as they are", "luck"]
+)
 def test_the_determinant_is_that_of_differentiation(context) -> None:
     context = context()
     unravel = ravel_pytree(straighten(context, random_values(0, context)))[1]
@@ -146,6 +164,21 @@ def test_power_laws_curve_as_the_quadratic_does() -> None:
     for name, (i, j) in zip(CURVATURE, ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)), strict=True):
         expected = second[i, j] / 2 if i == j else second[i, j]
         assert float(straight[name] - values[name]) == pytest.approx(float(expected), rel=0.02), name
+
+
+def test_luck_that_runs_share_moves_the_dense_error() -> None:
+    """By its mean over the runs: the share that data remove, of a network each, times the luck of the run's subset."""
+    context = lucky()
+    values, data = random_values(6, context), context.plain.data
+    without = straighten(context, values | {"luck_halfway": np.zeros(len(data.luck_root))})
+    share_n, share_c = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))
+    capacity = np.asarray(data.parameters) + values["omega"] * np.asarray(data.depth)
+    of_data = (1 - share_c) * share_n * np.exp(-np.exp(values["alpha"]) * np.asarray(data.dataset_size))
+    of_count = (1 - share_c) * (1 - share_n) * np.exp(-np.exp(values["beta"]) * capacity)
+    share = (of_data / (of_data + of_count + share_c))[data.configuration]
+    luck = np.exp(values["spread_subset"] / 2) * data.luck_root @ values["luck_halfway"]
+    expected = without["dense"] + np.mean(share * luck[data.subset])
+    assert float(straighten(context, values)["dense"]) == pytest.approx(float(expected))
 
 
 def test_shares_and_the_knee_move_where_exponents_stay() -> None:
