@@ -36,7 +36,8 @@ class Conclusions:
         statements: One row per statement with its `probability`, the Monte Carlo standard error `mcse` of that, and the
             probability `p_asked` that the question arises (some start is feasible, there is a larger one).
         too_wide: One row per factor on the best width: `regret_median`, `regret_lower`, `regret_upper`, the size above
-            the best start's in per cent (90 %, equal-tailed), and `p_hurts`, the probability that it is larger.
+            the best start's in per cent (90 %, equal-tailed; infinite where the target is never reached), and
+            `p_hurts`, the probability that it is larger.
         exponents: One row per start: `a_l` and `a_w`, by which powers of depth and width its prunable weights grow,
             and `depth_excess` = a_l - phi and `width_excess` = a_w - psi (`_median`, `_lower`, `_upper`, and
             `p_depth_hurts`, `p_width_hurts`, the probabilities that they are positive). Once the unpruned error no
@@ -158,13 +159,19 @@ def _too_wide(
         wider = starts.assign(width=factor * starts["width"])
         ends = values_of(fit, question, wider, costs_of(fit, wider, family), draws_of(fit, wider, seed))
         regret = 100 * (ends[row, best] / np.where(any_, value[row, best], 1.0) - 1)[any_]
-        # Of values that are there, since a wider start may never reach the target.
-        places = np.round(np.array([0.05, 0.5, 0.95]) * (len(regret) - 1)).astype(int)
-        lower, median, upper = np.sort(regret)[places] if any_.any() else np.full(3, np.nan)
+        lower, median, upper = _quantiles(regret) if any_.any() else np.full(3, np.nan)
         rows[f"{factor:g} x the best width"] = {
             "regret_median": median, "regret_lower": lower, "regret_upper": upper, "p_hurts": (regret > 0).mean(),
         }  # fmt: skip
     return pd.DataFrame(rows).T
+
+
+def _quantiles(regret: NDArray) -> NDArray[np.float64]:
+    """Give 5 %, median and 95 % of values that may be infinite."""
+    at = [0.05, 0.5, 0.95]
+    with np.errstate(invalid="ignore"):  # nothing lies between an infinite value and the next
+        found = np.quantile(regret, at)
+    return np.where(np.isnan(found), np.quantile(regret, at, method="nearest"), found)
 
 
 def _exponents(fit: Fit, starts: pd.DataFrame, costs: Costs, family: Family | None) -> pd.DataFrame:

@@ -203,7 +203,7 @@ def _fit_family(
     check_one_family(table)
     own = prepare(table, parts, resolve_priors(priors, law=parts["law"]))
     make_room(own.shape)
-    sampling |= {
+    sampling = sampling | {
         "warmup": warmup_for([own], sampling["warmup"]),
         "target_acceptance": acceptance_for(own, sampling["target_acceptance"]),
     }

@@ -97,7 +97,7 @@ def fit_families(
     _warn_of_few(families)
     # A family with few runs makes the joint posterior narrow in places.
     careful = max(sampling["target_acceptance"] or SHORT_STEPS, SHORT_STEPS)
-    sampling |= {"warmup": warmup_for(families, sampling["warmup"]), "target_acceptance": careful}
+    sampling = sampling | {"warmup": warmup_for(families, sampling["warmup"]), "target_acceptance": careful}
     population, values, statistics = _sample(families, shared, **sampling, progress=progress)
     settings = sampling | {"metric": "laplace", **said_of_priors(resolved), **against_prior(population, shared)}
     fits = {

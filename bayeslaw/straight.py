@@ -80,24 +80,21 @@ class Ridges(NamedTuple):
     """Hold what the coordinates depend on besides the priors' ranges.
 
     Attributes:
-        size_spread: Standard deviation of log dataset size over the configurations; 0 leaves alpha as it is.
-        count_spread: That of log parameter count, for beta.
+        spreads: Standard deviations of the covariates over the configurations, by name; 0 where one does not vary,
+            which leaves what is the exponent of it as it is.
         log_binomial: Logarithm of a typical binomial standard deviation of the response.
         rise: By how much the log error of a typical run rises in all.
         centring: How far effects are in units of their spreads.
-        axis_spreads: Standard deviations of the covariates of the quadratic, by name.
-        products: Mean products of those, by the name of the coefficient.
+        products: Mean products of the covariates of the quadratic, by the name of the coefficient.
         count_slopes: By how much log parameter count rises with log depth and with log width, by their names.
         shared: `()` where exponents stay as they are, and what goes together with them is sampled given them; else
             none. It is known when the density is compiled.
     """
 
-    size_spread: Any
-    count_spread: Any
+    spreads: Any
     log_binomial: Any
     rise: Any
     centring: Centring
-    axis_spreads: Any
     products: Any
     count_slopes: Any
     shared: tuple[()] | None = None
@@ -123,15 +120,14 @@ def ridges_of(data: Data) -> Ridges:
     # Of a share e of n, the variance of the logit is about 1 / (n e (1 - e)).
     variance = (1 + np.exp(response)) * (1 + np.exp(-response)) / n_test
     log_binomial = 0.5 * float(np.log(np.median(variance[known]))) if known.any() else 0.0
-    size, count = (float(np.std(np.asarray(part))) for part in (data.dataset_size, data.parameters))
-    size, count = (value if value > LEAST else 0.0 for value in (size, count))
     covariates = {name: np.asarray(values) for name, values in data.covariates.items()}
-    spreads = {name: float(np.std(covariates[name])) for name in ("depth", "width", "dataset_size")}
+    spreads = {name: float(np.std(values)) for name, values in covariates.items()}
+    spreads = {name: spread if spread > LEAST else 0.0 for name, spread in spreads.items()}
     products = {name: float(np.mean(covariates[one] * covariates[two])) for name, (one, two) in CURVATURE.items()}
     axes = ("depth", "width")
     slopes = np.linalg.lstsq(np.stack([covariates[name] for name in axes], 1), covariates["parameters"])[0]
     count_slopes = dict(zip(axes, slopes.tolist(), strict=True))
-    return Ridges(size, count, log_binomial, _rise_of(data), centred(data), spreads, products, count_slopes)
+    return Ridges(spreads, log_binomial, _rise_of(data), centred(data), products, count_slopes)
 
 
 def _rise_of(data: Data) -> float:
@@ -155,9 +151,6 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
         z = straight[name]
         values[name] = z * jnp.sqrt(1 + z**2 / 4)
         log_determinant += jnp.log1p(z**2 / 2) - 0.5 * jnp.log1p(z**2 / 4)
-    if _is_constant_soft(context):
-        values["share_c"], change = _hardened(straight["share_c"], SOFTEST_CONSTANT)
-        log_determinant += change
     found, change = (_from_falls if context.ridges.shared is None else _from_shares)(context, values)
     values, log_determinant = values | found, log_determinant + change
     values |= _curve(context, values, -1)
@@ -182,8 +175,6 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     straight = {**values, **(_to_falls if context.ridges.shared is None else _to_shares)(context, values)}
     straight |= _curve(context, {**values, "dense": straight["dense"]}, 1)
     straight |= _with_luck(context, {**values, "dense": straight["dense"]}, 1)
-    if _is_constant_soft(context):
-        straight["share_c"] = _softened(values["share_c"], SOFTEST_CONSTANT)
     straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1) | _middle_of_rise(context, values, 1)
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
@@ -257,7 +248,7 @@ def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Dat
 def _bounded(context: StraightContext, values: Mapping[str, Any]) -> list[str]:
     """Name the values that are logits, with tails like an exponential's."""
     priors = context.plain.priors
-    softened = ("share_c",) if _shares_move(context) or _is_constant_soft(context) else ()
+    softened = ("share_c",) if _has_shares(context) else ()
     logits = [name for name in priors if isinstance(priors[name].support, constraints.interval)]
     return [name for name in logits if name in values and name not in softened]
 
@@ -280,25 +271,26 @@ def _spreads(context: StraightContext) -> dict[str, tuple[Any, Any]]:
     """Give whether what an exponent of the dense law is of varies, and its spread, else 1; only where it has shares."""
     if not {"share_n", "share_c"} <= set(context.plain.priors) or not _are_positive(context, "dense"):
         return {}
-    spreads = {"alpha": context.ridges.size_spread, "beta": context.ridges.count_spread}
+    spreads = {"alpha": context.ridges.spreads["dataset_size"], "beta": context.ridges.spreads["parameters"]}
     positive = {name: spread for name, spread in spreads.items() if _are_positive(context, name)}
     return {name: (spread > 0, jnp.where(spread > 0, spread, 1.0)) for name, spread in positive.items()}
 
 
-def _shares_move(context: StraightContext) -> bool:
-    """Tell whether shares are sampled by the falls that they make with exponents, which stay."""
-    return context.ridges.shared is not None and len(_spreads(context)) == 2
-
-
-def _is_constant_soft(context: StraightContext) -> bool:
-    """Tell whether the share of the constant is sampled by itself, but for the least values."""
-    return context.ridges.shared is None and len(_spreads(context)) == 2
+def _has_shares(context: StraightContext) -> bool:
+    """Tell whether the dense law has all of its terms, with exponents on the range that coordinates are made for."""
+    return len(_spreads(context)) == 2
 
 
 def _from_falls(context: StraightContext, values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Turn falls into exponents, and the middle of the dense error into its centre; with the log determinant."""
+    """Turn falls into exponents, the middle of the dense error into its centre, and the constant into its share.
+
+    Returns:
+        These, and the log determinant.
+    """
     found, log_determinant = {}, jnp.asarray(0.0)
-    for name, (share, wide, spread) in _terms(context, values).items():
+    if _has_shares(context):
+        found["share_c"], log_determinant = _hardened(values["share_c"], SOFTEST_CONSTANT)
+    for name, (share, wide, spread) in _terms(context, {**values, **found}).items():
         x = jnp.arcsinh(jnp.exp(values[name] + jnp.log(spread) - jnp.log(share)))
         found[name] = jnp.where(wide, jnp.log(x) - jnp.log(spread), values[name])
         log_determinant += jnp.where(wide, jnp.log(jnp.tanh(x)) - jnp.log(x), 0.0)
@@ -306,17 +298,19 @@ def _from_falls(context: StraightContext, values: Mapping[str, Any]) -> tuple[di
 
 
 def _to_falls(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn exponents into falls, and the centre of the dense error into its middle."""
+    """Turn exponents into falls, the centre of the dense error into its middle, and soften the constant's share."""
     falls = {
         name: jnp.where(wide, jnp.log(share) + _log_fall(values[name], spread), values[name])
         for name, (share, wide, spread) in _terms(context, values).items()
     }
+    if _has_shares(context):
+        falls["share_c"] = _softened(values["share_c"], SOFTEST_CONSTANT)
     return falls | _with_centre(context, values, 1)
 
 
 def _from_shares(context: StraightContext, values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """Turn the ratio and the sum of the falls into shares, given exponents, and the middle into the centre."""
-    if not _shares_move(context):
+    if not _has_shares(context):
         return {}, 0.0
     by_data, by_parameters = falls = _unit_falls(context, values)
     shares = {"share_n": values["share_n"] - (by_data - by_parameters)}
@@ -326,7 +320,7 @@ def _from_shares(context: StraightContext, values: Mapping[str, Any]) -> tuple[d
 
 def _to_shares(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn shares into the ratio and the sum of the falls, and the centre of the dense error into its middle."""
-    if not _shares_move(context):
+    if not _has_shares(context):
         return {}
     by_data, by_parameters = falls = _unit_falls(context, values)
     shares = {"share_n": values["share_n"] + by_data - by_parameters}
@@ -371,7 +365,7 @@ def _curve(context: StraightContext, values: Mapping[str, Any], sign: int) -> di
     Or take them away (-1): then the values are plain but for the coefficients and the dense error.
     """
     names = [name for name in CURVATURE if name in values]
-    if not names or len(_spreads(context)) < 2:
+    if not names or not _has_shares(context):
         return {}
     of_powers = _curvature_of_powers(context, values)
     found = {name: values[name] + sign * of_powers[name] for name in names}
@@ -382,7 +376,7 @@ def _curve(context: StraightContext, values: Mapping[str, Any], sign: int) -> di
 
 def _curvature_of_powers(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Give the coefficients of the quadratic that is like the power laws, by plain shares and exponents."""
-    terms, spreads, slopes = _terms(context, values), context.ridges.axis_spreads, context.ridges.count_slopes
+    terms, spreads, slopes = _terms(context, values), context.ridges.spreads, context.ridges.count_slopes
     of_data, of_count = terms["alpha"][0], terms["beta"][0]
     beta, omega = jnp.exp(values["beta"]), values.get("omega", 0.0)
     rate = {
@@ -392,7 +386,7 @@ def _curvature_of_powers(context: StraightContext, values: Mapping[str, Any]) ->
     }
     found = {}
     for name, (one, two) in CURVATURE.items():
-        wide = (spreads[one] > LEAST) & (spreads[two] > LEAST)
+        wide = (spreads[one] > 0) & (spreads[two] > 0)
         if one == two:
             spread = jnp.where(wide, spreads[one], 1.0)
             share = of_data if one == "dataset_size" else of_count

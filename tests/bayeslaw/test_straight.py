@@ -35,6 +35,8 @@ NAMES = (
     "share_c", "share_n", "share_np", "share_p", "sharpness", "sigma", "spread_np", "spread_p",
 )  # fmt: skip
 EFFECTS = ("log_e_run", "effect_p")
+#: Which of depth, width and dataset size every coefficient of the quadratic multiplies.
+PAIRS = dict(zip(CURVATURE, ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -124,10 +126,7 @@ def test_coordinates_are_those_of_the_formulas() -> None:
         ends = [np.log(share * np.exp(sign * exponent * spread) + 1 - share) for sign in (-1, 1)]
         middle = middle + np.mean(ends)
     covariates = [np.asarray(getattr(context.plain.data, name)) for name in ("depth", "width", "dataset_size")]
-    products = {  # in the order of the names
-        name: np.mean(covariates[i] * covariates[j])
-        for name, (i, j) in zip(CURVATURE, ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)), strict=True)
-    }
+    products = {name: np.mean(covariates[i] * covariates[j]) for name, (i, j) in PAIRS.items()}
     middle = middle + sum(values[name] * product for name, product in products.items())
     assert straight["dense"] == pytest.approx(middle - np.log1p(np.exp(-values["plateau"])))
     assert straight["share_c"] == pytest.approx(0.05 * np.log((1 - share_c) ** -20 - 1))
@@ -161,7 +160,7 @@ def test_power_laws_curve_as_the_quadratic_does() -> None:
         return log_power_laws(value, covariates)
 
     second = jax.hessian(log_e)(jnp.zeros(3))
-    for name, (i, j) in zip(CURVATURE, ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)), strict=True):
+    for name, (i, j) in PAIRS.items():
         expected = second[i, j] / 2 if i == j else second[i, j]
         assert float(straight[name] - values[name]) == pytest.approx(float(expected), rel=0.02), name
 
