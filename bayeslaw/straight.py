@@ -362,10 +362,11 @@ def _with_luck(context: StraightContext, values: Mapping[str, Any], sign: int) -
 def _curve(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
     """Add to the coefficients of the quadratic those that power laws make, and what it lifts to the dense error.
 
-    Or take them away (-1): then the values are plain but for the coefficients and the dense error.
+    Or take them away (-1): then the values are plain but for the coefficients and the dense error. Where exponents are
+    other families', few runs leave the coefficients to their priors, which the sums would bend.
     """
     names = [name for name in CURVATURE if name in values]
-    if not names or not _has_shares(context):
+    if not names or not _has_shares(context) or context.ridges.shared is not None:
         return {}
     of_powers = _curvature_of_powers(context, values)
     found = {name: values[name] + sign * of_powers[name] for name in names}

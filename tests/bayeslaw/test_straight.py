@@ -195,7 +195,8 @@ def test_shares_and_the_knee_move_where_exponents_stay() -> None:
     assert z * np.sqrt(1 + z**2 / 4) == pytest.approx(np.log(of_data / of_parameters))
     soft = 0.1 * np.log((1 - constant) ** -10 - 1)
     assert straight["share_c"] == pytest.approx(soft - np.log(of_data + of_parameters))
-    assert float(straight["dense"]) == pytest.approx(float(straighten(context_of(), values)["dense"]))
+    unbent = {name: v for name, v in values.items() if name not in CURVATURE}
+    assert float(straight["dense"]) == pytest.approx(float(straighten(context_of(), unbent)["dense"]))
     assert float(straight["knee"]) == pytest.approx(
         values["knee"] + context.ridges.rise / (2 * np.exp(values["gamma"]))
     )
