@@ -13,8 +13,9 @@ $$w = l^2 / (l^2 + h^2 (1 - l))$$
 with l the share of the effect's prior variance that is left when all else is known, and h a half-way mark below 1/2:
 l is found at one value of the spread, and more is left where the spread is smaller, which is where the funnel is. So
 for log e of networks, about their dense law; or, where runs have their own, for the mean of a network's runs about
-that, and for their distances from their mean. So for sideways effects, about 0. Rows tell the error of a network, which
-is e times the high plateau where it is small: s is the plateau's logarithm for log e, and 0 for sideways effects.
+that, and for their distances from their mean, both as far as the luck of training subsets does not explain them. So for
+sideways effects, about 0. Rows tell the error of a network, which is e times the high plateau where it is small: s is
+the plateau's logarithm for log e of networks and means of runs, and 0 for all else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayeslaw.compiled import jit
-from bayeslaw.hierarchy import group_mean, group_total, split_spread, spreads_at
+from bayeslaw.hierarchy import group_mean, group_total, luck_of_runs, split_spread, spreads_of
 from bayeslaw.laws import log_dense_at
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def choose_centring(
 def _priors(data: Data, value: Mapping[str, Any], effects: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Give the dense law's log e, `[..., configurations]`, and the log spreads of the effects, as in `Centring`."""
     centre = log_dense_at(value, data.covariates)
-    spread = spreads_at({**value, **split_spread(value)}, centre)
+    spread = spreads_of({**value, **split_spread(value)}, data, centre)
     found = {}
     if "log_e" in effects:
         found["log_e"] = jnp.log(spread["sigma_np"])
@@ -164,9 +165,15 @@ def _maps(
     """Give log scale, origin and shift of the lines x = origin + scale (z - shift) from what is sampled to effects."""
     log_scale = {name: getattr(centring, name) * spread for name, spread in log_spread.items()}
     log_scale |= {name: log_scale[name][..., data.configuration] for name in _WITHIN if name in log_scale}
-    measured = centre + jnp.log(value["plateau"])
-    about_law = {name: (centre, (1 - getattr(centring, name)) * measured) for name in ("log_e", "mean")}
-    return {name: (scale, *about_law.get(name, (0.0, 0.0))) for name, scale in log_scale.items()}
+    left = {name: 1 - getattr(centring, name) for name in log_scale}
+    left |= {name: left[name][..., data.configuration] for name in _WITHIN if name in left}
+    lucks = _parts(data, {"log_e_run": luck_of_runs(value, data)}) if "luck_halfway" in value else {}
+    origin = {"log_e": centre, "mean": centre + lucks.get("mean", 0.0), "within": lucks.get("within", 0.0)}
+    lift = {name: jnp.log(value["plateau"]) for name in ("log_e", "mean")}
+    return {
+        name: (scale, origin.get(name, 0.0), left[name] * (origin.get(name, 0.0) + lift.get(name, 0.0)))
+        for name, scale in log_scale.items()
+    }
 
 
 def _parts(data: Data, effects: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def models() -> dict[str, Model]:
         Model(
             "hierarchical", "the default model, twelve networks",
             Design(many, 2, tuple(0.8 ** np.arange(0, 28, 3)), n_test=10_000, subsets=True),
-            _hierarchy_priors() | growth | {"spread_subset": dist.LogNormal(math.log(0.1), 0.5)},
+            _hierarchy_priors()
+            | growth
+            | {"spread_subset": dist.LogNormal(math.log(0.1), 0.5), "lasting": dist.Beta(2.0, 8.0)},
             {"growth": True, "deaths": True},
             {"prediction": (many[0], 0.02), "prediction_new": (new, 0.02)}, True, 200,
         ),

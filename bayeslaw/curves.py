@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Frame
 from bayeslaw.hierarchy import spreads_at
-from bayeslaw.laws import Law, log_dense_at, share_of_data, spread_of_luck
+from bayeslaw.laws import Law, log_dense_at, moved_by_luck, share_of_data, spread_of_luck
 from bayeslaw.precision import in_float64
 from bayeslaw.subsets import SUBSET, which_subset
 
@@ -31,6 +32,8 @@ CURVES = 30
 NODES = 7
 #: Designs computed at once; bounds the memory at draws x NODES^2 x this many numbers.
 BLOCK = 16
+#: Networks whose discrepancies one thread draws at a time.
+_AT_ONCE = 256
 #: What a fit keeps of trained networks, in the order of `Drawn`.
 _OWN = ("log_e", "shift_p")
 
@@ -54,9 +57,15 @@ def parameter_draws(fit: Fit) -> dict[str, NDArray]:
     return {str(k): v for k, v in values.items()} | {"log_eps_up": np.log(values["eps_up"])}
 
 
-def network_values(value: dict[str, Any], covariates: dict[str, Any]) -> dict[str, Any]:
-    """Put the spreads of networks in place of those of the central one, `[draws, networks]`."""
-    return value | _centre_and_spreads(value, covariates)[1]
+def network_values(value: dict[str, Any], covariates: dict[str, Any], n_test: Any = None) -> dict[str, Any]:
+    """Put the spreads of networks in place of those of the central one, `[draws, networks]`.
+
+    Args:
+        value: Draws of the parameters, and `log_eps_up`, each `[draws, 1]`.
+        covariates: Of the networks, by name.
+        n_test: Test examples that their runs are measured on, `[networks]`; nothing for population errors.
+    """
+    return value | _centre_and_spreads(value, covariates, n_test)[1]
 
 
 def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray]:
@@ -67,7 +76,8 @@ def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray]:
         runs: One row per run, with its configuration and, as far as it is known, `subset_id`.
 
     Returns:
-        How far it moves log e, as far as that is known, and the spread of what is not, each `[draws, runs]`.
+        How far it moves log e, as far as that is known, and the spread of what is not, to first order, each
+        `[draws, runs]`.
     """
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     shape = (len(value["dense"]), len(runs))
@@ -79,7 +89,7 @@ def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray]:
         return np.zeros(shape), spread * np.ones(shape)
     luck = fit.posterior["luck"].to_numpy().reshape(shape[0], -1)
     which = which_subset(runs, pd.DataFrame({name: fit.posterior[f"subset_{name}"].to_numpy() for name in SUBSET}))
-    return np.where(which >= 0, share * luck[:, which], 0.0), np.where(which >= 0, 0.0, spread)
+    return np.where(which >= 0, moved_by_luck(share, luck[:, which]), 0.0), np.where(which >= 0, 0.0, spread)
 
 
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> Drawn:
@@ -93,19 +103,29 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> Dr
     shape = (len(configurations), len(value["dense"]))
     results = [np.array(np.broadcast_to(about, shape)) for about in (centre, 0.0)]
     scales = [np.broadcast_to(scale, shape) for scale in scales]
-    for i, row in enumerate(configurations[CONFIGURATION].itertuples(index=False, name=None)):
-        if row in known:
-            for result, draws in zip(results, own, strict=False):
-                result[i] = draws[:, known[row]]
-        elif fit.law.name == "single":
-            raise BayeslawError(
-                f"depth {row[0]:g}, width {row[1]:g}, dataset_size {row[2]:g} was not fitted, and law = 'single' "
-                "speaks of the fitted network alone; fit several configurations with law = 'joint'."
-            )
-        else:
+    networks = list(configurations[CONFIGURATION].itertuples(index=False, name=None))
+    strange = [row for row in networks if row not in known]
+    if strange and fit.law.name == "single":
+        row = strange[0]
+        raise BayeslawError(
+            f"depth {row[0]:g}, width {row[1]:g}, dataset_size {row[2]:g} was not fitted, and law = 'single' "
+            "speaks of the fitted network alone; fit several configurations with law = 'joint'."
+        )
+
+    def fill(start: int) -> None:
+        for i, row in enumerate(networks[start : start + _AT_ONCE], start):
+            if row in known:
+                for result, draws in zip(results, own, strict=False):
+                    result[i] = draws[:, known[row]]
+                continue
             rng = generator(seed, row, "discrepancy")
             for result, scale in zip(results, scales, strict=True):
-                result[i] += scale[i] * rng.standard_normal(shape[1])
+                fresh = rng.standard_normal(shape[1])
+                fresh *= scale[i]
+                result[i] += fresh
+
+    with ThreadPoolExecutor() as pool:  # NumPy draws without holding up other threads
+        list(pool.map(fill, range(0, len(networks), _AT_ONCE)))
     return Drawn(*(result.T for result in results))
 
 
@@ -117,9 +137,11 @@ def _centre_and_discrepancies(value: dict[str, Any], covariates: dict[str, Any])
 
 
 @jit
-def _centre_and_spreads(value: dict[str, Any], covariates: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+def _centre_and_spreads(
+    value: dict[str, Any], covariates: dict[str, Any], n_test: Any = None
+) -> tuple[jax.Array, dict[str, Any]]:
     centre = log_dense_at(value, covariates)
-    return centre, spreads_at(value, centre)
+    return centre, spreads_at(value, centre, n_test)
 
 
 def generator(seed: int, row: tuple[Any, ...], purpose: str) -> np.random.Generator:

@@ -102,6 +102,8 @@ class Data(NamedTuple):
         dataset_size: Centred log dataset size, `[configurations]`.
         log_chance: Logarithm of the random-guess error.
         dead: How many networks revived, and how many stayed dead from level to level, `[2]`.
+        tested: Test examples that the runs of a configuration were measured on, the harmonic mean where they differ;
+            infinite where unknown, `[configurations]`.
         subset: Training subset of each trajectory, `[trajectories]`.
         luck_root: What makes the subsets' lucks from independent ones (`bayeslaw.subsets`), `[subsets, subsets]`.
     """
@@ -120,6 +122,7 @@ class Data(NamedTuple):
     dataset_size: Numbers
     log_chance: float | jax.Array
     dead: Numbers
+    tested: Numbers | float = np.inf
     subset: Numbers = np.zeros(0, int)
     luck_root: Numbers = np.zeros((0, 0))
 
@@ -231,6 +234,7 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False, subsets
         trajectory=trajectory,
         **frame.covariates(configurations),
         log_chance=math.log(frame.chance_error),
+        tested=tested_on(of_row, n_test),
         dead=count_dead(fate),
         subset=of_trajectory,
         luck_root=root_of_covariance(known, frame.log_dataset_size),
@@ -262,6 +266,17 @@ def is_dead(rows: pd.DataFrame, chance_error: float) -> NDArray[np.bool_]:
 def n_test_of(rows: pd.DataFrame) -> NDArray[np.float64]:
     """Give the number of test examples of every row; infinite where the table does not say."""
     return rows["n_test"].to_numpy(float) if "n_test" in rows else np.full(len(rows), np.inf)
+
+
+def tested_on(configuration: NDArray[np.integer], n_test: NDArray) -> NDArray[np.float64]:
+    """Average test examples of rows over their configurations, numbered from 0, as binomial variances are.
+
+    Example:
+        >>> tested_on(np.array([0, 0, 1]), np.array([100, 300, np.inf])).tolist()
+        [150.0, inf]
+    """
+    with np.errstate(divide="ignore"):
+        return np.bincount(configuration) / np.bincount(configuration, 1 / n_test)
 
 
 def replicate_of(runs: pd.DataFrame) -> NDArray[np.integer]:

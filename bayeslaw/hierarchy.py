@@ -12,7 +12,8 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayeslaw.frame import Data
-from bayeslaw.laws import log_dense_at, share_of_data
+from bayeslaw.law import saturate
+from bayeslaw.laws import log_dense_at, moved_by_luck, share_of_data
 
 #: Spreads of latent effects; every other parameter enters the likelihood directly.
 SPREADS = ("spread_np", "share_np", "spread_p", "share_p")
@@ -53,12 +54,17 @@ def split_spread(spread: Mapping[str, Any], *, of_runs: bool = False) -> dict[st
     return found
 
 
-def spreads_at(value: Mapping[str, Any], centre: Any) -> dict[str, Any]:
+def spreads_at(value: Mapping[str, Any], centre: Any, n_test: Any = None) -> dict[str, Any]:
     """Give the spreads of networks: those of the central one, grown with the error that the dense law expects.
 
+    Measured on a test set, runs spread by more: part of its binomial noise lasts through a run, which keeps getting the
+    same examples wrong.
+
     Args:
-        value: `dense`, and as far as there are such parts those of `split_spread`, `growth_np`, `growth_p`.
+        value: `dense`, and as far as there are such parts those of `split_spread`, `growth_np`, `growth_p`; with
+            `n_test` also `lasting` and `log_eps_up`.
         centre: Log e of the networks by the dense law.
+        n_test: Test examples that their runs are measured on, broadcast with `centre`; nothing for population errors.
 
     Returns:
         What `split_spread` gives, as far as there are such effects, broadcast with `centre`.
@@ -66,7 +72,17 @@ def spreads_at(value: Mapping[str, Any], centre: Any) -> dict[str, Any]:
     above = centre - jnp.log(value["dense"])
     growth = {name: value.get(f"growth_{name}", 0.0) * above for name in ("np", "p")}
     parts = [(f"{part}_{where}", where) for where in ("np", "p") for part in ("sigma", "tau")]
-    return {name: value[name] * jnp.exp(growth[where]) for name, where in parts if name in value}
+    found = {name: value[name] * jnp.exp(growth[where]) for name, where in parts if name in value}
+    if n_test is not None and "lasting" in value and "tau_np" in found:
+        binomial = jnp.expm1(-saturate(centre, value["log_eps_up"])) / n_test  # (1 - eps) / (n eps), of log eps
+        found["tau_np"] = jnp.sqrt(found["tau_np"] ** 2 + value["lasting"] * binomial)
+    return found
+
+
+def spreads_of(value: Mapping[str, Any], data: Data, centre: Any) -> dict[str, Any]:
+    """Give the spreads of the configurations of data as they were measured: `spreads_at` with their test examples."""
+    log_eps_up = data.log_chance + jnp.log(value["plateau"])
+    return spreads_at({**value, "log_eps_up": log_eps_up}, centre, data.tested)
 
 
 def halfway_prior(spread: Any, subsets: int) -> Any:
@@ -88,7 +104,7 @@ def luck_of_runs(value: Mapping[str, Any], data: Data) -> jax.Array:
     if "luck_halfway" not in value:
         return jnp.asarray(0.0)
     share = share_of_data(value, data.covariates)[..., data.configuration]
-    return share * luck_of_subsets(value, data)[..., data.subset]
+    return moved_by_luck(share, luck_of_subsets(value, data)[..., data.subset])
 
 
 def centred_effects(data: Data, centre: jax.Array, spread: Mapping[str, Any], luck: jax.Array) -> tuple[jax.Array, Any]:
@@ -191,15 +207,16 @@ def draw_configurations(key: jax.Array, value: Mapping[str, Any], data: Data) ->
 
     Args:
         key: Random key.
-        value: One draw: constants of the dense law, spreads, their growth, what luck is made of, `log_e_run` and
-            `effect_p`; or the configurations' own `log_e` and `shift_p`, where they were sampled.
+        value: One draw: constants of the dense law, plateau, spreads, their growth, what lasts of a test set's noise,
+            what luck is made of, `log_e_run` and `effect_p`; or the configurations' own `log_e` and `shift_p`, where
+            they were sampled.
         data: The data.
 
     Returns:
         `log_e` and, where there are sideways effects, `shift_p`, `[configurations]`.
     """
     centre = log_dense_at(value, data.covariates)
-    spread = spreads_at(value, centre)
+    spread = spreads_of(value, data, centre)
     nothing, luck = jnp.zeros_like(centre), luck_of_runs(value, data)
     named = (("log_e", "log_e_run", centre, luck, "np"), ("shift_p", "effect_p", nothing, 0.0, "p"))
     found = {}

@@ -400,7 +400,7 @@ def curvature(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
 
 
 def share_of_data(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
-    """Give the share of networks' e that data remove, by the power laws: how far luck moves their log e.
+    """Give the share of networks' e that data remove, by the power laws.
 
     Args:
         value: Constants of the dense law.
@@ -410,8 +410,18 @@ def share_of_data(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> An
     return jnp.exp(of_data - log_power_laws(value, covariates))
 
 
+def moved_by_luck(share: Any, luck: Any) -> Any:
+    """Say how far luck moves log e, being a factor exp(luck) on a share of e: log(1 + share (exp(luck) - 1)).
+
+    Example:
+        >>> [round(float(moved_by_luck(share, jnp.log(1.1))), 4) for share in (0.0, 0.5, 1.0)]
+        [0.0, 0.0488, 0.0953]
+    """
+    return jnp.log1p(share * jnp.expm1(luck))
+
+
 def spread_of_luck(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
-    """Give by how much log e of networks spreads between subsets; 0 where the model has no luck."""
+    """Give by how much log e of networks spreads between subsets, to first order; 0 where the model has no luck."""
     if "spread_subset" not in value:
         return 0.0
     return value["spread_subset"] * jnp.exp(-0.5 * covariates["dataset_size"]) * share_of_data(value, covariates)

@@ -23,7 +23,7 @@ from bayeslaw.hierarchy import (
     luck_of_subsets,
     site,
     split_spread,
-    spreads_at,
+    spreads_of,
     standardised_effects,
 )
 from bayeslaw.laws import CURVATURE, law_named, log_dense_at, split_dense
@@ -54,7 +54,8 @@ class Structure:
         effects: Where trajectory effects act, of `np` and `p`; what the table cannot show has been left out.
         noise: `student_t` or `normal`.
         steep: Whether noise grows with the local slope.
-        growth: Whether spreads grow with the error that the dense law expects.
+        growth: Whether spreads grow with the error that the dense law expects, and, where runs have effects on eps_np
+            and `n_test` is known, whether part of a test set's noise lasts through a run.
         correlated: Whether the noise of a level is correlated with that of the level before.
         deaths: Whether networks die (`bayeslaw.deaths`).
         subsets: Whether runs on one training subset share its luck (`bayeslaw.subsets`).
@@ -91,6 +92,7 @@ class Structure:
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
         absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
+        absent |= set() if grows and "np" in effects and self.knows_n_test else {"lasting"}
         return absent | (set() if grows and "spread_p" not in absent else {"growth_p"})
 
     @property
@@ -167,13 +169,15 @@ def make_model(structure: Structure, *, centred: bool = True):
         log e~_i  = log(a n^-alpha + b (m l^omega)^-beta + c) + x_i' C x_i      the dense law, with its curvature
         x_i       = log l, log w, log n about their centres
         log e_i   ~ Normal(log e~_i, sigma_np g_np)                            discrepancy of the configuration
-        log e_it  = log e_i + s_i u + effect_np                                the trajectory, up and down
-        effect_np ~ Normal(0, tau_np g_np)
+        log e_it  = log e_i + log(1 + s_i (e^u - 1)) + effect_np               the trajectory, up and down
+        effect_np ~ Normal(0, (tau_np^2 g_np^2 + lasting (1 - eps~_i) / (n_test eps~_i))^(1/2))
         u         ~ Normal(0, spread_subset (n_0 / n)^(1/2))                   luck of the training subset
         s_i       = a n^-alpha / (a n^-alpha + b (m l^omega)^-beta + c)        what luck acts on
         shift_i   ~ Normal(0, sigma_p g_p)                                     the configuration, sideways
         log p'_it = log p' + effect_p,     effect_p  ~ Normal(shift_i, tau_p g_p)  the trajectory, sideways
         g         = (e~_i / e~ of the central network)^growth                  worse networks spread more
+        eps~_i    = eps_np that the dense law expects: test examples that a run keeps getting wrong are no luck of its
+                    training, and no part of its population error
         eps_np    = eps_up e_it / sqrt(e_it^2 + 1)
         mean      = law(eps_np, eps_up, gamma, p', m*_r)
         response  ~ logit(mean) + scale z,   z_r = rho^gap z_before + sqrt(1 - rho^(2 gap)) StudentT(nu)
@@ -206,7 +210,7 @@ def make_model(structure: Structure, *, centred: bool = True):
         log_eps_up = data.log_chance + jnp.log(value["plateau"])
         value["log_eps_up"] = jnp.asarray(numpyro.deterministic("log_eps_up", log_eps_up))
         centre = log_dense_at(value, data.covariates)
-        at_network = spreads_at(value | spread, centre)
+        at_network = spreads_of(value | spread, data, centre)
         luck = jnp.asarray(0.0)
         if structure.subsets:
             value["luck_halfway"] = site("luck_halfway", halfway_prior(value["spread_subset"], len(data.luck_root)))

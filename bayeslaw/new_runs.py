@@ -24,8 +24,18 @@ from bayeslaw.curves import (
     unique_rows,
 )
 from bayeslaw.deaths import DIED, let_die, log_hazard
-from bayeslaw.frame import CONFIGURATION, ROUND, RUN, Frame, empirical_logit, error_from_logit, n_test_of, rounds_at
-from bayeslaw.laws import Law
+from bayeslaw.frame import (
+    CONFIGURATION,
+    ROUND,
+    RUN,
+    Frame,
+    empirical_logit,
+    error_from_logit,
+    n_test_of,
+    rounds_at,
+    tested_on,
+)
+from bayeslaw.laws import Law, moved_by_luck, share_of_data
 from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
 
@@ -53,8 +63,9 @@ def run_logits(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray[np.float64
     """
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     runs, index = unique_rows(designs, [*RUN, "subset_id"])
-    fresh = new_runs(fit, runs, seed)
-    effects, n_test = Drawn(*(effect[:, index] for effect in fresh)), n_test_for(fit, designs)
+    n_test = n_test_for(fit, designs)
+    fresh = new_runs(fit, runs, seed, n_test=tested_on(index, n_test))
+    effects = Drawn(*(effect[:, index] for effect in fresh))
     location, scale = observations(fit.law, value, fit.frame, designs, effects, n_test)
     noise, rounds, names = np.empty_like(location), rounds_at(designs["density"]), names_of(runs)
     for i, name in enumerate(names):
@@ -107,16 +118,24 @@ def _path_with_deaths(
     return empirical_logit(shown[:, rounds], count[:1]), dead[:, rounds]
 
 
-def new_runs(fit: Fit, runs: pd.DataFrame, seed: int) -> Drawn:
-    """Draw where the curves of new runs lie, `[draws, runs]`; a row is a run, named as `names_of` does.
+def new_runs(fit: Fit, runs: pd.DataFrame, seed: int, *, n_test: NDArray | None = None) -> Drawn:
+    """Draw where the curves of new runs lie; those of one dataset size and `replicate` share the luck of a subset.
 
-    Runs of one dataset size and `replicate` have one luck: they are trained on the same subset.
+    Args:
+        fit: The posterior.
+        runs: One row per run, named as `names_of` does.
+        seed: Seed of fresh effects.
+        n_test: Test examples that they are measured on, `[runs]`; nothing for the curves of population errors.
+
+    Returns:
+        Log e and sideways shift, `[draws, runs]`.
     """
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     drawn = configuration_draws(fit, runs, seed)
-    at_networks = network_values(value, fit.frame.covariates(runs))
+    at_networks = network_values(value, fit.frame.covariates(runs), n_test)
     spreads = [np.broadcast_to(at_networks.get(name, 0.0), drawn.log_e.shape) for name in ("tau_np", "tau_p")]
     luck, unknown = expected_luck(fit, runs)
+    share = np.asarray(share_of_data(value, fit.frame.covariates(runs))) if "spread_subset" in value else unknown
     for i, name in enumerate(names_of(runs)):
         normal = generator(seed, name, "run").standard_normal((2, len(drawn.log_e)))
         for effect, spread, fresh in zip(drawn, spreads, normal, strict=True):
@@ -124,7 +143,8 @@ def new_runs(fit: Fit, runs: pd.DataFrame, seed: int) -> Drawn:
         drawn.log_e[:, i] += luck[:, i]
         if unknown[:, i].any():
             subset = generator(seed, name[len(CONFIGURATION) - 1 :], "subset")
-            drawn.log_e[:, i] += unknown[:, i] * subset.standard_normal(len(drawn.log_e))
+            fresh = unknown[:, i] / share[:, i] * subset.standard_normal(len(drawn.log_e))
+            drawn.log_e[:, i] += moved_by_luck(share[:, i], fresh)
     return drawn
 
 

@@ -94,14 +94,17 @@ def _runs_of_block(
 def _test_noise(
     fit: Fit, question: Question, value: dict[str, NDArray], logit: NDArray, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Draw the noise of a finite number of test examples; the same examples at every round, so as correlated as all."""
+    """Draw the noise of a finite number of test examples, the same at every round: correlated, and part of it lasts."""
     count = question.validation or usual_n_test(fit)
     if not np.isfinite(count):
         return np.zeros_like(logit)
     share = scipy.special.expit(logit)
-    scale = value.get("floor", 1.0) * np.sqrt(1 / (count * share + 0.5) + 1 / (count * (1 - share) + 0.5))
+    scale = np.sqrt(1 / (count * share + 0.5) + 1 / (count * (1 - share) + 0.5))
     gaussian = {name: value[name] for name in ("sigma", "rho") if name in value}
-    return scale * standard_noise(rng, gaussian, np.arange(logit.shape[1]))
+    noise = value.get("floor", 1.0) * standard_noise(rng, gaussian, np.arange(logit.shape[1]))
+    if "lasting" in value:
+        noise = noise + np.sqrt(value["lasting"]) * rng.standard_normal((len(logit), 1))
+    return scale * noise
 
 
 def fixed(question: Question, starts: pd.DataFrame, runs: Iterable[Runs], costs: Costs) -> pd.DataFrame:

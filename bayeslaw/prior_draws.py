@@ -28,6 +28,7 @@ from bayeslaw.frame import (
     gaps,
     make_frame,
     n_test_of,
+    tested_on,
 )
 from bayeslaw.laws import law_named
 from bayeslaw.model import EFFECTS, Structure, make_model, structure_of
@@ -257,5 +258,6 @@ def _data(frame: Frame, designs: pd.DataFrame, configurations: pd.DataFrame, of_
         trajectory=of_row,
         **frame.covariates(configurations),
         log_chance=jnp.log(frame.chance_error),
+        tested=tested_on(of_row, n_test_of(designs)),
         dead=np.zeros(2),
     )

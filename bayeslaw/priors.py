@@ -100,7 +100,7 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
             dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both
         ),
         "spread_subset": Prior(
-            dist.LogNormal(-2.3, 1.0), "spread between training subsets of what data remove (log)", "weak: .02 to .5"
+            dist.LogNormal(-2.3, 0.7), "spread between training subsets of what data remove (log)", "weak: .03 to .4"
         ),
         "spread_p": Prior(dist.LogNormal(-1.6, 0.8), "spread of runs in p' (log, sideways)", small),
         "share_p": Prior(
@@ -116,6 +116,11 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
             "weak: .1 to 2; networks jitter most as they die",
         ),
         "floor": Prior(dist.LogNormal(0.0, 0.25), "factor on the binomial noise of the test set", "shared examples"),
+        "lasting": Prior(
+            dist.Beta(1.0, 4.0),
+            "share of that noise's variance that lasts through a run: examples it keeps getting wrong",
+            "weak: 0 to .5",
+        ),
         "nu": Prior(dist.Gamma(2.0, 0.1), "degrees of freedom of the noise", "Juarez and Steel 2010"),
         "rho": Prior(
             dist.Beta(2.0, 2.0), "correlation of the noise from one round of 20 % to the next", "weak: .5 +- .22"

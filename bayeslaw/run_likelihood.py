@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bayeslaw.compiled import jit
 from bayeslaw.curves import expected_luck, parameter_draws
 from bayeslaw.deaths import STAYED, are_dead, log_probability
-from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data
+from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data, tested_on
 from bayeslaw.hierarchy import spreads_at
 from bayeslaw.laws import Law, log_dense_at
 from bayeslaw.noise import response_distribution
@@ -187,6 +187,7 @@ class Sample(NamedTuple):
         configuration: Configuration of every trajectory.
         configurations: One row each, depth, width and dataset size.
         columns: Response, log density, n_test, gap (`frame.gaps`) and fate of those rows.
+        tested: Test examples of every trajectory's configuration (`frame.tested_on`).
         luck: How far its subset moves log e of every trajectory, as far as that is known, `[draws, trajectories]`.
         luck_spread: Spread of what is not known of that, likewise.
     """
@@ -199,6 +200,7 @@ class Sample(NamedTuple):
     configuration: NDArray[np.intp]
     configurations: pd.DataFrame
     columns: tuple[NDArray, ...]
+    tested: NDArray
     luck: NDArray
     luck_spread: NDArray
 
@@ -227,6 +229,7 @@ class Sample(NamedTuple):
             configuration,
             configurations,
             (rows.response[order], log_density, rows.n_test[order], gaps(trajectory, log_density, fates), fates),
+            tested_on(configuration[rows.trajectory], rows.n_test)[configuration],
             luck,
             luck_spread,
         )
@@ -265,7 +268,7 @@ def _given_others(fit: Fit, sample: Sample, draws: int) -> tuple[NDArray, NDArra
         Mean and sd of log e and of the sideways effect, each `[draws, trajectories, 2]`.
     """
     configuration, centre = sample.configuration, _centres(sample)
-    spread = spreads_at(sample.value, centre)
+    spread = spreads_at(sample.value, centre, sample.tested)
     zero = np.zeros_like(centre)
     found = []
     for (of_runs, own, where), about in zip(_EFFECTS, (centre, zero), strict=True):
@@ -297,7 +300,7 @@ def _given_other_runs(
 def _of_new(fit: Fit, sample: Sample, draws: int) -> tuple[NDArray, NDArray]:
     """Say where the effects of runs can lie that were not fitted; shaped as in `_given_others`."""
     centre = _centres(sample)
-    spread = spreads_at(sample.value, centre)
+    spread = spreads_at(sample.value, centre, sample.tested)
     zero = np.zeros_like(centre)
     known = {row: i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
     place = np.array([known.get(row, -1) for row in sample.configurations.itertuples(index=False, name=None)])

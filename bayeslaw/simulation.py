@@ -178,13 +178,15 @@ def simulate(
     centre = log_dense(value, covariates)
     none = np.zeros_like(centre)
     spread = {"sigma_np": none, "tau_np": none, "sigma_p": none, "tau_p": none} | spreads(value, covariates)
+    spread["tau_np"] = np.hypot(spread["tau_np"], lasting_noise(design, value, covariates))
     log_e = centre + spread["sigma_np"] * rng.standard_normal(len(centre))
     log_e_run = log_e[of_run] + spread["tau_np"][of_run] * rng.standard_normal(len(of_run))
     luck = _draw_luck(design, value, rng) if "spread_subset" in value else {}
     if luck:
         sizes, replicate = np.array(design.configurations)[of_run, 2], np.arange(len(of_run)) % design.replicates
         share = share_of_data(value, covariates)[of_run]
-        log_e_run = log_e_run + share * [luck[key] for key in zip(sizes, replicate, strict=True)]
+        lucks = np.array([luck[key] for key in zip(sizes, replicate, strict=True)])
+        log_e_run = log_e_run + np.log(1 - share + share * np.exp(lucks))
     effect_p = spread["tau_p"][of_run] * rng.standard_normal(len(of_run))
     shift_p = spread["sigma_p"] * rng.standard_normal(len(centre)) if "spread_p" in value else none
     effect_p = shift_p[of_run] + effect_p
@@ -276,6 +278,15 @@ def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict
             total, share = value[f"spread_{name}"] * grown[name], value.get(f"share_{name}", 1.0)
             found[f"sigma_{name}"], found[f"tau_{name}"] = total * np.sqrt(share), total * np.sqrt(1 - share)
     return found
+
+
+def lasting_noise(design: Design, value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
+    """Give by how much log e of networks spreads between runs for test examples that a run keeps getting wrong."""
+    if "lasting" not in value or design.n_test is None:
+        return 0.0
+    e = np.exp(log_dense(value, covariates))
+    expected = design.chance_error * value["plateau"] * e / np.sqrt(e**2 + 1)
+    return np.sqrt(value["lasting"] * (1 - expected) / (design.n_test * expected))
 
 
 def curve(

@@ -15,8 +15,8 @@ less whether its power laws do that or the quadratic beside them: sampled are th
 $$q_{nn} + \frac{1}{2 h^2} \log\left(1 + 2 s (1 - s) (\cosh \alpha h - 1)\right)$$
 
 for dataset size, with a term of the power laws like it for depth and width, and their second derivatives for pairs. The
-two parts of the noise on flat stretches, the binomial one
-and sigma, of which one or the other may vanish, go together too: in the places of floor f and sigma are sampled
+two parts of the noise on flat stretches, the binomial one and sigma, of which one or the other may vanish, go together
+too: in the places of floor f and sigma are sampled
 
 $$\tfrac12 \log(f^2 B^2 + \sigma^2), \qquad \log\sigma - \log(f B)$$
 
@@ -29,10 +29,11 @@ a \log \left( \exp \frac{\log(1 + k / \gamma)}{a} - 1 \right)$$
 
 the slope in the middle of the rise, and what goes to k / gamma where that is small, but for the least values (beyond
 a = 0.1). Runs tell errors, which are the high plateau times e~ where that is small: e~ is sampled by that product. The
-lucks of training subsets move what runs show, and only their sum with e~ is informed of what they have in common: e~ is
-sampled with the mean luck of the runs. The logits of bounded parameters have the tails of an exponential; sampled is z
-with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's. Only the share of the constant c, which runs show to be
-small if at all, is sampled by what goes to -log(1 - c) but for the least values (below 0.05).
+lucks of training subsets multiply what data remove, and of what they have in common runs inform only that product: e~
+and the shares of its terms, here and above, are those after the mean luck of the runs. The logits of bounded parameters
+have the tails of an exponential; sampled is z with logit = z sqrt(1 + z^2 / 4), whose tails are a Gaussian's. Only the
+share of the constant c, which runs show to be small if at all, is sampled by what goes to -log(1 - c) but for the least
+values (below 0.05).
 
 Where exponents are to stay as they are, since families share them, shares are sampled by the falls that they make with
 them instead: with S = s_n sinh(alpha h_n) / h_n + s_m sinh(beta h_m) / h_m the fall without a constant, in the places
@@ -57,7 +58,7 @@ from numpyro.distributions import biject_to, constraints
 from bayeslaw.centring import Centring, centred, choose_centring, standardise, unstandardise
 from bayeslaw.compiled import jit
 from bayeslaw.density import Context
-from bayeslaw.hierarchy import groups_of, luck_of_runs
+from bayeslaw.hierarchy import groups_of, luck_of_subsets
 from bayeslaw.laws import CURVATURE
 
 if TYPE_CHECKING:
@@ -154,8 +155,8 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
     found, change = (_from_falls if context.ridges.shared is None else _from_shares)(context, values)
     values, log_determinant = values | found, log_determinant + change
     values |= _curve(context, values, -1)
-    values |= _with_luck(context, values, -1)
     values |= _lift_dense(context, values, -1) | _middle_of_rise(context, values, -1)
+    values |= _with_luck(context, values, -1)
     if _is_bent_freely(context):
         log_ratio, change = _hardened(straight["sharpness"])
         log_determinant += change
@@ -172,9 +173,10 @@ def bend(context: StraightContext, straight: Mapping[str, Any]) -> tuple[dict[st
 @jit
 def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn plain unconstrained values into straight coordinates."""
+    effects = standardise(context.ridges.centring, *_hierarchy(context, values))
+    values = {**values, **_with_luck(context, values, 1)}
     straight = {**values, **(_to_falls if context.ridges.shared is None else _to_shares)(context, values)}
     straight |= _curve(context, {**values, "dense": straight["dense"]}, 1)
-    straight |= _with_luck(context, {**values, "dense": straight["dense"]}, 1)
     straight |= _lift_dense(context, {**values, "dense": straight["dense"]}, 1) | _middle_of_rise(context, values, 1)
     if _is_bent_freely(context):
         log_ratio = values["sharpness"] - values["gamma"]
@@ -183,7 +185,7 @@ def straighten(context: StraightContext, values: Mapping[str, Any]) -> dict[str,
     if _are_positive(context, "floor", "sigma"):
         floor, sigma = values["floor"] + context.ridges.log_binomial, values["sigma"]
         straight["floor"], straight["sigma"] = 0.5 * jnp.logaddexp(2 * floor, 2 * sigma), sigma - floor
-    return shorten(context, straight | standardise(context.ridges.centring, *_hierarchy(context, values)))
+    return shorten(context, straight | effects)
 
 
 @jit
@@ -242,6 +244,7 @@ def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Dat
     """Give the data, the parameters and the effects, by plain values."""
     priors, data = context.plain.priors, context.plain.data
     value = {name: biject_to(prior.support)(values[name]) for name, prior in priors.items() if name in values}
+    value |= {name: values[name] for name in ("luck_halfway",) if name in values}
     return data, value, {name: values[name] for name in groups_of(data) if name in values}
 
 
@@ -350,13 +353,20 @@ def _with_centre(context: StraightContext, values: Mapping[str, Any], sign: int)
 
 
 def _with_luck(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:
-    """Add to the dense error what luck adds to that of the runs on average, or take it away (-1); all else is plain."""
-    if "luck_halfway" not in values or not _are_positive(context, "dense"):
+    """Multiply what data remove by exp(mean luck of the runs), or divide it by that (-1); all values are plain.
+
+    Between the logs of the three terms and what they are sampled as, the determinant is 1.
+    """
+    if "luck_halfway" not in values or not _has_shares(context):
         return {}
-    data, value, _ = _hierarchy(context, {name: value for name, value in values.items() if name != "dense"})
-    value |= {"dense": 1.0, "luck_halfway": values["luck_halfway"]}
-    lift = jnp.mean(luck_of_runs(value, data), axis=-1)
-    return {"dense": values["dense"] + sign * lift.reshape(jnp.shape(values["dense"]))}
+    data, spread = context.plain.data, biject_to(context.plain.priors["spread_subset"].support)(values["spread_subset"])
+    lucks = luck_of_subsets({"spread_subset": spread, "luck_halfway": values["luck_halfway"]}, data)
+    lift = jnp.mean(lucks[..., data.subset], axis=-1).reshape(jnp.shape(values["dense"]))
+    ratio, constant, whole = (values[name] for name in ("share_n", "share_c", "dense"))
+    removed = whole + jax.nn.log_sigmoid(-constant)
+    log_a, log_b = removed + jax.nn.log_sigmoid(ratio) + sign * lift, removed + jax.nn.log_sigmoid(-ratio)
+    log_c, removed = whole + jax.nn.log_sigmoid(constant), jnp.logaddexp(log_a, log_b)
+    return {"share_n": log_a - log_b, "share_c": log_c - removed, "dense": jnp.logaddexp(removed, log_c)}
 
 
 def _curve(context: StraightContext, values: Mapping[str, Any], sign: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ subsets of which one holds the other go together,
 
 $$\operatorname{Cov}(u_n, u_m) = \sigma^2 \frac{n_0}{\max(n, m)}$$
 
-with n_0 the central dataset size. To first order log e of a network moves by luck times the share of its e that data
-remove: a network that is too small to learn what it sees does not care which examples they are.
+with n_0 the central dataset size. With s the share of a network's e that data remove, its log e moves by
+log(1 + s (exp(luck) - 1)), to first order by s times luck: a network that is too small to learn what it sees does not
+care which examples they are.
 """
 
 from __future__ import annotations

@@ -28,10 +28,12 @@ def float64() -> Iterator[None]:
         yield
 
 
-def data() -> Data:
+def data(subset: Any = (), luck_root: Any = ()) -> Data:
     """With alpha = 1 and nothing but it, log dataset size sets the dense law: each network lies `ABOVE` the centre."""
     nothing, zeros = np.zeros(0), np.zeros(3)
-    return Data(*[nothing] * 6, CONFIGURATION, nothing, zeros, zeros, zeros, -ABOVE, 0.0, nothing)
+    rows = [nothing] * 6
+    found = Data(*rows, CONFIGURATION, nothing, zeros, zeros, zeros, -ABOVE, 0.0, nothing)
+    return found._replace(subset=np.array(subset, int), luck_root=np.array(luck_root))
 
 
 def spreads(name: str) -> np.ndarray:
@@ -51,22 +53,31 @@ def power_of(left: Any, half_way: float = 0.22) -> Any:
     return odds / (odds + 1 - left)
 
 
-def test_effects_are_in_units_of_their_spreads_by_the_formula() -> None:
+@pytest.mark.parametrize("lucky", [False, True])
+def test_effects_are_in_units_of_their_spreads_by_the_formula(lucky: bool) -> None:
+    """Counted from where the luck of their training subsets puts them: here data remove all of the error."""
     rng = np.random.default_rng(0)
+    luck, parts, value = np.zeros(6), {}, VALUE
+    if lucky:
+        subset, root, halfway = np.array([0, 1, 1, 1, 0, 0]), rng.standard_normal((2, 2)), rng.standard_normal(2)
+        luck, value = 0.2 * (root @ halfway)[subset], VALUE | {"spread_subset": 0.04, "luck_halfway": halfway}
+        parts = {"subset": subset, "luck_root": root}
     centring = Centring(*rng.uniform(0, 1, (5, 3)))
     effects = {"log_e_run": rng.standard_normal(6), "effect_p": rng.standard_normal(6)}
-    found = {k: np.asarray(v) for k, v in standardise(centring, data(), VALUE, effects).items()}
+    found = {k: np.asarray(v) for k, v in standardise(centring, data(**parts), value, effects).items()}
     centre = np.log(0.2) + ABOVE
     plateau = np.log(VALUE["plateau"])
-    for name, about, lifted, mean_name, within_name in (
-        ("log_e_run", centre, plateau, "mean", "within"),
-        ("effect_p", np.zeros(3), 0.0, "mean_p", "within_p"),
+    for name, about, shared, lifted, mean_name, within_name in (
+        ("log_e_run", centre, luck, plateau, "mean", "within"),
+        ("effect_p", np.zeros(3), np.zeros(6), 0.0, "mean_p", "within_p"),
     ):
         for i in range(3):
-            own = effects[name][i == CONFIGURATION]
+            own, lucks = (part[i == CONFIGURATION] for part in (effects[name], shared))
+            middle = about[i] + lucks.mean()
             w = getattr(centring, mean_name)[i]
-            mean = (own.mean() - about[i]) / spreads(mean_name)[i] ** w + (1 - w) * (about[i] + lifted)
-            apart = (own - own.mean()) / spreads(within_name)[i] ** getattr(centring, within_name)[i]
+            mean = (own.mean() - middle) / spreads(mean_name)[i] ** w + (1 - w) * (middle + lifted)
+            w, lucks = getattr(centring, within_name)[i], lucks - lucks.mean()
+            apart = (own - own.mean() - lucks) / spreads(within_name)[i] ** w + (1 - w) * lucks
             assert found[name][i == CONFIGURATION] == pytest.approx(mean + apart)
     alone = {"log_e": rng.standard_normal(3)}
     w, found = centring.log_e, standardise(centring, data(), VALUE, alone)["log_e"]

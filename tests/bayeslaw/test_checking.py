@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from simulate import Reference
+from simulate import Reference, measured_spread
 from typer.testing import CliRunner
 
 import bayeslaw
@@ -154,13 +154,18 @@ def test_noise_and_effects_have_the_spreads_of_the_model(hierarchical) -> None:
     model, simulated = hierarchical
     design, value = model.design, simulated.value
     spread = {name: np.asarray(s) for name, s in spreads(value, design.covariates()).items()}
+    central = value["spread_p"] * np.sqrt(1 - value["share_p"])
+    log_dense = np.log(value["dense"]) + np.log(spread["tau_p"] / central) / value["growth_p"]
+    measured = measured_spread({**value, "tau_np": 0.0}, log_dense, 0.9 * value["plateau"], design.n_test)
+    measured = np.hypot(spread["tau_np"], measured)
+    assert (measured > 1.001 * spread["tau_np"]).all()
     of_run, rng = design.configuration, np.random.default_rng(6)
     noise, own, up, sideways, shifts = [], [], [], [], []
     for _ in range(40):
         drawn = simulate(design, value, rng)
         location, scale = observation(design, value, drawn.log_e_run, drawn.effect_p)
         noise.append(((drawn.response - location) / scale)[~drawn.dead])
-        up.append((drawn.log_e_run - drawn.log_e[of_run]) / spread["tau_np"][of_run])
+        up.append((drawn.log_e_run - drawn.log_e[of_run]) / measured[of_run])
         sideways.append((drawn.effect_p - drawn.shift_p[of_run]) / spread["tau_p"][of_run])
         own.append(drawn.log_e)
         shifts.append(drawn.shift_p / spread["sigma_p"])
@@ -168,7 +173,6 @@ def test_noise_and_effects_have_the_spreads_of_the_model(hierarchical) -> None:
     for sample in (up, sideways, own, shifts):
         assert scipy.stats.kstest(np.ravel(sample), "norm").pvalue > 1e-3
     assert scipy.stats.kstest(np.concatenate(noise), scipy.stats.t(value["nu"]).cdf).pvalue > 1e-3
-    central = value["spread_p"] * np.sqrt(1 - value["share_p"])
     total = value["spread_np"] ** 2 * np.exp(
         2 * value["growth_np"] * np.log(spread["tau_p"] / central) / value["growth_p"]
     )

@@ -7,8 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.special
-import xarray as xr
-from simulate import error_of, log_dense_of, log_density_along, observation_of, saturated, slope_of_logit, spread_at
+from altered import with_draws
+from simulate import (
+    error_of,
+    log_dense_of,
+    log_density_along,
+    measured_spread,
+    observation_of,
+    saturated,
+    slope_of_logit,
+    spread_at,
+)
 
 import bayeslaw
 from bayeslaw import BayeslawError, compare
@@ -37,11 +46,10 @@ def log_density_of_rows(draw: dict[str, float], rows, e, effect, log_dataset_siz
 
 @pytest.fixture(scope="module")
 def correlated(fitted) -> bayeslaw.Fit:
-    """Give the same posterior with noise that is clearly correlated along a trajectory."""
-    tree = fitted.tree.copy()
-    posterior = tree["posterior"].to_dataset()
-    tree["posterior"] = xr.DataTree(posterior.assign(rho=0.3 + 0.3 * posterior["share_n"]))
-    return dataclasses.replace(fitted, tree=tree)
+    """Give the same posterior with noise that is clearly correlated along a trajectory, and part of which lasts."""
+    return with_draws(
+        fitted, rho=lambda draws: 0.3 + 0.3 * draws["share_n"], lasting=lambda draws: 0.9 * draws["share_c"]
+    )
 
 
 def test_trajectories_are_integrated_over_their_effects(correlated) -> None:
@@ -62,6 +70,7 @@ def test_trajectories_are_integrated_over_their_effects(correlated) -> None:
             known = []
             for of_runs, where, about in (("log_e_run", "np", log_dense), ("effect_p", "p", 0.0)):
                 sigma, tau = (spread_at(draw, f"{part}_{where}", log_dense) for part in ("sigma", "tau"))
+                tau = measured_spread(draw, log_dense, draw["eps_up"], 797) if where == "np" else tau
                 weights = np.array([sigma**-2, tau**-2])
                 mean = weights @ [about, draws[of_runs][s, other]] / weights.sum()
                 known.append(mean + np.sqrt(1 / weights.sum() + tau**2) * z)
@@ -95,10 +104,7 @@ def test_rows_left_out_are_those_of_plain_importance_sampling(correlated) -> Non
 @pytest.fixture(scope="module")
 def wrong(fitted) -> bayeslaw.Fit:
     """Give the same posterior with psi off by 0.4 in every draw, the knee kept for the central network."""
-    tree = fitted.tree.copy()
-    shifted = tree["posterior"].to_dataset()
-    tree["posterior"] = xr.DataTree(shifted.assign(psi=shifted["psi"] + 0.4))
-    return dataclasses.replace(fitted, tree=tree)
+    return with_draws(fitted, psi=lambda draws: draws["psi"] + 0.4)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 from numpyro.infer.util import potential_energy
-from simulate import CURVATURE, Reference, Truth, simulate, spread_at
+from simulate import CURVATURE, Reference, Truth, measured_spread, simulate, spread_at
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import Prepared, starts_of
@@ -28,7 +28,7 @@ from bayeslaw.runs import load_runs
 STANDARD_ERRORS = 5.0
 #: Parameters on the whole line, and between 0 and 1; all others are positive.
 UNBOUNDED = ("phi", "psi", "chi", "omega", *CURVATURE, "growth_np", "growth_p")
-SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p", "rho")
+SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p", "rho", "lasting")
 with jax.enable_x64(True):
     PRIORS = default_priors()
 
@@ -89,7 +89,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.4,
         "chi": 0.1, "omega": -0.3, "sigma": 0.06,
         "kappa": 0.15, "noise_power": 0.6, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
-        "sharpness": 2.5, **dict.fromkeys(CURVATURE, 0.04),
+        "lasting": 0.3, "sharpness": 2.5, **dict.fromkeys(CURVATURE, 0.04),
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
@@ -160,6 +160,8 @@ def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
         expected += sum(prior_log_density(name, value) for name, value in values.items())
         centre = reference.log_dense(values)
         spreads = {name: spread_at(values | spreads_of(values), name, centre) for name in spreads_of(values)}
+        tested = 797 if structure.knows_n_test else np.inf
+        spreads["tau_np"] = measured_spread(values | spreads_of(values), centre, 0.9 * values["plateau"], tested)
         own, shift = rng.standard_normal((2, configurations))
         up, sideways = rng.standard_normal((2, trajectories))
         of_run = reference.configuration
@@ -249,6 +251,8 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
         "sigma_p": 0.15,
         "tau_p": 0.25,
         "growth_p": -0.4,
+        "lasting": 0.4,
+        "plateau": 0.9,
         "log_e_run": rng.normal(-2.0, 0.4, len(reference.trajectories)),
         "effect_p": rng.normal(0.0, 0.3, len(reference.trajectories)),
     }
@@ -262,6 +266,7 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
         for i in range(len(reference.configurations)):
             own, found = value[of_runs][reference.configuration == i], np.asarray(drawn[name])[:, i]
             sigma, tau = (spread_at(value, f"{part}_{where}", log_dense[i]) for part in ("sigma", "tau"))
+            tau = measured_spread(value, log_dense[i], 0.81, 797) if where == "np" else tau
             joint = sigma**2 * np.ones((len(own) + 1, len(own) + 1)) + np.diag([0.0] + [tau**2] * len(own))
             weights = np.linalg.solve(joint[1:, 1:], joint[1:, 0])
             mean, variance = centre[i] + weights @ (own - centre[i]), joint[0, 0] - weights @ joint[1:, 0]
@@ -376,7 +381,7 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     assert structure_of(shallow) == Structure(False, True, False, False, growth=False, **USUAL)
     assert structure_of(shallow).without() == {
         "share_np", "spread_p", "share_p", "growth_np", "growth_p", "floor", "rho", "dies", "dies_power", "stays",
-        "spread_subset",
+        "spread_subset", "lasting",
     }  # fmt: skip
     assert set(SPREADS) <= set(PRIORS)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.special
+from altered import with_draws
 from simulate import count_parameters, error_of, kept_by_round, saturated
 
 from bayeslaw import BayeslawError, width_grid
@@ -128,8 +129,14 @@ def test_the_adaptive_policy_is_a_plain_loop_over_rounds() -> None:
     assert row[["p_reach", "stop_at", "size_mean", "trainings"]].tolist() == pytest.approx(best)
 
 
-def test_what_is_measured_is_the_population_error_and_the_noise_of_the_examples(fitted) -> None:
-    """Its variance against the binomial's times the inferred factor, within 5 standard errors; fewer examples, more."""
+@pytest.mark.parametrize("lasting", [0.0, 0.5])
+def test_what_is_measured_is_the_population_error_and_the_noise_of_the_examples(fitted, lasting: float) -> None:
+    """Its variance against the binomial's times the inferred factor, within 5 standard errors; fewer examples, more.
+
+    What lasts of it is the same at all rounds: their correlation is no less.
+    """
+    if lasting:
+        fitted = with_draws(fitted, lasting=lambda draws: lasting + 0 * draws["floor"])
     starts = make_starts([14], [8], 250)
     costs = costs_of(fitted, starts)
     optimism = []
@@ -138,8 +145,10 @@ def test_what_is_measured_is_the_population_error_and_the_noise_of_the_examples(
         (runs,) = new_runs_of(fitted, question, starts, costs, 0)
         share = scipy.special.expit(runs.population[:, :8])
         floor = fitted.posterior["floor"].to_numpy().reshape(-1, 1)
-        expected = floor**2 * (1 / (validation * share + 0.5) + 1 / (validation * (1 - share) + 0.5))
-        ratio = ((runs.measured - runs.population)[:, :8] ** 2 / expected).mean(0)
+        expected = (floor**2 + lasting) * (1 / (validation * share + 0.5) + 1 / (validation * (1 - share) + 0.5))
+        noise = (runs.measured - runs.population)[:, :8] / np.sqrt(expected)
+        ratio = (noise**2).mean(0)
+        assert (noise[:, :1] * noise).mean(0).min() > lasting / (lasting + (floor**2).mean()) - 5 / np.sqrt(len(share))
         assert np.abs(ratio - 1).max() < 5 * np.sqrt(2 / len(share))
         optimism.append(adaptive(question, starts, [runs], costs)["optimism"][0])
     assert optimism[0] > optimism[1] > 0

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from simulate import error_of, log_dense_of, saturated, spread_at
+from altered import with_draws
+from simulate import error_of, log_dense_of, measured_spread, saturated, spread_at
 
 from bayeslaw import BayeslawError
 from bayeslaw.curves import average_error, configuration_draws, parameter_draws, trained_curves
@@ -185,6 +186,27 @@ def test_a_design_gets_the_same_draws_alone_reordered_and_among_others(fitted, k
     np.testing.assert_allclose(reordered, together[..., order], rtol=1e-12)
     alone = fitted.predict(designs.iloc[[7]], kind=kind, seed=1, return_draws=True).to_numpy()
     np.testing.assert_allclose(alone[..., 0], together[..., 7], rtol=1e-12)
+
+
+def test_runs_measured_on_a_test_set_spread_by_what_lasts_of_its_noise(fitted) -> None:
+    """The same fresh effects, on a finite test set wider by the formula; errors of a population know nothing of it."""
+    lasting = with_draws(fitted, lasting=lambda draws: 0.9 * draws["share_n"])
+    runs = pd.DataFrame({"depth": [14, 8], "width": [3, 2], "dataset_size": [700, 250]})
+    value = {name: values[:, None] for name, values in parameter_draws(lasting).items()}
+    log_dense = log_dense_of(value, lasting.frame.covariates(runs))
+    with jax.enable_x64(True):
+        network = configuration_draws(lasting, runs, seed=5).log_e
+        curves = new_runs(lasting, runs, seed=5).log_e - network
+        measured = new_runs(lasting, runs, seed=5, n_test=np.array([797.0, 100.0])).log_e - network
+        endless = new_runs(lasting, runs, seed=5, n_test=np.array([np.inf, np.inf])).log_e - network
+    for i, n_test in enumerate((797, 100)):
+        wider = measured_spread(value, log_dense, value["eps_up"], n_test) / spread_at(value, "tau_np", log_dense)
+        np.testing.assert_allclose(measured[:, i], (curves * wider)[:, i], rtol=1e-6)
+    np.testing.assert_array_equal(endless, curves)
+    designs = runs.assign(density=0.1)
+    pd.testing.assert_frame_equal(lasting.predict(designs), fitted.predict(designs))
+    drawn = [fit.predict(designs, kind="run", return_draws=True).to_numpy() for fit in (lasting, fitted)]
+    assert (drawn[0].std((0, 1)) > drawn[1].std((0, 1))).all()
 
 
 def test_replicates_are_runs_of_their_own_of_one_network(fitted) -> None:

@@ -22,6 +22,7 @@ from simulate import (
     Reference,
     Truth,
     error_of,
+    measured_spread,
     observation_of,
     saturated,
     simulate,
@@ -72,7 +73,7 @@ def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
         "growth_p": rng.normal(2.0, 0.1, count), "sigma": rng.lognormal(-3, 1, count),
         "kappa": rng.lognormal(-1.6, 0.8, count), "noise_power": rng.lognormal(-0.7, 0.8, count),
         "floor": rng.lognormal(0, 0.25, count),
-        "nu": rng.gamma(2, 10, count), "rho": rng.beta(2, 2, count),
+        "nu": rng.gamma(2, 10, count), "rho": rng.beta(2, 2, count), "lasting": rng.beta(1, 4, count),
         "sharpness": rng.lognormal(np.log(2), 0.4, count),
         **{name: rng.normal(0, 0.05, count) for name in CURVATURE},
     }  # fmt: skip
@@ -111,6 +112,7 @@ class ByHand:
             self.value |= {f"sigma_{where}": total * np.sqrt(share), f"tau_{where}": total * np.sqrt(1 - share)}
         centre = self.reference.log_dense(self.value)
         self.spread = {name: spread_at(self.value, name, centre) for name in ("sigma_np", "tau_np", "sigma_p", "tau_p")}
+        self.measured = measured_spread(self.value, centre, 0.9 * self.value["plateau"], 797)
         self.log_e = centre + self.spread["sigma_np"] * self.normal(centre.shape)
         self.shift_p = self.spread["sigma_p"] * self.normal(centre.shape)
         self.order = [self.reference.configurations.index(tuple(row)) for row in NETWORKS.to_numpy()]
@@ -118,10 +120,10 @@ class ByHand:
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
         return self.rng.standard_normal(shape)
 
-    def curves(self, up: Any, sideways: Any) -> tuple[Any, Any]:
+    def curves(self, up: Any, sideways: Any, *, measured: bool = False) -> tuple[Any, Any]:
         """Give error and slope of the logit, `[draws, networks, densities]`, for standardised effects of a run."""
         eps_up = 0.9 * self.value["plateau"][..., None]
-        log_e = (self.log_e + self.spread["tau_np"] * up)[..., None]
+        log_e = (self.log_e + (self.measured if measured else self.spread["tau_np"]) * up)[..., None]
         log_p = np.log(self.reference.p_prime(self.value)) + self.shift_p + self.spread["tau_p"] * sideways
         log_p = log_p[..., None]
         log_m = self.value["phi"] * self.reference.log_depth + self.value["psi"] * self.reference.log_width
@@ -147,7 +149,7 @@ def test_measured_runs_are_those_of_plain_numpy() -> None:
         growth=True, correlated=True, kind="run", draws=DRAWS, seed=1,
     )  # fmt: skip
     hand = ByHand(DRAWS, seed=2)
-    error, slope = hand.curves(hand.normal(hand.log_e.shape), hand.normal(hand.log_e.shape))
+    error, slope = hand.curves(hand.normal(hand.log_e.shape), hand.normal(hand.log_e.shape), measured=True)
     location, scale = observation_of(error, slope, 797, {k: v[..., None] for k, v in hand.value.items()})
     noise = hand.rng.standard_t(np.broadcast_to(hand.value["nu"][..., None], error.shape))
     share = hand.value["rho"] ** (np.log(10) / np.log(1.25))  # densities are a factor of 10 apart

@@ -165,19 +165,20 @@ def test_power_laws_curve_as_the_quadratic_does() -> None:
         assert float(straight[name] - values[name]) == pytest.approx(float(expected), rel=0.02), name
 
 
-def test_luck_that_runs_share_moves_the_dense_error() -> None:
-    """By its mean over the runs: the share that data remove, of a network each, times the luck of the run's subset."""
+def test_luck_that_runs_share_multiplies_what_data_remove() -> None:
+    """By the exponential of its mean over the runs: coordinates are those of such a world without luck."""
     context = lucky()
     values, data = random_values(6, context), context.plain.data
-    without = straighten(context, values | {"luck_halfway": np.zeros(len(data.luck_root))})
-    share_n, share_c = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))
-    capacity = np.asarray(data.parameters) + values["omega"] * np.asarray(data.depth)
-    of_data = (1 - share_c) * share_n * np.exp(-np.exp(values["alpha"]) * np.asarray(data.dataset_size))
-    of_count = (1 - share_c) * (1 - share_n) * np.exp(-np.exp(values["beta"]) * capacity)
-    share = (of_data / (of_data + of_count + share_c))[data.configuration]
     luck = np.exp(values["spread_subset"] / 2) * data.luck_root @ values["luck_halfway"]
-    expected = without["dense"] + np.mean(share * luck[data.subset])
-    assert float(straighten(context, values)["dense"]) == pytest.approx(float(expected))
+    share_n, share_c = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))
+    dense = np.exp(values["dense"])
+    a, b, c = dense * (1 - share_c) * share_n, dense * (1 - share_c) * (1 - share_n), dense * share_c
+    a = a * np.exp(np.mean(luck[data.subset]))
+    other = values | {"luck_halfway": np.zeros(len(data.luck_root)), "dense": np.log(a + b + c)}
+    other |= {"share_n": np.log(a / b), "share_c": np.log(c / (a + b))}
+    found, expected = straighten(context, values), straighten(context, other)
+    for name in NAMES:
+        assert float(found[name]) == pytest.approx(float(expected[name]), abs=1e-9), name
 
 
 def test_shares_and_the_knee_move_where_exponents_stay() -> None:

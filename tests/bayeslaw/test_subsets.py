@@ -91,7 +91,8 @@ def test_the_density_is_that_of_plain_code():
         total, growth = 0.0, np.exp(log_e - np.log(value["dense"])) ** value.get("growth_np", 0.0)
         for i in range(len(log_e)):
             own = np.flatnonzero(data.configuration == i)
-            left = latent["log_e_run"][own] - log_e[i] - a[i] / (a[i] + b[i] + c) * luck[data.subset[own]]
+            moved = np.log((a[i] * np.exp(luck[data.subset[own]]) + b[i] + c) / (a[i] + b[i] + c))
+            left = latent["log_e_run"][own] - log_e[i] - moved
             variance = (value["spread_np"] * growth[i]) ** 2 * (0.5 * np.eye(len(own)) + 0.5)
             total -= 0.5 * (np.linalg.slogdet(variance)[1] + left @ np.linalg.solve(variance, left))
         return total

@@ -92,6 +92,13 @@ def spread_at(value: Mapping[str, Any], name: str, log_dense: Any) -> Any:
     return value.get(name, 0.0) * np.exp(growth * (log_dense - np.log(value["dense"])))
 
 
+def measured_spread(value: Mapping[str, Any], log_dense: Any, eps_up: Any, n_test: Any) -> Any:
+    """Add to the spread of runs what lasts of their test set's noise: wrong answers vary as those of coins do."""
+    wrong = n_test * saturated(np.exp(log_dense), eps_up)
+    relative = value.get("lasting", 0.0) * wrong * (1 - wrong / n_test) / wrong**2 if np.isfinite(n_test) else 0.0
+    return np.sqrt(spread_at(value, "tau_np", log_dense) ** 2 + relative)
+
+
 def log_student_t(x: Any, nu: Any, location: Any, scale: Any) -> Any:
     """Compute the log density of Student's t."""
     z = (x - location) / scale
