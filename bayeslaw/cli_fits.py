@@ -73,7 +73,7 @@ def fit(
     warmup: Annotated[int, typer.Option(help="Warm-up transitions per chain.")] = 300,
     draws: Annotated[int, typer.Option(help="Draws per chain.")] = 1000,
     target_acceptance: Annotated[
-        float | None, typer.Option(help="Acceptance rate of the sampler; default .95, .8 with 100 networks or more.")
+        float | None, typer.Option(help="Acceptance rate of the sampler; default .98, .8 with 100 networks or more.")
     ] = None,
     seed: Seed = 0,
 ) -> None:

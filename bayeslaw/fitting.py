@@ -67,7 +67,7 @@ FEW_WARMUP = 1000
 #: With so many configurations or more the posterior is round, and acceptance rates that make steps long miss nothing;
 #: else steps are short.
 LARGE = 100
-LONG_STEPS, SHORT_STEPS = 0.8, 0.95
+LONG_STEPS, SHORT_STEPS = 0.8, 0.98
 
 
 class Settings(TypedDict, total=False):
@@ -135,8 +135,9 @@ def fit(
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
         noise: Noise of single levels, `"student_t"` or `"normal"`.
         steep: Whether that noise grows with the local slope of the curve.
-        growth: Whether the spreads of configurations and runs grow with the error that the dense law expects; by
-            default where there are 20 configurations or more to tell.
+        growth: Whether the spreads of configurations and runs grow with the error that the dense law expects, and
+            where `n_test` is known, part of a test set's noise lasts through a run (`lasting`), which the best networks
+            show most; by default where there are 20 configurations or more to tell.
         correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory, by
             `rho` to the power of the rounds of 20 % between them.
         deaths: Whether a network that answers one class, so that its error near random guessing repeats to the last
@@ -155,8 +156,8 @@ def fit(
         draws: Transitions kept per chain.
         n_test: Number of test examples, for tables without that column.
         chance_error: Error of random guessing, in (0, 1), for tables without `classes` or `chance_error`.
-        target_acceptance: Acceptance rate that the step size aims at, in (0, 1); by default .95, short steps that do
-            not miss what is narrow in small tables, and .8 with 100 configurations or more. For pooled families .95 at
+        target_acceptance: Acceptance rate that the step size aims at, in (0, 1); by default .98, short steps that do
+            not miss what is narrow in small tables, and .8 with 100 configurations or more. For pooled families .98 at
             least.
         progress: Show a progress bar where standard error is a terminal.
 

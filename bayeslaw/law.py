@@ -231,7 +231,7 @@ def log_m_at(curve: Curve, log_target: ArrayLike) -> Array:
     inside = (above > 0) & (below > 0)
     up, down = jnp.where(inside, above, 1.0), jnp.where(inside, below, 1.0)
     # log(e^{ku} - 1) written as ku + log(1 - e^{-ku}); the factor eps_k^{k/gamma} cancels.
-    log_ratio = (k * up + jnp.log(-jnp.expm1(-k * up))) - jnp.log(-jnp.expm1(-k * down))
+    log_ratio = k * up + jnp.log(jnp.expm1(-k * up) / jnp.expm1(-k * down))
     solved = log_p + log_ratio / k
     return jnp.where(inside, solved, jnp.where(below <= 0, jnp.inf, -jnp.inf))
 

@@ -10,6 +10,8 @@ of them. Half an hour on two cores and more; fits and scores are kept in the fol
 import argparse
 from pathlib import Path
 
+import numpyro.distributions as dist
+
 import bayeslaw
 
 VARIANTS = {
@@ -27,6 +29,7 @@ VARIANTS = {
     "law=joint, correlated=False": {"law": "joint", "correlated": False},
     "subsets=False": {"subsets": False},
     "curvature=False": {"curvature": False},
+    "lasting=0": {"priors": {"lasting": dist.Beta(1.0, 1e4)}},
 }
 FOLDS = 3
 
