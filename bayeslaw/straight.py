@@ -244,7 +244,8 @@ def _hierarchy(context: StraightContext, values: Mapping[str, Any]) -> tuple[Dat
     """Give the data, the parameters and the effects, by plain values."""
     priors, data = context.plain.priors, context.plain.data
     value = {name: biject_to(prior.support)(values[name]) for name, prior in priors.items() if name in values}
-    value |= {name: values[name] for name in ("luck_halfway",) if name in values}
+    if "luck_halfway" in values:
+        value["luck_halfway"] = values["luck_halfway"]
     return data, value, {name: values[name] for name in groups_of(data) if name in values}
 
 
