@@ -15,7 +15,7 @@ compilation is counted in `whole` alone for ours. nutpie cannot go on where it s
 draws, and the run with the most effective draws a second counts.
 
 Ours has the warm-up and the acceptance rate (.8, as that of peers) that `bayeslaw.fit` takes for 100 configurations or
-more. Smaller tables, in which more is narrow, it samples with shorter steps: `--acceptance 0.95`.
+more. Smaller tables, in which more is narrow, it samples with shorter steps: `--acceptance 0.98`.
 """
 
 from __future__ import annotations
