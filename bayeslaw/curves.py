@@ -17,7 +17,7 @@ from bayeslaw.compiled import jit
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, Frame
 from bayeslaw.hierarchy import spreads_at
-from bayeslaw.laws import Law, log_dense_at, moved_by_luck, share_of_data, spread_of_luck
+from bayeslaw.laws import Law, log_dense_at, share_of_data, spread_of_luck
 from bayeslaw.precision import in_float64
 from bayeslaw.subsets import SUBSET, which_subset
 
@@ -68,7 +68,7 @@ def network_values(value: dict[str, Any], covariates: dict[str, Any], n_test: An
     return value | _centre_and_spreads(value, covariates, n_test)[1]
 
 
-def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray]:
+def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray]:
     """Say where the luck of runs can lie (`bayeslaw.subsets`): that of a subset which fitted runs saw too is known.
 
     Args:
@@ -76,20 +76,20 @@ def expected_luck(fit: Fit, runs: pd.DataFrame) -> tuple[NDArray, NDArray]:
         runs: One row per run, with its configuration and, as far as it is known, `subset_id`.
 
     Returns:
-        How far it moves log e, as far as that is known, and the spread of what is not, to first order, each
-        `[draws, runs]`.
+        The share of e that it acts on (`moved_by_luck`), luck as far as it is known, and the spread of what is not,
+        each `[draws, runs]`.
     """
     value = {k: v[:, None] for k, v in parameter_draws(fit).items()}
     shape = (len(value["dense"]), len(runs))
     if "spread_subset" not in value:
-        return np.zeros(shape), np.zeros(shape)
+        return np.zeros(shape), np.zeros(shape), np.zeros(shape)
     covariates = fit.frame.covariates(runs)
     share, spread = (np.asarray(part(value, covariates)) for part in (share_of_data, spread_of_luck))
     if "luck" not in fit.posterior:  # a family of which nothing was measured
-        return np.zeros(shape), spread * np.ones(shape)
+        return share, np.zeros(shape), spread * np.ones(shape)
     luck = fit.posterior["luck"].to_numpy().reshape(shape[0], -1)
     which = which_subset(runs, pd.DataFrame({name: fit.posterior[f"subset_{name}"].to_numpy() for name in SUBSET}))
-    return np.where(which >= 0, moved_by_luck(share, luck[:, which]), 0.0), np.where(which >= 0, 0.0, spread)
+    return share, np.where(which >= 0, luck[:, which], 0.0), np.where(which >= 0, 0.0, spread)
 
 
 def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> Drawn:
@@ -120,9 +120,7 @@ def configuration_draws(fit: Fit, configurations: pd.DataFrame, seed: int) -> Dr
                 continue
             rng = generator(seed, row, "discrepancy")
             for result, scale in zip(results, scales, strict=True):
-                fresh = rng.standard_normal(shape[1])
-                fresh *= scale[i]
-                result[i] += fresh
+                result[i] += scale[i] * rng.standard_normal(shape[1])
 
     with ThreadPoolExecutor() as pool:  # NumPy draws without holding up other threads
         list(pool.map(fill, range(0, len(networks), _AT_ONCE)))
@@ -233,8 +231,8 @@ def mean_errors(law: Law, value: dict[str, Any], frame: Frame, designs: pd.DataF
     def one(covariates: dict[str, Any], log_density: NDArray, *drawn: NDArray) -> tuple[jax.Array]:
         of_networks = network_values(value, covariates)
         if "spread_subset" in value:
-            runs = of_networks.get("tau_np", 0.0)
-            of_networks["tau_np"] = jnp.hypot(runs, spread_of_luck(value, covariates))
+            luck = share_of_data(value, covariates) * spread_of_luck(value, covariates)  # to first order
+            of_networks["tau_np"] = jnp.hypot(of_networks.get("tau_np", 0.0), luck)
         return (average_error(law, of_networks, covariates, *drawn, log_density),)
 
     return by_block(one, frame, designs, *drawn)[0]

@@ -421,7 +421,5 @@ def moved_by_luck(share: Any, luck: Any) -> Any:
 
 
 def spread_of_luck(value: Mapping[str, Any], covariates: Mapping[str, Any]) -> Any:
-    """Give by how much log e of networks spreads between subsets, to first order; 0 where the model has no luck."""
-    if "spread_subset" not in value:
-        return 0.0
-    return value["spread_subset"] * jnp.exp(-0.5 * covariates["dataset_size"]) * share_of_data(value, covariates)
+    """Give by how much the luck of subsets of networks' dataset sizes spreads."""
+    return value["spread_subset"] * jnp.exp(-0.5 * covariates["dataset_size"])

@@ -35,7 +35,7 @@ from bayeslaw.frame import (
     rounds_at,
     tested_on,
 )
-from bayeslaw.laws import Law, moved_by_luck, share_of_data
+from bayeslaw.laws import Law, moved_by_luck
 from bayeslaw.noise import observation
 from bayeslaw.precision import in_float64
 
@@ -134,17 +134,15 @@ def new_runs(fit: Fit, runs: pd.DataFrame, seed: int, *, n_test: NDArray | None 
     drawn = configuration_draws(fit, runs, seed)
     at_networks = network_values(value, fit.frame.covariates(runs), n_test)
     spreads = [np.broadcast_to(at_networks.get(name, 0.0), drawn.log_e.shape) for name in ("tau_np", "tau_p")]
-    luck, unknown = expected_luck(fit, runs)
-    share = np.asarray(share_of_data(value, fit.frame.covariates(runs))) if "spread_subset" in value else unknown
+    share, luck, unknown = expected_luck(fit, runs)
     for i, name in enumerate(names_of(runs)):
         normal = generator(seed, name, "run").standard_normal((2, len(drawn.log_e)))
         for effect, spread, fresh in zip(drawn, spreads, normal, strict=True):
             effect[:, i] += spread[:, i] * fresh
-        drawn.log_e[:, i] += luck[:, i]
         if unknown[:, i].any():
             subset = generator(seed, name[len(CONFIGURATION) - 1 :], "subset")
-            fresh = unknown[:, i] / share[:, i] * subset.standard_normal(len(drawn.log_e))
-            drawn.log_e[:, i] += moved_by_luck(share[:, i], fresh)
+            luck[:, i] += unknown[:, i] * subset.standard_normal(len(drawn.log_e))
+    drawn.log_e[:] += moved_by_luck(share, luck)
     return drawn
 
 

@@ -18,7 +18,7 @@ from bayeslaw.curves import expected_luck, parameter_draws
 from bayeslaw.deaths import STAYED, are_dead, log_probability
 from bayeslaw.frame import CONFIGURATION, Rows, along_trajectories, gaps, make_data, tested_on
 from bayeslaw.hierarchy import spreads_at
-from bayeslaw.laws import Law, log_dense_at
+from bayeslaw.laws import Law, log_dense_at, moved_by_luck
 from bayeslaw.noise import response_distribution
 from bayeslaw.precision import in_float64
 
@@ -189,7 +189,7 @@ class Sample(NamedTuple):
         columns: Response, log density, n_test, gap (`frame.gaps`) and fate of those rows.
         tested: Test examples of every trajectory's configuration (`frame.tested_on`).
         luck: How far its subset moves log e of every trajectory, as far as that is known, `[draws, trajectories]`.
-        luck_spread: Spread of what is not known of that, likewise.
+        luck_spread: Spread of what is not known of that, to first order, likewise.
     """
 
     value: dict[str, NDArray]
@@ -213,7 +213,8 @@ class Sample(NamedTuple):
             data, labels = make_data(runs, fit.frame, deaths=fit.structure.deaths)
             configuration, configurations, rows = np.asarray(data.configuration), labels.configurations, labels.rows
         index = _thinning(fit, draws)
-        luck, luck_spread = (part[index] for part in expected_luck(fit, first_rows(fit.runs if runs is None else runs)))
+        rows_of_runs = first_rows(fit.runs if runs is None else runs)
+        share, luck, unknown = (part[index] for part in expected_luck(fit, rows_of_runs))
         value = {name: values[index, None] for name, values in parameter_draws(fit).items()}
         covariates = fit.frame.covariates(configurations)
         order = along_trajectories(rows.trajectory, rows.log_density)
@@ -230,8 +231,8 @@ class Sample(NamedTuple):
             configurations,
             (rows.response[order], log_density, rows.n_test[order], gaps(trajectory, log_density, fates), fates),
             tested_on(configuration[rows.trajectory], rows.n_test)[configuration],
-            luck,
-            luck_spread,
+            np.asarray(moved_by_luck(share, luck)),
+            share * unknown,
         )
 
 

@@ -135,7 +135,7 @@ def test_runs_on_a_known_subset_are_predicted_better(lucky):
         fitted.predict(designs, kind="run"), fitted.predict(designs.drop(columns="subset_id"), kind="run")
     )]  # fmt: skip
     assert width[0] < 0.8 * width[1]
-    luck, unknown = expected_luck(fitted, designs)
+    _, luck, unknown = expected_luck(fitted, designs)
     assert (unknown == 0).all()
     assert (luck != 0).all()
 
