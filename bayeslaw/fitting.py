@@ -36,17 +36,10 @@ from bayeslaw.model import EFFECTS, Structure, starting_values, structure_of
 from bayeslaw.posterior import Fit
 from bayeslaw.precision import in_float64
 from bayeslaw.priors import EXPONENTS, POOLS, Prior, describe_prior, resolve_priors, store_prior
+from bayeslaw.ridges import StraightContext, ridges_of
 from bayeslaw.runs import load_runs
 from bayeslaw.sampler import Sampled, sample
-from bayeslaw.straight import (
-    StraightContext,
-    bent_positions,
-    recentre,
-    ridges_of,
-    straight_estimate,
-    straight_potential,
-    straighten,
-)
+from bayeslaw.straight import bent_positions, recentre, straight_estimate, straight_potential, straighten
 from bayeslaw.subsets import SUBSET
 from bayeslaw.unconstrained import against_prior, prior_middles
 

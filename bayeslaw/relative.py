@@ -31,7 +31,8 @@ from bayeslaw.population import (
     values_of,
 )
 from bayeslaw.priors import BETWEEN, ON_LINE
-from bayeslaw.straight import Ridges, StraightContext, bend, recentre, ridges_of, shorten, straighten
+from bayeslaw.ridges import Ridges, StraightContext, ridges_of
+from bayeslaw.straight import bend, recentre, straight_spreads, straighten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,9 +209,10 @@ def relative_estimate(parts: tuple[Part, ...]) -> Estimate:
     plain = pooled_estimate(parts)
 
     def estimate(context: RelativeContext, free: dict[str, Any], variances: dict[str, Any]) -> dict[str, jax.Array]:
-        found = plain(context.pooled, unrelative(context, free)[0], variances)
+        values = unrelative(context, free)[0]
+        found = plain(context.pooled, values, variances)
         for k in range(len(context.ridges)):
-            own = shorten(context.family(k), values_of(k, found))
+            own = straight_spreads(context.family(k), values_of(k, values), values_of(k, found))
             found |= {key_of(k, name): value for name, value in own.items()}
         return found
 

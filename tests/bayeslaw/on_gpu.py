@@ -25,7 +25,8 @@ import bayeslaw
 from bayeslaw import fitting
 from bayeslaw.density import flat_potential, shapes_of
 from bayeslaw.priors import resolve_priors
-from bayeslaw.straight import StraightContext, ridges_of, straighten
+from bayeslaw.ridges import StraightContext, ridges_of
+from bayeslaw.straight import straighten
 
 POINTS = 20
 OF_VALUE, OF_GRADIENT = 1e-2, 1e-4
@@ -59,8 +60,6 @@ def density() -> str:
 
 def means(folder: Path) -> str:
     """Compare posterior means."""
-    import arviz_stats
-
     beside = subprocess.Popen([sys.executable, __file__, "--fit", str(folder / "cpu.nc")], env=_on_cpu())
     seconds = _fit(folder / "gpu.nc")
     assert beside.wait() == 0
@@ -69,11 +68,18 @@ def means(folder: Path) -> str:
     distances = {}
     for name in names:
         cpu, gpu = (fits[kind][name] for kind in ("cpu", "gpu"))
-        errors = [float(arviz_stats.mcse(part.values, method="mean")) for part in (cpu, gpu)]
-        distances[str(name)] = float(cpu.mean() - gpu.mean()) / float(np.hypot(*errors))
+        errors = [mcse_of_mean(part.to_numpy()) for part in (cpu, gpu)]
+        distances[str(name)] = float(cpu.mean() - gpu.mean()) / float(np.hypot(errors[0], errors[1]))
     worst = max(distances, key=lambda name: abs(distances[name]))
     assert abs(distances[worst]) <= STANDARD_ERRORS, distances
     return f"{len(names)} means, {distances[worst]:+.1f} standard errors apart at most ({worst}); {seconds:.0f} s"
+
+
+def mcse_of_mean(draws: np.ndarray) -> float:
+    """Give the Monte Carlo standard error of the mean of draws `[chains, draws]`."""
+    import arviz as az  # after numpyro, which it would load half
+
+    return float(draws.std() / np.sqrt(az.ess(draws, method="mean")))
 
 
 def again(folder: Path) -> str:

@@ -19,16 +19,9 @@ from bayeslaw.frame import make_data, make_frame
 from bayeslaw.law import Curve, log_error, log_slope
 from bayeslaw.laws import log_power_laws
 from bayeslaw.priors import default_priors
+from bayeslaw.ridges import LEAST_RISE, StraightContext, ridges_of
 from bayeslaw.runs import load_runs
-from bayeslaw.straight import (
-    LEAST_RISE,
-    StraightContext,
-    bend,
-    bent_positions,
-    ridges_of,
-    straight_potential,
-    straighten,
-)
+from bayeslaw.straight import bend, bent_positions, straight_potential, straighten
 
 NAMES = (
     "alpha", "beta", *CURVATURE, "dense", "floor", "gamma", "growth_np", "growth_p", "knee", "omega", "plateau",
@@ -165,20 +158,40 @@ def test_power_laws_curve_as_the_quadratic_does() -> None:
         assert float(straight[name] - values[name]) == pytest.approx(float(expected), rel=0.02), name
 
 
-def test_luck_that_runs_share_multiplies_what_data_remove() -> None:
-    """By the exponential of its mean over the runs: coordinates are those of such a world without luck."""
+def test_luck_that_sizes_have_in_common_is_in_the_terms_of_the_law() -> None:
+    """By its level and slope over the runs' two sizes: coordinates are nearly those of such a world without luck."""
     context = lucky()
-    values, data = random_values(6, context), context.plain.data
+    data, small = context.plain.data, {"spread_subset": np.log(0.01), "alpha": np.log(0.4)}
+    values = random_values(6, context) | small
     luck = np.exp(values["spread_subset"] / 2) * data.luck_root @ values["luck_halfway"]
     share_n, share_c = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))
     dense = np.exp(values["dense"])
     a, b, c = dense * (1 - share_c) * share_n, dense * (1 - share_c) * (1 - share_n), dense * share_c
-    a = a * np.exp(np.mean(luck[data.subset]))
+    slope, level = np.polyfit(data.dataset_size[data.configuration], luck[data.subset], 1)
+    a = a * np.exp(level)
     other = values | {"luck_halfway": np.zeros(len(data.luck_root)), "dense": np.log(a + b + c)}
-    other |= {"share_n": np.log(a / b), "share_c": np.log(c / (a + b))}
+    other |= {"share_n": np.log(a / b), "share_c": np.log(c / (a + b)), "alpha": np.log(0.4 - slope)}
     found, expected = straighten(context, values), straighten(context, other)
-    for name in NAMES:
-        assert float(found[name]) == pytest.approx(float(expected[name]), abs=1e-9), name
+    assert abs(slope) > 1e-3
+    for name in NAMES:  # The exponent moves by the slope but for (.05 / alpha)^2 of it.
+        assert float(found[name]) == pytest.approx(float(expected[name]), abs=0.02 * abs(slope) / 0.4), name
+
+
+def test_lucks_that_all_sizes_share_are_sampled_first_and_by_the_level_of_what_they_do() -> None:
+    """Turned, in units of their spread or as they are, times the share of the error that they act on."""
+    context = lucky()
+    data, values = context.plain.data, random_values(7, context) | {"share_n": np.array(9.0), "share_c": np.array(-9.0)}
+    of_sizes = np.stack([data.dataset_size[data.configuration] == size for size in np.unique(data.dataset_size)])
+    common = of_sizes @ np.eye(len(data.luck_root))[data.subset] @ data.luck_root
+    first = np.asarray(context.ridges.lucks.axes)[:, : len(of_sizes)]
+    assert first @ first.T @ common.T == pytest.approx(common.T)
+    units = np.linspace(0, 1, len(data.luck_root))
+    lucks = context.ridges.lucks._replace(units=units)
+    straight = straighten(context._replace(ridges=context.ridges._replace(lucks=lucks)), values)
+    effect = np.exp(values["spread_subset"]) * 1.1  # nearly all of the error is what data remove, softened by .1
+    independent = values["luck_halfway"] @ np.asarray(context.ridges.lucks.axes) / np.exp(values["spread_subset"] / 2)
+    assert np.exp(float(straight["spread_subset"])) == pytest.approx(effect, rel=1e-3)
+    assert np.asarray(straight["luck_halfway"]) == pytest.approx(independent * effect ** (1 - units), rel=1e-3)
 
 
 def test_shares_and_the_knee_move_where_exponents_stay() -> None:

@@ -70,7 +70,8 @@ def gradient(configurations: int) -> dict[str, Any]:
     from bayeslaw import fitting
     from bayeslaw.density import flat_potential, shapes_of
     from bayeslaw.priors import resolve_priors
-    from bayeslaw.straight import StraightContext, ridges_of, straighten
+    from bayeslaw.ridges import StraightContext, ridges_of
+    from bayeslaw.straight import straighten
 
     runs = bayeslaw.load_runs(paper_table(configurations))
     with jax.enable_x64(True):
