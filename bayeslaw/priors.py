@@ -67,7 +67,7 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
     """
     asked = law_named(law)
     paper, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
-    grown = "weak: by a factor of e, or 1 / e, a factor of e above; small networks jitter most"
+    grown = "weak; small networks jitter most"
     small = "seeds of small runs spread by 5 to 35 %; keeps off 0 (Chung et al. 2013)"
     both = "weak: .1 to .9; keeps off 0 and 1, where funnels are"
     priors = {
@@ -106,8 +106,8 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "share_p": Prior(
             dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both
         ),
-        "growth_np": Prior(dist.Normal(0.0, 1.0), "exponent of the dense error in the spreads of eps_np", grown),
-        "growth_p": Prior(dist.Normal(0.0, 1.0), "exponent of the dense error in the spread of p'", grown),
+        "growth_np": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spreads of eps_np", grown),
+        "growth_p": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spread of p'", grown),
         "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels where the error is a half (logit)", small),
         "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels there (log m*)", small),
         "noise_power": Prior(

@@ -13,15 +13,17 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from simulate import CURVATURE, Truth, simulate
 
-from bayeslaw.centring import Centring
+from bayeslaw.axes import lay_out, unit_axes
+from bayeslaw.centring import Centring, centred
 from bayeslaw.density import Context, positions_of, shapes_of
 from bayeslaw.frame import make_data, make_frame
+from bayeslaw.hierarchy import groups_of
 from bayeslaw.law import Curve, log_error, log_slope
 from bayeslaw.laws import log_power_laws
 from bayeslaw.priors import default_priors
 from bayeslaw.ridges import LEAST_RISE, StraightContext, ridges_of
 from bayeslaw.runs import load_runs
-from bayeslaw.straight import bend, bent_positions, straight_potential, straighten
+from bayeslaw.straight import bend, bent_positions, recentre, straight_potential, straighten
 
 NAMES = (
     "alpha", "beta", *CURVATURE, "dense", "floor", "gamma", "growth_np", "growth_p", "knee", "omega", "plateau",
@@ -192,6 +194,25 @@ def test_lucks_that_all_sizes_share_are_sampled_first_and_by_the_level_of_what_t
     independent = values["luck_halfway"] @ np.asarray(context.ridges.lucks.axes) / np.exp(values["spread_subset"] / 2)
     assert np.exp(float(straight["spread_subset"])) == pytest.approx(effect, rel=1e-3)
     assert np.asarray(straight["luck_halfway"]) == pytest.approx(independent * effect ** (1 - units), rel=1e-3)
+
+
+def test_lucks_are_in_units_of_their_spread_as_far_as_runs_leave_them_to_it() -> None:
+    """By the variance that the metric gives them beside the square of the spread."""
+    context = lucky()
+    context = context._replace(ridges=context.ridges._replace(centring=centred(context.plain.data)))
+    straight = {name: np.asarray(v) for name, v in straighten(context, random_values(8, context)).items()}
+    where = positions_of(shapes_of(straight))
+    mode = np.concatenate([np.ravel(straight[name]) for name in where])
+    axes = unit_axes(lay_out(where, groups_of(context.plain.data)))
+    spread, wide = np.exp(straight["spread_subset"]), np.linspace(0.1, 2.0, len(straight["luck_halfway"]))
+    widths = np.ones(len(mode))
+    widths[where["luck_halfway"]] = np.sqrt(spread) * wide  # of lucks half-way to units
+    axes = axes._replace(shared_factor=np.diag(widths[axes.shared]))
+    chosen, again = recentre(context, where, mode, axes)
+    assert np.asarray(chosen.ridges.lucks.units) == pytest.approx(np.minimum(wide**2, 1.0))
+    back, _ = bend(chosen, again)
+    for name, value in bend(context, straight)[0].items():
+        assert np.asarray(back[name]) == pytest.approx(np.asarray(value), rel=1e-9, abs=1e-9), name
 
 
 def test_shares_and_the_knee_move_where_exponents_stay() -> None:
