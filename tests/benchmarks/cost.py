@@ -53,27 +53,25 @@ def measure(configurations: int) -> dict[str, Any]:
 
     import bayeslaw
 
-    measured, runs = gradient(configurations), bayeslaw.load_runs(paper_table(configurations))
+    runs = bayeslaw.load_runs(paper_table(configurations))
+    measured = gradient(runs)
     begin = time.perf_counter()
     bayeslaw.fit(runs, chains=2, warmup=100, draws=100, progress=False)
     seconds, held = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return measured | {"fit_seconds": seconds, "memory_mib": held}
 
 
-def gradient(configurations: int) -> dict[str, Any]:
+def gradient(runs: pd.DataFrame) -> dict[str, Any]:
     """Time gradients of one table, on the device that JAX chooses."""
     import jax
     import numpy as np
-    from paper_scale import paper_table
 
-    import bayeslaw
     from bayeslaw import fitting
     from bayeslaw.density import flat_potential, shapes_of
     from bayeslaw.priors import resolve_priors
     from bayeslaw.ridges import StraightContext, ridges_of
     from bayeslaw.straight import straighten
 
-    runs = bayeslaw.load_runs(paper_table(configurations))
     with jax.enable_x64(True):
         own = fitting.prepare(runs, {}, resolve_priors(None))
         context = StraightContext(own.context, ridges_of(own.data))
