@@ -77,6 +77,8 @@ def _hierarchy_priors() -> dict[str, Any]:
         "dies": dist.Beta(4.0, 4.0),
         "dies_power": dist.LogNormal(2.3, 0.3),
         "stays": dist.Beta(8.0, 2.0),
+        "born_dead": dist.LogNormal(-3.0, 0.5),
+        "born_power": dist.Normal(1.0, 0.5),
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from bayeslaw.deaths import DIED, LIVED, STAYED, are_dead, count_dead, fates_of
+from bayeslaw.deaths import DIED, LIVED, STAYED, are_dead, count_born, count_dead, fates_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.subsets import SUBSET, number_subsets, root_of_covariance
@@ -102,6 +102,7 @@ class Data(NamedTuple):
         dataset_size: Centred log dataset size, `[configurations]`.
         log_chance: Logarithm of the random-guess error.
         dead: How many networks revived, and how many stayed dead from level to level, `[2]`.
+        born: How many runs of each configuration were born alive, and how many dead, `[configurations, 2]`.
         tested: Test examples that the runs of a configuration were measured on, the harmonic mean where they differ;
             infinite where unknown, `[configurations]`.
         subset: Training subset of each trajectory, `[trajectories]`.
@@ -122,6 +123,7 @@ class Data(NamedTuple):
     dataset_size: Numbers
     log_chance: float | jax.Array
     dead: Numbers
+    born: Numbers = np.zeros((1, 2))
     tested: Numbers | float = np.inf
     subset: Numbers = np.zeros(0, int)
     luck_root: Numbers = np.zeros((0, 0))
@@ -236,6 +238,7 @@ def make_data(runs: pd.DataFrame, frame: Frame, *, deaths: bool = False, subsets
         log_chance=math.log(frame.chance_error),
         tested=tested_on(of_row, n_test),
         dead=count_dead(fate),
+        born=count_born(fate, of_row),
         subset=of_trajectory,
         luck_root=root_of_covariance(known, frame.log_dataset_size),
     )

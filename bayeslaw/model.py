@@ -86,7 +86,7 @@ class Structure:
         absent |= set() if self.knows_n_test else {"floor"}
         absent |= set() if self.noise == "student_t" else {"nu"}
         absent |= set() if self.steep else {"kappa", "noise_power"}
-        absent |= set() if self.deaths else {"dies", "dies_power", "stays"}
+        absent |= set() if self.deaths else {"dies", "dies_power", "stays", "born_dead", "born_power"}
         absent |= set() if self.subsets else {"spread_subset"}
         absent |= set() if self.curvature else set(CURVATURE)
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
@@ -223,7 +223,7 @@ def make_model(structure: Structure, *, centred: bool = True):
         rows = data.log_density, data.n_test, data.gap, data.measured, data.at_risk, data.log_chance
         places = Places(*map(jnp.asarray, rows))
         if structure.deaths:
-            numpyro.factor("dead", log_density_of_dead(value, data.dead))
+            numpyro.factor("dead", log_density_of_dead(value, data.dead, data.born, data.width))
         numpyro.sample("response", LineNoise(law, of_line, places, value), obs=data.response)
 
     return model
@@ -240,7 +240,8 @@ def starting_values(data: Data, structure: Structure) -> dict[str, NDArray]:
     configuration = np.asarray(data.configuration)[of_row][chosen]
     total = np.bincount(configuration, response[chosen], len(data.depth))
     count = np.bincount(configuration, minlength=len(data.depth))
-    logit = np.where(count > 0, total / np.maximum(count, 1), np.inf)  # dead from the first level on
+    alive = count > 0  # not dead from the first level on
+    logit = np.where(alive, total / np.maximum(count, 1), np.median(total[alive] / count[alive]) if alive.any() else 0)
     share = np.clip(1 / (1 + np.exp(-logit)) / math.exp(data.log_chance), 1e-4, 0.98)
     own, absent = np.log(share / np.sqrt(1 - share**2)), structure.without()
     values = {"log_e": own} if "share_np" in absent else {"log_e_run": own[data.configuration]}

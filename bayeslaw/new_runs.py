@@ -23,7 +23,7 @@ from bayeslaw.curves import (
     parameter_draws,
     unique_rows,
 )
-from bayeslaw.deaths import DIED, let_die, log_hazard
+from bayeslaw.deaths import DIED, STILLBORN, let_die, log_hazard, log_odds_born_dead
 from bayeslaw.frame import (
     CONFIGURATION,
     ROUND,
@@ -72,50 +72,55 @@ def run_logits(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray[np.float64
         noise[:, index == i] = standard_noise(generator(seed, name, "noise"), value, rounds[index == i])
     logits = location + scale * noise
     if "dies" in value:
-        hazard = _hazard(fit, value, location)
-        for i in np.unique(index[hazard.max(0) > _LEAST_HAZARD]):
-            own, run = index == i, Drawn(*(effect[:, [i]] for effect in fresh))
-            count = float(n_test[own][0])
-            shown, dead = _path_with_deaths(fit, value, runs.iloc[[i]], run, rounds[own], count, seed)
-            logits[:, own] = np.where(dead, shown, logits[:, own])
+        at_risk = np.bincount(index, _hazard(fit, value, location).max(0) > _LEAST_HAZARD) > 0
+        born_dead = _born_dead(fit, value, runs)
+        for i in np.flatnonzero(at_risk | (born_dead.mean(0) > _LEAST_HAZARD)):
+            own, run, count = index == i, Drawn(*(effect[:, [i]] for effect in fresh)), float(n_test[index == i][0])
+            hazard = np.zeros((len(logits), rounds[own].max() + 1))
+            if at_risk[i]:
+                hazard[:] = _hazard_by_round(fit, value, runs.iloc[[i]], run, hazard.shape[1], count)
+            hazard[:, 0] = born_dead[:, i]
+            shown, dead = _logit_of_dead(fit, value, hazard, count, generator(seed, names[i], "death"))
+            logits[:, own] = np.where(dead[:, rounds[own]], shown, logits[:, own])
     return logits
 
 
-def _path_with_deaths(
-    fit: Fit,
-    value: dict[str, NDArray],
-    network: pd.DataFrame,
-    run: Drawn,
-    rounds: NDArray[np.integer],
-    n_test: float,
-    seed: int,
+def _logit_of_dead(
+    fit: Fit, value: dict[str, NDArray], hazard: NDArray, n_test: float, rng: np.random.Generator
 ) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Draw a new run round by round, in which it may die, and show it after some of them.
+    """Draw where a new run is dead, `[draws, rounds]` as `hazard`, and the empirical logit it shows there."""
+    died = np.isin(fit.tree["constant_data"]["fate"].to_numpy(), [DIED, STILLBORN])
+    errors = fit.runs["error"].to_numpy(float)[died] if died.any() else np.array([fit.frame.chance_error])
+    errors = np.round(errors * n_test) / n_test if np.isfinite(n_test) else errors
+    error, dead = let_die(hazard, value["stays"][:, 0], errors, rng)
+    return empirical_logit(error, np.full(1, n_test))[:, None], dead
+
+
+def _hazard_by_round(
+    fit: Fit, value: dict[str, NDArray], network: pd.DataFrame, run: Drawn, rounds: int, n_test: float
+) -> NDArray[np.float64]:
+    """Give the probability that a new run dies by the first rounds of pruning, if it lived till then.
 
     Args:
         fit: The posterior.
         value: Its parameters, `[draws, 1]` each.
         network: One row that names the run.
         run: Where its curve lies, `[draws, 1]`.
-        rounds: Those that are asked for, `[designs]`.
+        rounds: How many rounds, from none.
         n_test: Test examples.
-        seed: That of the prediction.
 
     Returns:
-        The empirical logits, and whether the network is dead, each `[draws, designs]`.
+        `[draws, rounds]`.
     """
-    every, (name,) = np.arange(rounds.max() + 1), names_of(network)
-    path = network.loc[network.index.repeat(len(every))].assign(density=np.exp(-ROUND * every))
-    along = Drawn(*(np.repeat(effect, len(path), axis=1) for effect in run))
-    count = np.full(len(path), n_test)
-    location, scale = observations(fit.law, value, fit.frame, path, along, count)
-    noise = standard_noise(generator(seed, name, "noise"), value, every)
-    living, hazard = error_from_logit(location + scale * noise, count), _hazard(fit, value, location)
-    died = fit.tree["constant_data"]["fate"].to_numpy() == DIED
-    dead_errors = fit.runs["error"].to_numpy(float)[died] if died.any() else np.array([fit.frame.chance_error])
-    dead_errors = np.round(dead_errors * n_test) / n_test if np.isfinite(n_test) else dead_errors
-    shown, dead = let_die(living, hazard, value["stays"][:, 0], dead_errors, generator(seed, name, "death"))
-    return empirical_logit(shown[:, rounds], count[:1]), dead[:, rounds]
+    path = network.loc[network.index.repeat(rounds)].assign(density=np.exp(-ROUND * np.arange(rounds)))
+    along = Drawn(*(np.repeat(effect, rounds, axis=1) for effect in run))
+    location, _ = observations(fit.law, value, fit.frame, path, along, np.full(rounds, n_test))
+    return _hazard(fit, value, location)
+
+
+def _born_dead(fit: Fit, value: dict[str, NDArray], runs: pd.DataFrame) -> NDArray[np.float64]:
+    """Give the probability that new runs never live, `[draws, runs]`."""
+    return scipy.special.expit(np.asarray(log_odds_born_dead(value, fit.frame.covariates(runs)["width"])))
 
 
 def new_runs(fit: Fit, runs: pd.DataFrame, seed: int, *, n_test: NDArray | None = None) -> Drawn:

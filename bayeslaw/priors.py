@@ -106,8 +106,8 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         "share_p": Prior(
             dist.Beta(2.0, 2.0), "share of that variance that is the configuration's, not the seed's", both
         ),
-        "growth_np": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spreads of eps_np", grown),
-        "growth_p": Prior(dist.Normal(0.0, 0.5), "exponent of the dense error in the spread of p'", grown),
+        "growth_np": Prior(dist.Normal(0.0, 1.0), "exponent of the dense error in the spreads of eps_np", grown),
+        "growth_p": Prior(dist.Normal(0.0, 1.0), "exponent of the dense error in the spread of p'", grown),
         "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels where the error is a half (logit)", small),
         "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels there (log m*)", small),
         "noise_power": Prior(
@@ -130,6 +130,12 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
             dist.LogNormal(2.3, 0.7), "exponent of the error, as a share of guessing, in it", "weak: 3 to 30"
         ),
         "stays": Prior(dist.Uniform(0.0, 1.0), "probability that a dead network stays dead for a level", "flat"),
+        "born_dead": Prior(
+            dist.LogNormal(-6.0, 2.0), "odds that a network of the central width is dead unpruned", "weak: 10^-4 to .1"
+        ),
+        "born_power": Prior(
+            dist.Normal(1.5, 1.0), "exponent of width in them, falling", "weak; 3 of 48 networks of one channel, no wider"
+        ),
     }
     own = {
         "sharpness": Prior(

@@ -336,7 +336,8 @@ def _row_densities(
     measured = response_distribution(law, curve, log_density, n_test, value, gap)
     if "dies" not in value:
         return jnp.asarray(measured.log_prob(response))
-    came = log_probability(value, fate, measured.log_mean, value["log_eps_up"] - jnp.log(value["plateau"]))
+    log_chance = value["log_eps_up"] - jnp.log(value["plateau"])
+    came = log_probability(value, fate, measured.log_mean, log_chance, covariates["width"])
     return came + jnp.where(are_dead(fate), 0.0, measured.log_prob(response))
 
 

@@ -225,13 +225,12 @@ def _measure(
     """
     rounds = design.rounds
     error, dead = np.empty_like(location), np.zeros(location.shape, bool)
+    hazard = _hazards(design, value, location) if "dies" in value else np.zeros(len(location))
     before = 0.0
     for row, level in enumerate(np.arange(len(location)) % len(rounds)):
         was_dead = level > 0 and dead[row - 1]
         if "dies" in value:
-            mean = scipy.special.expit(location[row])
-            hazard = value["dies"] * (mean / design.chance_error) ** value["dies_power"]
-            dead[row] = rng.random() < (value["stays"] if was_dead else hazard)
+            dead[row] = rng.random() < (value["stays"] if was_dead else hazard[row])
         if dead[row]:
             error[row] = design.chance_error
             continue
@@ -240,6 +239,16 @@ def _measure(
         before = share * before + np.sqrt(1 - share**2) * noise[row]
         error[row] = error_of_logit(location[row] + scale[row] * before, design.n_test)
     return error, dead
+
+
+def _hazards(design: Design, value: Mapping[str, float], location: NDArray) -> NDArray[np.float64]:
+    """Give the probability that a living network dies by a level, and by an unpruned one that it never lived."""
+    hazard = value["dies"] * (scipy.special.expit(location) / design.chance_error) ** value["dies_power"]
+    if "born_dead" not in value or design.rounds[0] > 0:
+        return hazard
+    odds = value["born_dead"] * np.exp(-value["born_power"] * design.covariates()["width"])
+    first = np.arange(len(location)) % len(design.rounds) == 0
+    return np.where(first, (odds / (1 + odds))[design.configuration[design.trajectory]], hazard)
 
 
 def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:

@@ -15,7 +15,7 @@ import bayeslaw
 from bayeslaw import BayeslawError
 from bayeslaw.check_models import model_named
 from bayeslaw.checking import draw_values
-from bayeslaw.deaths import DIED, LIVED, REVIVED, STAYED, fates_of, let_die, log_probability
+from bayeslaw.deaths import BORN, DIED, FATES, LIVED, REVIVED, STAYED, STILLBORN, fates_of, let_die, log_probability
 from bayeslaw.frame import CONFIGURATION, empirical_logit, error_from_logit, make_data
 from bayeslaw.model import structure_of
 from bayeslaw.new_runs import run_logits
@@ -34,7 +34,7 @@ def table() -> pd.DataFrame:
     model = model_named("hierarchical")
     straight = {name: prior for name, prior in model.priors.items() if name not in CURVATURE}
     value = draw_values(dataclasses.replace(model, priors=straight), 5)
-    value |= {"dies": 0.7, "dies_power": 8.0, "stays": 0.9}
+    value |= {"dies": 0.7, "dies_power": 8.0, "stays": 0.9, "born_dead": 0.05, "born_power": 1.0}
     return load_runs(simulate(model.design, value, np.random.default_rng(1)).runs)
 
 
@@ -50,37 +50,43 @@ def of_one_run(error: list[float], chance_error: float = 0.9, n_test: float = 10
 
 def test_an_error_near_guessing_that_is_repeated_more_than_by_chance_is_a_dead_networks_wherever_it_comes() -> None:
     errors = [0.1, 0.903, 0.903, 0.903, 0.87, 0.903]
-    assert of_one_run(errors) == [LIVED, DIED, STAYED, STAYED, REVIVED, DIED]
-    assert of_one_run([0.1, 0.903, 0.903, 0.87, 0.903]) == [LIVED] * 5
-    assert of_one_run([0.903, 0.903, 0.87, 0.903, 0.903]) == [DIED, STAYED, REVIVED, DIED, STAYED]
+    assert of_one_run(errors) == [BORN, DIED, STAYED, STAYED, REVIVED, DIED]
+    assert of_one_run([0.1, 0.903, 0.903, 0.87, 0.903]) == [BORN] + [LIVED] * 4
+    assert of_one_run([0.903, 0.903, 0.87, 0.903, 0.903]) == [STILLBORN, STAYED, REVIVED, DIED, STAYED]
+
+
+def test_a_run_that_begins_pruned_lived_before() -> None:
+    error, density = np.array([0.9, 0.9, 0.87]), np.array([0.5, 0.4, 0.32])
+    assert fates_of(error, np.zeros(3, int), np.log(density), 0.9).tolist() == [DIED, STAYED, REVIVED]
+    assert fates_of(error[2:], np.zeros(1, int), np.log(density[2:]), 0.9).tolist() == [LIVED]
 
 
 def test_few_test_examples_repeat_by_chance_and_populations_never_do() -> None:
     few, twice = [0.1, 0.86, 0.86, 0.83, 0.86, 0.86, 0.84], [0.1, 0.86, 0.86, 0.83]
-    assert of_one_run(few, n_test=200) == [LIVED] * 7
-    assert of_one_run(few, n_test=10_000) == [LIVED, DIED, STAYED, REVIVED, DIED, STAYED, REVIVED]
-    assert of_one_run(twice, n_test=np.inf) == [LIVED, DIED, STAYED, REVIVED]
+    assert of_one_run(few, n_test=200) == [BORN] + [LIVED] * 6
+    assert of_one_run(few, n_test=10_000) == [BORN, DIED, STAYED, REVIVED, DIED, STAYED, REVIVED]
+    assert of_one_run(twice, n_test=np.inf) == [BORN, DIED, STAYED, REVIVED]
 
 
 def test_the_error_of_guessing_is_a_dead_networks_though_it_comes_once() -> None:
-    assert of_one_run([0.1, 0.7, 0.9]) == [LIVED, LIVED, DIED]
-    assert of_one_run([0.1, 0.7, 0.9], n_test=1000) == [LIVED] * 3  # as one in thirty living ones have
-    assert of_one_run([0.1, 0.5, 1 - 1 / 3], 1 - 1 / 3) == [LIVED, LIVED, DIED]
+    assert of_one_run([0.1, 0.7, 0.9]) == [BORN, LIVED, DIED]
+    assert of_one_run([0.1, 0.7, 0.9], n_test=1000) == [BORN, LIVED, LIVED]  # as one in thirty living ones have
+    assert of_one_run([0.1, 0.5, 1 - 1 / 3], 1 - 1 / 3) == [BORN, LIVED, DIED]
 
 
 def test_the_same_error_twice_far_from_guessing_is_chance() -> None:
-    assert of_one_run([0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.8]) == [LIVED] * 7
+    assert of_one_run([0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.8]) == [BORN] + [LIVED] * 6
 
 
 def test_rows_of_one_level_do_not_follow_each_other() -> None:
     error, density = np.array([0.1, 0.85, 0.85, 0.85]), np.array([1.0, 0.5, 0.5, 0.5])
-    assert fates_of(error, np.zeros(4, int), np.log(density), 0.9).tolist() == [LIVED] * 4
+    assert fates_of(error, np.zeros(4, int), np.log(density), 0.9).tolist() == [BORN] + [LIVED] * 3
 
 
 def test_runs_and_their_order_are_kept_apart() -> None:
     error, run = np.array([0.9, 0.85, 0.1, 0.9]), np.array([1, 0, 0, 1])
     density = np.array([0.8, 0.8, 1.0, 1.0])
-    assert fates_of(error, run, np.log(density), 0.9).tolist() == [STAYED, LIVED, LIVED, DIED]
+    assert fates_of(error, run, np.log(density), 0.9).tolist() == [STAYED, LIVED, BORN, STILLBORN]
 
 
 def test_deaths_are_part_of_the_model_where_there_are_any(table: pd.DataFrame) -> None:
@@ -95,10 +101,12 @@ def test_deaths_are_part_of_the_model_where_there_are_any(table: pd.DataFrame) -
 def test_levels_of_dead_networks_are_not_among_the_responses(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
     data, labels = make_data(table, fitted.frame, deaths=True)
     fate = labels.rows.fate
-    assert int(data.measured.sum()) == np.isin(fate, [LIVED, REVIVED]).sum()
+    assert int(data.measured.sum()) == np.isin(fate, [LIVED, REVIVED, BORN]).sum()
     assert int(data.at_risk.sum()) == np.isin(fate, [LIVED, DIED]).sum()
     assert int((data.at_risk & ~data.measured).sum()) == (fate == DIED).sum() > 5
     assert data.dead.tolist() == [(fate == REVIVED).sum(), (fate == STAYED).sum()]
+    assert np.asarray(data.born).sum(0).tolist() == [(fate == BORN).sum(), (fate == STILLBORN).sum()]
+    assert np.asarray(data.born).sum(1).tolist() == [2] * len(labels.configurations)
     assert (np.asarray(data.gap)[data.measured & ~data.at_risk] == np.inf).all()
 
 
@@ -143,9 +151,9 @@ def test_posteriors_find_how_networks_die(fitted: bayeslaw.Fit) -> None:
 
 def test_runs_die_as_the_hazard_says_and_stay_dead() -> None:
     rng, draws = np.random.default_rng(0), 4000
-    living, hazard = np.full((draws, 6), 0.4), np.tile([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], (draws, 1))
-    shown, dead = let_die(living, hazard, np.full(draws, 0.8), np.array([0.9, 0.91]), rng)
-    assert (np.isin(shown, [0.9, 0.91]) == dead).all() and (shown[~dead] == 0.4).all()
+    hazard = np.tile([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], (draws, 1))
+    own, dead = let_die(hazard, np.full(draws, 0.8), np.array([0.9, 0.91]), rng)
+    assert set(own) == {0.9, 0.91}
     before, now = dead[:, :-1].ravel(), dead[:, 1:].ravel()
     again = scipy.stats.binomtest(int(now[before].sum()), int(before.sum()), 0.8)
     first = scipy.stats.binomtest(int(dead[:, 1].sum()), draws, 0.1)
@@ -154,10 +162,11 @@ def test_runs_die_as_the_hazard_says_and_stay_dead() -> None:
 
 
 @in_float64
-def test_the_hazard_is_a_power_of_the_error() -> None:
-    value = {name: jnp.asarray([[own]]) for name, own in (("dies", 0.5), ("dies_power", 3.0), ("stays", 0.9))}
-    found = log_probability(value, np.array([LIVED, DIED, REVIVED, STAYED]), np.log(0.45), np.log(0.9))
-    assert np.exp(np.asarray(found))[0] == pytest.approx([1 - 0.0625, 0.0625, 0.1, 0.9])
+def test_hazards_are_powers_of_error_and_odds_at_birth_of_width() -> None:
+    names = (("dies", 0.5), ("dies_power", 3.0), ("stays", 0.9), ("born_dead", 0.02), ("born_power", 2.0))
+    value = {name: jnp.asarray([[own]]) for name, own in names}
+    found = log_probability(value, np.array(FATES), np.log(0.45), np.log(0.9), np.log(0.5))
+    assert np.exp(np.asarray(found))[0] == pytest.approx([1 - 0.0625, 0.0625, 0.1, 0.9, 1 / 1.08, 0.08 / 1.08])
 
 
 def test_new_runs_die_and_their_errors_repeat(fitted: bayeslaw.Fit) -> None:
@@ -190,12 +199,42 @@ def test_fits_that_differ_in_deaths_are_not_compared(fitted: bayeslaw.Fit, table
         bayeslaw.compare({"a": fitted, "b": other})
 
 
-def test_networks_dead_from_the_first_level_on_are_fitted(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
+def test_a_network_that_never_lived_says_nothing_of_curves(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
+    """The log density of all else is the same without its run, and that it never lived is what `born_dead` says."""
+    first = table[CONFIGURATION].drop_duplicates().iloc[0]
+    own = (table[CONFIGURATION] == first).all(axis=1)
+    run = own & (table["trajectory"] == table[own]["trajectory"].iloc[0])
+    dead = table.drop(columns="n_wrong")
+    dead.loc[run, "error"] = 0.9
+    never = dead[run].sort_values("density", ascending=False)
+    with_it = new_run_log_likelihood(fitted, never, draws=50, progress=False)
+    value = {name: part.ravel() for name, part in Sample.of(fitted, 50, never).value.items()}
+    odds = value["born_dead"] * np.exp(-value["born_power"] * fitted.frame.covariates(never.iloc[[0]])["width"])
+    expected = np.log(odds / (1 + odds)) + (len(never) - 1) * np.log(value["stays"])
+    assert with_it.ravel() == pytest.approx(expected, rel=1e-6)
+
+
+def test_networks_that_never_lived_are_fitted_and_expected_again(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
     first = table[CONFIGURATION].drop_duplicates().iloc[0]
     dead = table.drop(columns="n_wrong")
     dead.loc[(dead[CONFIGURATION] == first).all(axis=1), "error"] = 0.9
     fit = bayeslaw.fit(dead, seed=0, draws=100, progress=False)
     assert np.isfinite(fit.posterior["log_e"]).all()
-    designs = fit.configurations.iloc[[0]].assign(density=1.0)
-    worse, before = (own.predict(designs)["median"].iloc[0] for own in (fit, fitted))
-    assert worse > 1.2 * before
+    designs = fit.configurations.iloc[[0]].assign(density=1.0, n_test=10_000)
+    shares = [
+        (predict(own, designs, kind="run", seed=2, return_draws=True).to_numpy() == 0.9).mean()
+        for own in (fitted, fit)
+    ]
+    assert shares[0] + 0.05 < shares[1] < 0.6
+
+
+def test_new_runs_never_live_as_often_as_the_posterior_says(fitted: bayeslaw.Fit) -> None:
+    """Three times as wide as any that was trained, of errors at which none dies."""
+    designs = pd.DataFrame({"depth": [8], "width": 48, "dataset_size": 50_000, "density": 1.0, "n_test": 10_000})
+    runs = np.concatenate([
+        predict(fitted, designs, kind="run", seed=seed, return_draws=True).to_numpy().ravel() for seed in range(20)
+    ])
+    value = {name: fitted.posterior[name].to_numpy().ravel() for name in ("born_dead", "born_power")}
+    odds = value["born_dead"] * np.exp(-value["born_power"] * fitted.frame.covariates(designs)["width"])
+    found = scipy.stats.binomtest(int((runs == 0.9).sum()), len(runs), float((odds / (1 + odds)).mean()))
+    assert found.pvalue > LEVEL and (runs == 0.9).sum() > 10

@@ -381,6 +381,7 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     assert structure_of(shallow) == Structure(False, True, False, False, growth=False, **USUAL)
     assert structure_of(shallow).without() == {
         "share_np", "spread_p", "share_p", "growth_np", "growth_p", "floor", "rho", "dies", "dies_power", "stays",
+        "born_dead", "born_power",
         "spread_subset", "lasting",
     }  # fmt: skip
     assert set(SPREADS) <= set(PRIORS)

@@ -259,6 +259,8 @@ class Reference:
             for row in order:
                 dead = any(abs(error[row] - own) < 1e-9 for own in dead_errors)
                 found[row], was_dead = names[dead][was_dead], dead
+            if density[order[0]] == 1:
+                found[order[0]] = {"lived": "born alive", "died": "born dead"}[found[order[0]]]
         return found
 
     def log_probability_of_fates(self, value: Mapping[str, Any], log_e: Any, effect_p: Any) -> Any:
@@ -266,7 +268,10 @@ class Reference:
         mean = error_of(*self._curves(value, log_e, effect_p))
         hazard = value["dies"] * (mean / self.chance_error) ** value["dies_power"]
         stays = value["stays"] + 0 * mean
+        width = (self.log_width - self.log_width.mean())[self.configuration[self.trajectory]]
+        never = 1 / (1 + np.exp(value["born_power"] * width) / value["born_dead"]) + 0 * mean
         each = {"lived": 1 - hazard, "died": hazard, "revived": 1 - stays, "stayed": stays}
+        each |= {"born alive": 1 - never, "born dead": never}
         return np.stack([np.log(each[fate])[..., row] for row, fate in enumerate(self.fates())], axis=-1)
 
     def log_likelihood_of_rows(self, value: Mapping[str, Any], log_e: Any, effect_p: Any) -> Any:
@@ -279,7 +284,7 @@ class Reference:
         location, scale = observation_of(mean, slope_of_logit(*curve), self.n_test, value)
         dead = np.zeros(len(self.runs), bool)
         if "dies" in value:
-            dead = np.isin(self.fates(), ["died", "stayed"])
+            dead = np.isin(self.fates(), ["died", "stayed", "born dead"])
         if "rho" not in value:
             measured = log_student_t(self.response, value["nu"], location, scale)
         else:
