@@ -92,7 +92,8 @@ def models() -> dict[str, Model]:
     """
     few = ((8, 8, 12_500), (14, 16, 50_000), (20, 4, 50_000))
     many = tuple((depth, width, size) for depth in (8, 20) for width in (4, 8, 16) for size in (12_500, 50_000))
-    new, growth = (26, 32, 25_000), {"growth_np": dist.Normal(0.0, 0.3), "growth_p": dist.Normal(0.0, 0.3)}
+    new = (26, 32, 25_000)
+    growth = {f"{name}_{where}": dist.Normal(0.0, 0.3) for name in ("growth", "narrow") for where in ("np", "p")}
     made = [
         Model(
             "single", "equation (1), one run",

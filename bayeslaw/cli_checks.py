@@ -17,6 +17,7 @@ from bayeslaw.cli_options import (
     read_floats,
     read_numbers,
     table_of,
+    write_csv,
 )
 
 
@@ -31,7 +32,9 @@ def evaluate(
     later: Annotated[
         str | None, typer.Option(metavar="RUNS", help="Runs measured later; then nothing is left out.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Predicted rows to write (.csv).", dir_okay=False)
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Compare posterior and least squares: deviation, seed spread, coverage of what was left out."""
@@ -41,7 +44,7 @@ def evaluate(
     parts: dict[str, Any] = {"law": law, "correlated": correlated, "subsets": subsets, "curvature": curvature}
     result = run(table_of(runs), **parts, leave_out=leave_out, folds=folds, later=new, seed=seed)
     if output is not None:
-        result.rows.to_csv(output, index=False)
+        write_csv(result.rows, output)
     typer.echo(str(result))
 
 
@@ -114,8 +117,11 @@ def learning_curve(
     counts: Annotated[str, typer.Option(help="Numbers of configurations to fit, comma-separated.")] = "6,10,15,25,40",
     repetitions: Annotated[int, typer.Option(help="Random draws of configurations for each number.")] = 5,
     law: LawOption = "sharpness",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write and go on with (.csv).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf, .svg).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Table to write and go on with (.csv).", dir_okay=False),
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf, .svg).", dir_okay=False)] = None,
     seed: Seed = 0,
 ) -> None:
     """See how many runs suffice: fit random configurations, predict all others."""

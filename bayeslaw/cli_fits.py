@@ -15,11 +15,13 @@ from bayeslaw.cli_options import (
     LawOption,
     Seed,
     SubsetsOption,
+    TableOption,
     read_floats,
     read_numbers,
     read_pair,
     table_of,
     text_of,
+    write_csv,
 )
 from bayeslaw.errors import BayeslawError
 
@@ -43,7 +45,9 @@ def fit(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUNS...", help="Run tables (.parquet or .csv), or recorded sweeps.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Fit to write (.nc).")] = Path("fit.nc"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Fit to write (.nc).", dir_okay=False)] = Path(
+        "fit.nc"
+    ),
     pool: Annotated[str | None, typer.Option(help="family: fit several families together.")] = None,
     law: LawOption = "sharpness",
     effects: Annotated[str, typer.Option(help="Where runs differ: np (on eps_np), p (on p'), both, or none.")] = "np,p",
@@ -122,7 +126,7 @@ def predict(
     kind: Annotated[str, typer.Option(help="mean: the curve; run: a new replicate.")] = "mean",
     interval: Annotated[float, typer.Option(help="Probability of the interval.")] = 0.9,
     family: FamilyOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
+    output: TableOption = None,
     seed: Seed = 0,
 ) -> None:
     """Predict the error of networks, trained or not."""
@@ -146,7 +150,7 @@ def predict(
     predicted = posterior.predict(table, interval=interval, kind=kind, seed=seed)
     assert isinstance(predicted, pd.DataFrame)
     if output is not None:
-        predicted.to_csv(output, index=False)
+        write_csv(predicted, output)
     typer.echo(predicted.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
 
 
@@ -158,7 +162,7 @@ def compare(
     leave_out: Annotated[str, typer.Option(help="With --folds: configurations, trajectories, or largest.")] = (
         "configurations"
     ),
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
+    output: TableOption = None,
     seed: Seed = 0,
 ) -> None:
     """Rank fits by the density they give to trajectories, and to rows, that are left out."""
@@ -169,14 +173,16 @@ def compare(
     exact = {"leave_out": leave_out, "folds": folds, "seed": seed}
     result = rank(loaded) if folds is None else cross_validate(loaded, **exact)
     if output is not None:
-        result.table.to_csv(output, index_label="fit")
+        write_csv(result.table.rename_axis("fit").reset_index(), output)
     typer.echo(str(result))
 
 
 def watch(
     store: Annotated[str, typer.Argument(help="Folder of a store of imp-runs, or its URL.")],
     fit: FitArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Figure: .png, .pdf, .svg.")] = Path("curves.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Figure: .png, .pdf, .svg.", dir_okay=False)] = Path(
+        "curves.png"
+    ),
     every: Annotated[float, typer.Option(help="Seconds between two drawings.", min=0)] = 30.0,
     once: Annotated[bool, typer.Option("--once", help="Draw once.")] = False,
     family: FamilyOption = None,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 FitArgument = Annotated[Path, typer.Argument(metavar="FIT", help="Fit written by `bayeslaw fit` (.nc).")]
+TableOption = Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Table to write (.csv).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 FamilyOption = Annotated[
     str | None, typer.Option(help="Which family of a pooled fit, for instance cifar_resnet/digits.")
@@ -29,6 +30,12 @@ SubsetsOption = Annotated[
 CurvatureOption = Annotated[
     bool, typer.Option("--curvature/--no-curvature", help="The dense law has quadratic terms beside its power laws.")
 ]
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table into a folder that is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
 
 
 def table_of(runs: str, **reading: Any) -> pd.DataFrame:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bayeslaw.cli_options import FamilyOption, FitArgument, Seed, read_floats, read_numbers, read_widths, table_of
+from bayeslaw.cli_options import (
+    FamilyOption,
+    FitArgument,
+    Seed,
+    TableOption,
+    read_floats,
+    read_numbers,
+    read_widths,
+    table_of,
+    write_csv,
+)
 from bayeslaw.errors import BayeslawError
 
 if TYPE_CHECKING:
@@ -38,11 +48,17 @@ def plan(
     confidence: Annotated[float, typer.Option(help="Wanted probability of reaching the target.")] = 0.9,
     allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Plan with a fit that failed its gate.")] = False,
     family: FamilyOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write (.csv).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Figure of the frontier to write (.png, .pdf).")] = None,
-    regret_figure: Annotated[Path | None, typer.Option(help="Figure of the regret of every start.")] = None,
-    reach_figure: Annotated[Path | None, typer.Option(help="Figure of who reaches the target.")] = None,
-    pareto_figure: Annotated[Path | None, typer.Option(help="Figure of size against training cost.")] = None,
+    output: TableOption = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Figure of the frontier to write (.png, .pdf).", dir_okay=False)
+    ] = None,
+    regret_figure: Annotated[
+        Path | None, typer.Option(help="Figure of the regret of every start.", dir_okay=False)
+    ] = None,
+    reach_figure: Annotated[Path | None, typer.Option(help="Figure of who reaches the target.", dir_okay=False)] = None,
+    pareto_figure: Annotated[
+        Path | None, typer.Option(help="Figure of size against training cost.", dir_okay=False)
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Choose the network to start from and how far to prune it."""
@@ -65,7 +81,7 @@ def plan(
         seed=seed,
     )
     if output is not None:
-        decision.starts.to_csv(output, index=False)
+        write_csv(decision.starts, output)
     figures = {"frontier": figure, "regret": regret_figure, "reach": reach_figure, "pareto": pareto_figure}
     _draw_plan(posterior, decision, seed, {name: path for name, path in figures.items() if path is not None})
     typer.echo(str(decision))
@@ -91,7 +107,9 @@ def suggest(
     fit: FitArgument,
     target_error: Annotated[float, typer.Option(help="Wanted test error of the decision, a fraction.")],
     template: Annotated[Path, typer.Option(help="TOML file of the sweep whose protocol is taken.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Sweep to write (.toml).")] = Path("next.toml"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Sweep to write (.toml).", dir_okay=False)] = Path(
+        "next.toml"
+    ),
     batch: Annotated[int, typer.Option(help="Runs to choose: as many as there are workers.")] = 1,
     budget: Annotated[float | None, typer.Option(help="Most operations for the batch.")] = None,
     dataset_size: Annotated[int | None, typer.Option(help="Training examples; default the largest fitted.")] = None,
@@ -135,7 +153,9 @@ def autopilot(
     budget: Annotated[float | None, typer.Option(help="Most operations for all trainings.")] = None,
     batch: Annotated[int, typer.Option(help="Runs a round.")] = 3,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Figure of regret against cost (.png, .pdf).")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Figure of regret against cost (.png, .pdf).", dir_okay=False)
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Fit, suggest, run, and fit again, until the decision is sure enough or the budget is spent."""

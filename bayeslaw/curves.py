@@ -139,7 +139,7 @@ def _centre_and_spreads(
     value: dict[str, Any], covariates: dict[str, Any], n_test: Any = None
 ) -> tuple[jax.Array, dict[str, Any]]:
     centre = log_dense_at(value, covariates)
-    return centre, spreads_at(value, centre, n_test)
+    return centre, spreads_at(value, centre, covariates["width"], n_test)
 
 
 def generator(seed: int, row: tuple[Any, ...], purpose: str) -> np.random.Generator:

@@ -34,7 +34,6 @@ LEVEL = 0.01
 #: What became of a network by a level: lived on, died, revived, stayed dead; unpruned, was born alive or dead. Where a
 #: trajectory begins with a pruned network, it lived before.
 LIVED, DIED, REVIVED, STAYED, BORN, STILLBORN = FATES = range(6)
-DEAD = DIED, STAYED, STILLBORN
 #: An unpruned network's log density is within this of 0.
 UNPRUNED = 1e-9
 
@@ -96,7 +95,7 @@ def _coincidence(error: float, n_test: NDArray) -> float:
 
 def are_dead(fates: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Tell the levels of dead networks."""
-    return np.isin(fates, DEAD) if isinstance(fates, np.ndarray) else jnp.isin(fates, jnp.array(DEAD))
+    return (fates == DIED) | (fates == STAYED) | (fates == STILLBORN)
 
 
 def log_hazard(value: Mapping[str, Any], log_mean: Any, log_chance: Any) -> Any:

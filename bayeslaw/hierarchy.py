@@ -54,23 +54,23 @@ def split_spread(spread: Mapping[str, Any], *, of_runs: bool = False) -> dict[st
     return found
 
 
-def spreads_at(value: Mapping[str, Any], centre: Any, n_test: Any = None) -> dict[str, Any]:
-    """Give the spreads of networks: those of the central one, grown with the error that the dense law expects.
+def spreads_at(value: Mapping[str, Any], centre: Any, width: Any, n_test: Any = None) -> dict[str, Any]:
+    """Give the spreads of networks: those of the central one, grown with the expected error and as networks get narrow.
 
     Measured on a test set, runs spread by more: part of its binomial noise lasts through a run, which keeps getting the
     same examples wrong.
 
     Args:
-        value: `dense`, and as far as there are such parts those of `split_spread`, `growth_np`, `growth_p`; with
-            `n_test` also `lasting` and `log_eps_up`.
+        value: `dense`, and as far as there are such parts those of `split_spread`, `growth_np`, `growth_p`,
+            `narrow_np`, `narrow_p`; with `n_test` also `lasting` and `log_eps_up`.
         centre: Log e of the networks by the dense law.
+        width: Their centred log width, broadcast with `centre`.
         n_test: Test examples that their runs are measured on, broadcast with `centre`; nothing for population errors.
 
     Returns:
         What `split_spread` gives, as far as there are such effects, broadcast with `centre`.
     """
-    above = centre - jnp.log(value["dense"])
-    growth = {name: value.get(f"growth_{name}", 0.0) * above for name in ("np", "p")}
+    growth = {where: log_growth(value, where, grows_with(value, centre, width)) for where in ("np", "p")}
     parts = [(f"{part}_{where}", where) for where in ("np", "p") for part in ("sigma", "tau")]
     found = {name: value[name] * jnp.exp(growth[where]) for name, where in parts if name in value}
     if n_test is not None and "lasting" in value and "tau_np" in found:
@@ -79,10 +79,20 @@ def spreads_at(value: Mapping[str, Any], centre: Any, n_test: Any = None) -> dic
     return found
 
 
+def grows_with(value: Mapping[str, Any], centre: Any, width: Any) -> dict[str, Any]:
+    """Give what spreads grow with, in logs, by the name of its exponent."""
+    return {"growth": centre - jnp.log(value["dense"]), "narrow": -jnp.asarray(width)}
+
+
+def log_growth(value: Mapping[str, Any], where: str, covariates: Mapping[str, Any]) -> Any:
+    """Give the log of the factor on spreads at networks, `covariates` being those of `grows_with`."""
+    return sum(value.get(f"{name}_{where}", 0.0) * along for name, along in covariates.items())
+
+
 def spreads_of(value: Mapping[str, Any], data: Data, centre: Any) -> dict[str, Any]:
     """Give the spreads of the configurations of data as they were measured: `spreads_at` with their test examples."""
     log_eps_up = data.log_chance + jnp.log(value["plateau"])
-    return spreads_at({**value, "log_eps_up": log_eps_up}, centre, data.tested)
+    return spreads_at({**value, "log_eps_up": log_eps_up}, centre, data.width, data.tested)
 
 
 def halfway_prior(spread: Any, subsets: int) -> Any:
@@ -257,17 +267,17 @@ def estimate_spreads(value: Mapping[str, Any], data: Data, variances: Mapping[st
         where nothing is replicated); and the growth as far as `value` has it.
     """
     centre = log_dense_at(value, data.covariates)
-    above = centre - jnp.log(value["dense"])
+    along = grows_with(value, centre, data.width)
     found = {}
     if "luck_halfway" in value:
         found["spread_subset"] = _spread_of_lucks(value)
     if "effect_p" in value:
-        found |= _of_both(value, data, variances, ("effect_p", "p"), jnp.zeros_like(centre), above)
+        found |= _of_both(value, data, variances, ("effect_p", "p"), jnp.zeros_like(centre), along)
     if "log_e" not in value:
-        return found | _of_both(value, data, variances, ("log_e_run", "np"), centre, above)
+        return found | _of_both(value, data, variances, ("log_e_run", "np"), centre, along)
     squares = (value["log_e"] - centre) ** 2 + variances["log_e"]
-    found["spread_np"], growth = _spread_and_growth(squares, above, value.get("growth_np"))
-    return found | ({"growth_np": growth} if "growth_np" in value else {})
+    found["spread_np"], growth = _spread_and_growth(value, "np", squares, along)
+    return found | growth
 
 
 def _of_both(
@@ -276,15 +286,15 @@ def _of_both(
     variances: Mapping[str, Any],
     names: tuple[str, str],
     centre: jax.Array,
-    above: jax.Array,
+    along: Mapping[str, Any],
 ) -> dict[str, jax.Array]:
     """Estimate spread, growth and share from effects of trajectories, those of their configurations included."""
     name, where = names
     effects = value[name] - (luck_of_runs(value, data) if where == "np" else 0.0)
     squares = (effects - centre[data.configuration]) ** 2 + variances[name]
-    growth = _spread_and_growth(squares, above[data.configuration], value.get(f"growth_{where}"))[1]
-    found = {f"growth_{where}": growth} if f"growth_{where}" in value else {}
-    unit = jnp.exp(growth * above)
+    of_runs = {name: each[data.configuration] for name, each in along.items()}
+    found = _spread_and_growth(value, where, squares, of_runs)[1]
+    unit = jnp.exp(log_growth(found, where, along))
     size, mean, squares = _group_moments(effects, data)
     unknown = group_mean(variances[name], data)
     repeated = jnp.sum(size - 1)
@@ -301,19 +311,34 @@ def _spread_of_lucks(value: Mapping[str, Any]) -> jax.Array:
     return jnp.sqrt(jnp.mean(lucks**2) + 0.5 * value["spread_subset"] ** 2 + LEAST_SPREAD**2)
 
 
-def _spread_and_growth(squares: Any, above: Any, growth: Any) -> tuple[jax.Array, Any]:
-    """Fit expected squares by (tau exp(growth above))^2 with a few steps of scoring, growth drawn lightly towards 0."""
+def _spread_and_growth(
+    value: Mapping[str, Any], where: str, squares: Any, along: Mapping[str, Any]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Fit expected squares by a spread that grows along covariates, with a few steps of scoring.
 
-    def variance(growth: Any) -> jax.Array:
-        return jnp.mean(squares * jnp.exp(-2 * growth * above))
+    Exponents, as far as `value` has them, are drawn lightly towards 0.
 
-    if growth is None:
-        return jnp.sqrt(variance(0.0)) + LEAST_SPREAD, 0.0
-    growth, information = jnp.asarray(growth), 2 * jnp.sum((above - above.mean()) ** 2) + STEADY
+    Returns:
+        The spread where nothing has grown, and the exponents by name.
+    """
+    names = [name for name in along if f"{name}_{where}" in value]
+
+    def variance(log_factor: Any) -> jax.Array:
+        return jnp.mean(squares * jnp.exp(-2 * log_factor))
+
+    if not names:
+        return jnp.sqrt(variance(0.0)) + LEAST_SPREAD, {}
+    covariates = jnp.stack([jnp.broadcast_to(along[name], jnp.shape(squares)) for name in names])
+    apart = covariates - covariates.mean(1, keepdims=True)
+    information = 2 * apart @ apart.T + STEADY * jnp.eye(len(names))
+    exponents = jnp.stack([jnp.asarray(value[f"{name}_{where}"]).reshape(()) for name in names])
     for _ in range(5):
-        excess = squares * jnp.exp(-2 * growth * above) / variance(growth) - 1
-        growth = growth + jnp.clip((jnp.sum(excess * above) - STEADY * growth) / information, -1.0, 1.0)
-    return jnp.sqrt(variance(growth)) + LEAST_SPREAD, growth
+        log_factor = exponents @ covariates
+        excess = squares * jnp.exp(-2 * log_factor) / variance(log_factor) - 1
+        step = jnp.linalg.solve(information, covariates @ excess - STEADY * exponents)
+        exponents = exponents + jnp.clip(step, -1.0, 1.0)
+    found = dict(zip([f"{name}_{where}" for name in names], exponents, strict=True))
+    return jnp.sqrt(variance(exponents @ covariates)) + LEAST_SPREAD, found
 
 
 def spread_variances(data: Data, names: Container[str]) -> dict[str, float]:
@@ -323,7 +348,7 @@ def spread_variances(data: Data, names: Container[str]) -> dict[str, float]:
     """
     groups, count = len(data.depth), len(data.configuration)
     share = min(4 / groups + 4 / (count - groups), 2.0) if count > groups else 2.0
-    of = {"spread": 1 / groups, "share": share, "growth": 1 / groups}
+    of = {"spread": 1 / groups, "share": share, "growth": 1 / groups, "narrow": 1 / groups}
     variances = {f"{name}_{where}": variance for name, variance in of.items() for where in ("np", "p")}
     variances["spread_subset"] = 0.5
     return {name: variance for name, variance in variances.items() if name in names}

@@ -54,8 +54,8 @@ class Structure:
         effects: Where trajectory effects act, of `np` and `p`; what the table cannot show has been left out.
         noise: `student_t` or `normal`.
         steep: Whether noise grows with the local slope.
-        growth: Whether spreads grow with the error that the dense law expects, and, where runs have effects on eps_np
-            and `n_test` is known, whether part of a test set's noise lasts through a run.
+        growth: Whether spreads grow with the error that the dense law expects and as networks get narrow, and, where
+            runs have effects on eps_np and `n_test` is known, whether part of a test set's noise lasts through a run.
         correlated: Whether the noise of a level is correlated with that of the level before.
         deaths: Whether networks die (`bayeslaw.deaths`).
         subsets: Whether runs on one training subset share its luck (`bayeslaw.subsets`).
@@ -91,9 +91,9 @@ class Structure:
         absent |= set() if self.curvature else set(CURVATURE)
         absent |= set() if self.correlated and self.has_trajectories else {"rho"}
         grows = self.growth and not self.of_runs
-        absent |= set() if grows and "spread_np" not in absent else {"growth_np"}
+        absent |= set() if grows and "spread_np" not in absent else {"growth_np", "narrow_np"}
         absent |= set() if grows and "np" in effects and self.knows_n_test else {"lasting"}
-        return absent | (set() if grows and "spread_p" not in absent else {"growth_p"})
+        return absent | (set() if grows and "spread_p" not in absent else {"growth_p", "narrow_p"})
 
     @property
     def of_runs(self) -> bool:
@@ -175,7 +175,8 @@ def make_model(structure: Structure, *, centred: bool = True):
         s_i       = a n^-alpha / (a n^-alpha + b (m l^omega)^-beta + c)        what luck acts on
         shift_i   ~ Normal(0, sigma_p g_p)                                     the configuration, sideways
         log p'_it = log p' + effect_p,     effect_p  ~ Normal(shift_i, tau_p g_p)  the trajectory, sideways
-        g         = (e~_i / e~ of the central network)^growth                  worse networks spread more
+        g         = (e~_i / e~ of the central network)^growth                  worse networks spread more,
+                    (w_i / w of the central network)^-narrow                   and narrower ones
         eps~_i    = eps_np that the dense law expects: test examples that a run keeps getting wrong are no luck of its
                     training, and no part of its population error
         eps_np    = eps_up e_it / sqrt(e_it^2 + 1)

@@ -30,7 +30,6 @@ from bayeslaw.frame import (
     RUN,
     Frame,
     empirical_logit,
-    error_from_logit,
     n_test_of,
     rounds_at,
     tested_on,
@@ -73,8 +72,8 @@ def run_logits(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray[np.float64
     logits = location + scale * noise
     if "dies" in value:
         at_risk = np.bincount(index, _hazard(fit, value, location).max(0) > _LEAST_HAZARD) > 0
-        born_dead = _born_dead(fit, value, runs)
-        for i in np.flatnonzero(at_risk | (born_dead.mean(0) > _LEAST_HAZARD)):
+        born_dead = share_born_dead(fit, value, runs)
+        for i in np.flatnonzero(at_risk | (born_dead.mean(0) > _LEAST_HAZARD)).tolist():
             own, run, count = index == i, Drawn(*(effect[:, [i]] for effect in fresh)), float(n_test[index == i][0])
             hazard = np.zeros((len(logits), rounds[own].max() + 1))
             if at_risk[i]:
@@ -118,8 +117,10 @@ def _hazard_by_round(
     return _hazard(fit, value, location)
 
 
-def _born_dead(fit: Fit, value: dict[str, NDArray], runs: pd.DataFrame) -> NDArray[np.float64]:
-    """Give the probability that new runs never live, `[draws, runs]`."""
+def share_born_dead(fit: Fit, value: dict[str, NDArray], runs: pd.DataFrame) -> NDArray[np.float64]:
+    """Give the probability that new runs never live, `[draws, runs]`; 0 where the model has no deaths."""
+    if "born_dead" not in value:
+        return np.zeros((len(value["sigma"]), len(runs)))
     return scipy.special.expit(np.asarray(log_odds_born_dead(value, fit.frame.covariates(runs)["width"])))
 
 

@@ -27,7 +27,16 @@ from bayeslaw.frame import CONFIGURATION
 from bayeslaw.objectives import Question, draws_of, values_of
 from bayeslaw.plan import OUT_OF_REACH
 from bayeslaw.rank_store import RankStore
-from bayeslaw.simulation import Design, Simulated, curve, log_dense, simulate, spreads, structural_scale
+from bayeslaw.simulation import (
+    Design,
+    Simulated,
+    curve,
+    log_dense,
+    share_born_dead,
+    simulate,
+    spreads,
+    structural_scale,
+)
 from bayeslaw.starts import costs_of, make_starts
 from bayeslaw.uniformity import holm, uniformity_p_value
 
@@ -242,7 +251,8 @@ class Truth:
         effect = self._shift + self._spread["tau_p"] * rng.standard_normal(count)
         error, slope = curve(value, log_e, effect, self._covariates, self._design.chance_error, density)
         logit = np.log(error / (1 - error)) + structural_scale(value, error, slope) * rng.standard_t(value["nu"], count)
-        return 1 / (1 + np.exp(-logit))
+        never = rng.random(count) < share_born_dead(value, self._covariates)
+        return np.where(never, self._design.chance_error, 1 / (1 + np.exp(-logit)))
 
 
 def judge_plans(worlds: pd.DataFrame) -> PlanCheck:

@@ -11,7 +11,7 @@ import scipy.special
 
 from bayeslaw.curves import Drawn, generator, parameter_draws
 from bayeslaw.frame import CONFIGURATION
-from bayeslaw.new_runs import new_runs, observations, standard_noise, usual_n_test
+from bayeslaw.new_runs import new_runs, observations, share_born_dead, standard_noise, usual_n_test
 from bayeslaw.objectives import Question, sparsest_density
 from bayeslaw.precision import in_float64
 from bayeslaw.starts import Costs, rounds_of
@@ -44,7 +44,7 @@ class Runs(NamedTuple):
 def new_runs_of(fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, seed: int) -> Iterator[Runs]:
     """Draw a new run of every start from every posterior draw, its effects and the jitter of its levels included.
 
-    Networks do not die here: where their error is near a target, they hardly ever do.
+    Some never live, and guess to the end. None dies later: where their error is near a target, they hardly ever do.
 
     Args:
         fit: The posterior.
@@ -80,10 +80,12 @@ def _runs_of_block(
     effects = Drawn(*(effect[:, index] for effect in new_runs(fit, starts, seed)))
     location, scale = observations(fit.law, value, fit.frame, designs, effects, np.full(len(designs), np.inf))
     made, names = [], starts[CONFIGURATION].itertuples(index=False, name=None)
-    for name, rounds, end in zip(names, kept, np.cumsum(lengths), strict=True):
+    born_dead, guessing = share_born_dead(fit, value, starts), scipy.special.logit(fit.frame.chance_error)
+    for name, rounds, end, share in zip(names, kept, np.cumsum(lengths), born_dead.T, strict=True):
         places = slice(end - len(rounds), end)
         noise = standard_noise(generator(seed, name, "jitter"), value, np.arange(len(rounds)))
-        population = location[:, places] + scale[:, places] * noise
+        never = generator(seed, name, "birth").random((len(share), 1)) < share[:, None]
+        population = np.where(never, guessing, location[:, places] + scale[:, places] * noise)
         measured = population
         if question.policy == "adaptive":
             measured = population + _test_noise(fit, question, value, population, generator(seed, name, "test"))

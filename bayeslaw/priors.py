@@ -67,7 +67,7 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
     """
     asked = law_named(law)
     paper, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
-    grown = "weak; small networks jitter most"
+    grown, narrowed = "weak; bad networks jitter most", "weak: -.3 to 1.3; networks of one channel jitter most"
     small = "seeds of small runs spread by 5 to 35 %; keeps off 0 (Chung et al. 2013)"
     both = "weak: .1 to .9; keeps off 0 and 1, where funnels are"
     priors = {
@@ -108,6 +108,8 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
         ),
         "growth_np": Prior(dist.Normal(0.0, 1.0), "exponent of the dense error in the spreads of eps_np", grown),
         "growth_p": Prior(dist.Normal(0.0, 1.0), "exponent of the dense error in the spread of p'", grown),
+        "narrow_np": Prior(dist.Normal(0.5, 0.5), "exponent of width, falling, in the spreads of eps_np", narrowed),
+        "narrow_p": Prior(dist.Normal(0.5, 0.5), "exponent of width, falling, in the spread of p'", narrowed),
         "sigma": Prior(dist.LogNormal(-3.0, 1.0), "jitter of single levels where the error is a half (logit)", small),
         "kappa": Prior(dist.LogNormal(-1.6, 0.8), "sideways jitter of single levels there (log m*)", small),
         "noise_power": Prior(
@@ -134,7 +136,9 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
             dist.LogNormal(-6.0, 2.0), "odds that a network of the central width is dead unpruned", "weak: 10^-4 to .1"
         ),
         "born_power": Prior(
-            dist.Normal(1.5, 1.0), "exponent of width in them, falling", "weak; 3 of 48 networks of one channel, no wider"
+            dist.Normal(1.5, 1.0),
+            "exponent of width in them, falling",
+            "weak; 3 of 48 networks of one channel, no wider",
         ),
     }
     own = {

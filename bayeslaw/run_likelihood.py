@@ -269,7 +269,7 @@ def _given_others(fit: Fit, sample: Sample, draws: int) -> tuple[NDArray, NDArra
         Mean and sd of log e and of the sideways effect, each `[draws, trajectories, 2]`.
     """
     configuration, centre = sample.configuration, _centres(sample)
-    spread = spreads_at(sample.value, centre, sample.tested)
+    spread = spreads_at(sample.value, centre, sample.covariates["width"], sample.tested)
     zero = np.zeros_like(centre)
     found = []
     for (of_runs, own, where), about in zip(_EFFECTS, (centre, zero), strict=True):
@@ -301,7 +301,7 @@ def _given_other_runs(
 def _of_new(fit: Fit, sample: Sample, draws: int) -> tuple[NDArray, NDArray]:
     """Say where the effects of runs can lie that were not fitted; shaped as in `_given_others`."""
     centre = _centres(sample)
-    spread = spreads_at(sample.value, centre, sample.tested)
+    spread = spreads_at(sample.value, centre, sample.covariates["width"], sample.tested)
     zero = np.zeros_like(centre)
     known = {row: i for i, row in enumerate(fit.configurations.itertuples(index=False, name=None))}
     place = np.array([known.get(row, -1) for row in sample.configurations.itertuples(index=False, name=None)])

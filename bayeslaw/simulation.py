@@ -246,9 +246,15 @@ def _hazards(design: Design, value: Mapping[str, float], location: NDArray) -> N
     hazard = value["dies"] * (scipy.special.expit(location) / design.chance_error) ** value["dies_power"]
     if "born_dead" not in value or design.rounds[0] > 0:
         return hazard
-    odds = value["born_dead"] * np.exp(-value["born_power"] * design.covariates()["width"])
     first = np.arange(len(location)) % len(design.rounds) == 0
-    return np.where(first, (odds / (1 + odds))[design.configuration[design.trajectory]], hazard)
+    never = share_born_dead(value, design.covariates())[design.configuration[design.trajectory]]
+    return np.where(first, never, hazard)
+
+
+def share_born_dead(value: Mapping[str, float], covariates: Mapping[str, NDArray]) -> NDArray[np.float64]:
+    """Give the probability that runs of networks never live; 0 where there are no deaths."""
+    odds = value.get("born_dead", 0.0) * np.exp(-value.get("born_power", 0.0) * covariates["width"])
+    return odds / (1 + odds)
 
 
 def log_dense(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> Any:
@@ -280,11 +286,14 @@ def share_of_data(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -
 def spreads(value: Mapping[str, Any], covariates: Mapping[str, NDArray]) -> dict[str, Any]:
     """Give the spreads of networks (`sigma_np`, `sigma_p`) and runs (`tau_np`, `tau_p`), as far as there are such."""
     above = log_dense(value, covariates) - np.log(value["dense"])
-    grown = {name: np.exp(value.get(f"growth_{name}", 0.0) * above) for name in ("np", "p")}
+    log_grown = {
+        name: value.get(f"growth_{name}", 0.0) * above - value.get(f"narrow_{name}", 0.0) * covariates["width"]
+        for name in ("np", "p")
+    }
     found = {}
     for name in ("np", "p"):
         if f"spread_{name}" in value:
-            total, share = value[f"spread_{name}"] * grown[name], value.get(f"share_{name}", 1.0)
+            total, share = value[f"spread_{name}"] * np.exp(log_grown[name]), value.get(f"share_{name}", 1.0)
             found[f"sigma_{name}"], found[f"tau_{name}"] = total * np.sqrt(share), total * np.sqrt(1 - share)
     return found
 

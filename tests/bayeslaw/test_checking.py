@@ -155,7 +155,9 @@ def test_noise_and_effects_have_the_spreads_of_the_model(hierarchical) -> None:
     design, value = model.design, simulated.value
     spread = {name: np.asarray(s) for name, s in spreads(value, design.covariates()).items()}
     central = value["spread_p"] * np.sqrt(1 - value["share_p"])
-    log_dense = np.log(value["dense"]) + np.log(spread["tau_p"] / central) / value["growth_p"]
+    width = design.covariates()["width"]
+    above = (np.log(spread["tau_p"] / central) + value["narrow_p"] * width) / value["growth_p"]
+    log_dense = np.log(value["dense"]) + above
     measured = measured_spread({**value, "tau_np": 0.0}, log_dense, 0.9 * value["plateau"], design.n_test)
     measured = np.hypot(spread["tau_np"], measured)
     assert (measured > 1.001 * spread["tau_np"]).all()
@@ -173,9 +175,7 @@ def test_noise_and_effects_have_the_spreads_of_the_model(hierarchical) -> None:
     for sample in (up, sideways, own, shifts):
         assert scipy.stats.kstest(np.ravel(sample), "norm").pvalue > 1e-3
     assert scipy.stats.kstest(np.concatenate(noise), scipy.stats.t(value["nu"]).cdf).pvalue > 1e-3
-    total = value["spread_np"] ** 2 * np.exp(
-        2 * value["growth_np"] * np.log(spread["tau_p"] / central) / value["growth_p"]
-    )
+    total = value["spread_np"] ** 2 * np.exp(2 * value["growth_np"] * above - 2 * value["narrow_np"] * width)
     assert spread["sigma_np"] ** 2 + spread["tau_np"] ** 2 == pytest.approx(total)
 
 

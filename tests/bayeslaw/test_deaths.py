@@ -19,11 +19,14 @@ from bayeslaw.deaths import BORN, DIED, FATES, LIVED, REVIVED, STAYED, STILLBORN
 from bayeslaw.frame import CONFIGURATION, empirical_logit, error_from_logit, make_data
 from bayeslaw.model import structure_of
 from bayeslaw.new_runs import run_logits
+from bayeslaw.objectives import Question
+from bayeslaw.policies import new_runs_of
 from bayeslaw.precision import in_float64
 from bayeslaw.predict import predict
 from bayeslaw.run_likelihood import Sample, new_run_log_likelihood, row_log_likelihood
 from bayeslaw.runs import load_runs
 from bayeslaw.simulation import simulate
+from bayeslaw.starts import costs_of, make_starts
 
 #: Tests that can go wrong by chance do so once in a thousand runs of new seeds.
 LEVEL = 1e-3
@@ -222,8 +225,7 @@ def test_networks_that_never_lived_are_fitted_and_expected_again(fitted: bayesla
     assert np.isfinite(fit.posterior["log_e"]).all()
     designs = fit.configurations.iloc[[0]].assign(density=1.0, n_test=10_000)
     shares = [
-        (predict(own, designs, kind="run", seed=2, return_draws=True).to_numpy() == 0.9).mean()
-        for own in (fitted, fit)
+        (predict(own, designs, kind="run", seed=2, return_draws=True).to_numpy() == 0.9).mean() for own in (fitted, fit)
     ]
     assert shares[0] + 0.05 < shares[1] < 0.6
 
@@ -231,10 +233,23 @@ def test_networks_that_never_lived_are_fitted_and_expected_again(fitted: bayesla
 def test_new_runs_never_live_as_often_as_the_posterior_says(fitted: bayeslaw.Fit) -> None:
     """Three times as wide as any that was trained, of errors at which none dies."""
     designs = pd.DataFrame({"depth": [8], "width": 48, "dataset_size": 50_000, "density": 1.0, "n_test": 10_000})
-    runs = np.concatenate([
-        predict(fitted, designs, kind="run", seed=seed, return_draws=True).to_numpy().ravel() for seed in range(20)
-    ])
+    runs = np.concatenate(
+        [predict(fitted, designs, kind="run", seed=seed, return_draws=True).to_numpy().ravel() for seed in range(20)]
+    )
     value = {name: fitted.posterior[name].to_numpy().ravel() for name in ("born_dead", "born_power")}
     odds = value["born_dead"] * np.exp(-value["born_power"] * fitted.frame.covariates(designs)["width"])
     found = scipy.stats.binomtest(int((runs == 0.9).sum()), len(runs), float((odds / (1 + odds)).mean()))
     assert found.pvalue > LEVEL and (runs == 0.9).sum() > 10
+
+
+def test_plans_count_on_runs_that_never_live(fitted: bayeslaw.Fit) -> None:
+    """They guess at every round, as often as the posterior says: one in twenty of networks like the central one."""
+    starts = make_starts([8], [2, 4], 50_000)
+    runs = new_runs_of(fitted, Question(target_error=0.2), starts, costs_of(fitted, starts), 3)
+    value = {name: fitted.posterior[name].to_numpy().ravel() for name in ("born_dead", "born_power")}
+    for row, run in zip(fitted.frame.covariates(starts)["width"], runs, strict=True):
+        never = np.isclose(run.population, np.log(0.9 / 0.1), rtol=0, atol=1e-12)
+        assert (never.all(1) == never[:, 0]).all()
+        odds = value["born_dead"] * np.exp(-value["born_power"] * row)
+        found = scipy.stats.binomtest(int(never[:, 0].sum()), len(never), float((odds / (1 + odds)).mean()))
+        assert found.pvalue > LEVEL and never[:, 0].any()

@@ -163,10 +163,11 @@ def test_structure_says_what_each_law_lacks() -> None:
     assert Structure(**full).without() == set()
     assert Structure(**full, law="parameter_count").without() == {"phi", "psi"}
     assert Structure(**full, effects=("p",)).without() == {"share_np", "lasting"}
-    assert Structure(**full, growth=False).without() == {"growth_np", "growth_p", "lasting"}
+    assert Structure(**full, growth=False).without() == {"growth_np", "growth_p", "narrow_np", "narrow_p", "lasting"}
     plain = Structure(**full, effects=(), noise="normal", steep=False, growth=False)
     assert plain.without() == {
-        "share_np", "spread_p", "share_p", "nu", "kappa", "noise_power", "growth_np", "growth_p", "lasting"
+        "share_np", "spread_p", "share_p", "nu", "kappa", "noise_power", "growth_np", "growth_p", "narrow_np",
+        "narrow_p", "lasting",
     }  # fmt: skip
     assert "spread_np" not in Structure(**full, law="single").without()
     assert "spread_np" in Structure(**full, law="single", effects=()).without()

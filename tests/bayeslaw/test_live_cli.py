@@ -148,10 +148,10 @@ def fit_file(fitted, tmp_path_factory) -> Path:
 def test_predict_writes_what_fit_predict_gives(fitted, fit_file, tmp_path) -> None:
     grid = ["--depths", "8,14", "--widths", "2.5,8", "--dataset-sizes", "500", "--densities", "1,0.1,0.01"]
     code, output, error = command(
-        "predict", fit_file, *grid, "--kind", "run", "--interval", 0.5, "--seed", 2, "-o", tmp_path / "out.csv"
+        "predict", fit_file, *grid, "--kind", "run", "--interval", 0.5, "--seed", 2, "-o", tmp_path / "new" / "out.csv"
     )
     assert (code, error) == (0, "")
-    written = pd.read_csv(tmp_path / "out.csv")
+    written = pd.read_csv(tmp_path / "new" / "out.csv")
     assert len(written) == 12
     assert len(output.splitlines()) == 13
     designs = written[["depth", "width", "dataset_size", "density"]]
@@ -164,6 +164,18 @@ def test_predict_writes_what_fit_predict_gives(fitted, fit_file, tmp_path) -> No
             "predict", fit_file, "--designs", tmp_path / name, "--kind", "run", "--interval", 0.5, "--seed", 2
         )
         assert (code, again) == (0, output)
+
+
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_computed(tmp_path) -> None:
+    asked = [
+        ["evaluate", "digits_resnet"], ["fit", "digits_resnet"], ["plan", "none.nc"], ["learning-curve", "none.csv"],
+    ]  # fmt: skip
+    for arguments in asked:
+        code, output, error = command(*arguments, "-o", tmp_path)
+        assert (code, output) == (2, "")
+        said = "".join(error.replace("│", "").split())  # in a box, whose lines break anywhere
+        assert "--output" in said and "isadirectory" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_plan_writes_table_and_figure(fitted, fit_file, tmp_path) -> None:

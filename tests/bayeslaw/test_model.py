@@ -27,7 +27,7 @@ from bayeslaw.runs import load_runs
 #: How far a Monte Carlo estimate may lie from the truth, in its standard errors; fixed before any seed was drawn.
 STANDARD_ERRORS = 5.0
 #: Parameters on the whole line, and between 0 and 1; all others are positive.
-UNBOUNDED = ("phi", "psi", "chi", "omega", *CURVATURE, "growth_np", "growth_p")
+UNBOUNDED = ("phi", "psi", "chi", "omega", *CURVATURE, "growth_np", "growth_p", "narrow_np", "narrow_p")
 SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p", "rho", "lasting")
 with jax.enable_x64(True):
     PRIORS = default_priors()
@@ -89,7 +89,7 @@ def random_values(rng: np.random.Generator, reference: Reference, structure: Str
         "share_n": 0.5, "alpha": 0.6, "beta": 0.5, "spread_np": 0.15, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.4,
         "chi": 0.1, "omega": -0.3, "sigma": 0.06,
         "kappa": 0.15, "noise_power": 0.6, "floor": 1.0, "nu": 9.0, "growth_np": 0.3, "growth_p": 0.2, "rho": 0.5,
-        "lasting": 0.3, "sharpness": 2.5, **dict.fromkeys(CURVATURE, 0.04),
+        "lasting": 0.3, "sharpness": 2.5, "narrow_np": 0.4, "narrow_p": -0.3, **dict.fromkeys(CURVATURE, 0.04),
     }  # fmt: skip
     values = {}
     for name, value in middle.items():
@@ -159,9 +159,11 @@ def test_log_density_is_that_of_plain_numpy(kind: str, centred: bool) -> None:
         flat, expected = unconstrained(values)
         expected += sum(prior_log_density(name, value) for name, value in values.items())
         centre = reference.log_dense(values)
-        spreads = {name: spread_at(values | spreads_of(values), name, centre) for name in spreads_of(values)}
+        width = reference.centred_width
+        spreads = {name: spread_at(values | spreads_of(values), name, centre, width) for name in spreads_of(values)}
         tested = 797 if structure.knows_n_test else np.inf
-        spreads["tau_np"] = measured_spread(values | spreads_of(values), centre, 0.9 * values["plateau"], tested)
+        eps_up = 0.9 * values["plateau"]
+        spreads["tau_np"] = measured_spread(values | spreads_of(values), centre, eps_up, tested, width)
         own, shift = rng.standard_normal((2, configurations))
         up, sideways = rng.standard_normal((2, trajectories))
         of_run = reference.configuration
@@ -248,9 +250,11 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
         "sigma_np": 0.3,
         "tau_np": 0.2,
         "growth_np": 0.6,
+        "narrow_np": 0.5,
         "sigma_p": 0.15,
         "tau_p": 0.25,
         "growth_p": -0.4,
+        "narrow_p": -0.3,
         "lasting": 0.4,
         "plateau": 0.9,
         "log_e_run": rng.normal(-2.0, 0.4, len(reference.trajectories)),
@@ -265,8 +269,9 @@ def test_configurations_are_drawn_from_their_exact_conditional() -> None:
     ):
         for i in range(len(reference.configurations)):
             own, found = value[of_runs][reference.configuration == i], np.asarray(drawn[name])[:, i]
-            sigma, tau = (spread_at(value, f"{part}_{where}", log_dense[i]) for part in ("sigma", "tau"))
-            tau = measured_spread(value, log_dense[i], 0.81, 797) if where == "np" else tau
+            width = reference.centred_width[i]
+            sigma, tau = (spread_at(value, f"{part}_{where}", log_dense[i], width) for part in ("sigma", "tau"))
+            tau = measured_spread(value, log_dense[i], 0.81, 797, width) if where == "np" else tau
             joint = sigma**2 * np.ones((len(own) + 1, len(own) + 1)) + np.diag([0.0] + [tau**2] * len(own))
             weights = np.linalg.solve(joint[1:, 1:], joint[1:, 0])
             mean, variance = centre[i] + weights @ (own - centre[i]), joint[0, 0] - weights @ joint[1:, 0]
@@ -286,10 +291,10 @@ def test_estimates_find_the_spreads_and_their_growth(measured: float) -> None:
     """
     rng = np.random.default_rng(5)
     configuration = np.repeat(np.arange(400), 4)
-    nothing, zeros, above = np.zeros(0), np.zeros(400), rng.uniform(-1, 1, 400)
-    data = Data(*[nothing] * 6, configuration, nothing, zeros, zeros, zeros, -above, 0.0, nothing)
+    nothing, zeros, above, width = np.zeros(0), np.zeros(400), rng.uniform(-1, 1, 400), rng.uniform(-1.5, 1.5, 400)
+    data = Data(*[nothing] * 6, configuration, nothing, zeros, width, zeros, -above, 0.0, nothing)
     constants = {"dense": 0.21, "share_c": 0.0, "share_n": 1.0, "alpha": 1.0, "beta": 0.5}
-    grown = {"np": np.exp(0.6 * above), "p": np.exp(-0.5 * above)}
+    grown = {"np": np.exp(0.6 * above - 0.4 * width), "p": np.exp(-0.5 * above + 0.3 * width)}
     effects = {
         "between": 0.3 * grown["np"] * rng.standard_normal(400),
         "within": 0.2 * grown["np"][configuration] * rng.standard_normal(1600),
@@ -309,7 +314,8 @@ def test_estimates_find_the_spreads_and_their_growth(measured: float) -> None:
         effects[name] = (v + measured * rng.standard_normal(len(v))) / measured**2 * variances[name]
     log_e = np.log(0.21) + (above + effects["between"])[configuration] + effects["within"]
     effect_p = effects["between_p"][configuration] + effects["within_p"]
-    value = constants | {"log_e_run": log_e, "effect_p": effect_p, "growth_np": 0.0, "growth_p": 0.0}
+    exponents = dict.fromkeys(("growth_np", "growth_p", "narrow_np", "narrow_p"), 0.0)
+    value = constants | {"log_e_run": log_e, "effect_p": effect_p} | exponents
     unknown = {"effect_p": variances["within_p"], "log_e_run": variances["within"]}
     if measured:  # what is not known of a configuration is not known of all its trajectories at once; left out here
         value["log_e_run"] = log_e + (np.sqrt(variances["between"]) * rng.standard_normal(400))[configuration]
@@ -321,6 +327,8 @@ def test_estimates_find_the_spreads_and_their_growth(measured: float) -> None:
     assert float(estimated["share_p"]) == pytest.approx(0.64, rel=0.1)
     assert float(estimated["growth_np"]) == pytest.approx(0.6, abs=0.1)
     assert float(estimated["growth_p"]) == pytest.approx(-0.5, abs=0.1)
+    assert float(estimated["narrow_np"]) == pytest.approx(0.4, abs=0.1)
+    assert float(estimated["narrow_p"]) == pytest.approx(-0.3, abs=0.1)
     assert "growth_p" not in estimate_spreads({k: v for k, v in value.items() if k != "growth_p"}, data, unknown)
 
 
@@ -380,7 +388,8 @@ def test_structure_says_what_the_table_can_speak_about() -> None:
     shallow = small_table("no trajectory").query("depth == 8").drop(columns=["n_test", "n_wrong"])
     assert structure_of(shallow) == Structure(False, True, False, False, growth=False, **USUAL)
     assert structure_of(shallow).without() == {
-        "share_np", "spread_p", "share_p", "growth_np", "growth_p", "floor", "rho", "dies", "dies_power", "stays",
+        "share_np", "spread_p", "share_p", "growth_np", "growth_p", "narrow_np", "narrow_p", "floor", "rho", "dies",
+        "dies_power", "stays",
         "born_dead", "born_power",
         "spread_subset", "lasting",
     }  # fmt: skip

@@ -42,7 +42,7 @@ STANDARD_ERRORS = 5.0
 #: comparisons below one in 2,600 repetitions would exceed it by chance.
 POSTERIOR_SDS = 4.0
 SHARES = ("plateau", "share_c", "share_n", "share_np", "share_p")
-WHOLE_LINE = ("phi", "psi", "chi", "omega", *CURVATURE, "growth_np", "growth_p")
+WHOLE_LINE = ("phi", "psi", "chi", "omega", *CURVATURE, "growth_np", "growth_p", "narrow_np", "narrow_p")
 EXPONENTS = ("gamma", "phi", "psi", "alpha", "beta")
 
 
@@ -85,7 +85,8 @@ def near(rng: np.random.Generator, name: str, middle: float) -> float:
 MIDDLE = {
     "gamma": 1.2, "phi": 0.8, "psi": 1.1, "knee": 0.03, "plateau": 0.95, "dense": 0.15, "share_c": 0.15, "share_n": 0.5,
     "alpha": 0.6, "beta": 0.5, "chi": 0.1, "spread_np": 0.2, "share_np": 0.5, "spread_p": 0.2, "share_p": 0.5,
-    "omega": -0.3, "growth_np": 0.2, "growth_p": -0.2, "sigma": 0.05, "kappa": 0.2, "noise_power": 0.5,
+    "omega": -0.3, "growth_np": 0.2, "growth_p": -0.2, "narrow_np": 0.3, "narrow_p": 0.1, "sigma": 0.05, "kappa": 0.2,
+    "noise_power": 0.5,
     "floor": 1.0, "nu": 8.0, **dict.fromkeys(CURVATURE, 0.04),
 }  # fmt: skip
 
@@ -109,7 +110,7 @@ def family_log_density(reference: Reference, family: Any, population: dict[str, 
     for where in ("np", "p"):
         size, share = values.get(f"spread_{where}", 0.0), values.get(f"share_{where}", 1.0)
         parts = {f"sigma_{where}": size * np.sqrt(share), f"tau_{where}": size * np.sqrt(1 - share)}
-        spread |= {name: spread_at(values | parts, name, centre) for name in parts}
+        spread |= {name: spread_at(values | parts, name, centre, reference.centred_width) for name in parts}
     own, shift, up, sideways = (rng.standard_normal(n) for n in (len(centre), len(centre), len(runs), len(runs)))
     log_e = (centre + spread["sigma_np"] * own)[runs] + spread["tau_np"][runs] * up
     effect_p = (spread["sigma_p"] * shift)[runs] + spread["tau_p"][runs] * sideways

@@ -57,7 +57,10 @@ def designs_of(networks: pd.DataFrame) -> pd.DataFrame:
 # Prior predictive curves
 
 #: Growth so far from 0 that it cannot be forgotten.
-OVERRIDDEN = {"growth_np": dist.Normal(1.5, 0.1), "growth_p": dist.Normal(2.0, 0.1)}
+OVERRIDDEN = {
+    "growth_np": dist.Normal(1.5, 0.1), "growth_p": dist.Normal(2.0, 0.1),
+    "narrow_np": dist.Normal(-0.4, 0.1), "narrow_p": dist.Normal(0.6, 0.1),
+}  # fmt: skip
 
 
 def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
@@ -70,7 +73,8 @@ def draw_prior(rng: np.random.Generator, count: int) -> dict[str, Any]:
         "spread_np": rng.lognormal(-1.6, 0.9, count), "share_np": rng.beta(2, 2, count),
         "spread_p": rng.lognormal(-1.6, 0.8, count), "share_p": rng.beta(2, 2, count),
         "chi": rng.normal(0, 0.3, count), "omega": rng.normal(0, 1, count), "growth_np": rng.normal(1.5, 0.1, count),
-        "growth_p": rng.normal(2.0, 0.1, count), "sigma": rng.lognormal(-3, 1, count),
+        "growth_p": rng.normal(2.0, 0.1, count), "narrow_np": rng.normal(-0.4, 0.1, count),
+        "narrow_p": rng.normal(0.6, 0.1, count), "sigma": rng.lognormal(-3, 1, count),
         "kappa": rng.lognormal(-1.6, 0.8, count), "noise_power": rng.lognormal(-0.7, 0.8, count),
         "floor": rng.lognormal(0, 0.25, count),
         "nu": rng.gamma(2, 10, count), "rho": rng.beta(2, 2, count), "lasting": rng.beta(1, 4, count),
@@ -111,8 +115,9 @@ class ByHand:
             total, share = self.value[f"spread_{where}"], self.value[f"share_{where}"]
             self.value |= {f"sigma_{where}": total * np.sqrt(share), f"tau_{where}": total * np.sqrt(1 - share)}
         centre = self.reference.log_dense(self.value)
-        self.spread = {name: spread_at(self.value, name, centre) for name in ("sigma_np", "tau_np", "sigma_p", "tau_p")}
-        self.measured = measured_spread(self.value, centre, 0.9 * self.value["plateau"], 797)
+        width, names = self.reference.centred_width, ("sigma_np", "tau_np", "sigma_p", "tau_p")
+        self.spread = {name: spread_at(self.value, name, centre, width) for name in names}
+        self.measured = measured_spread(self.value, centre, 0.9 * self.value["plateau"], 797, width)
         self.log_e = centre + self.spread["sigma_np"] * self.normal(centre.shape)
         self.shift_p = self.spread["sigma_p"] * self.normal(centre.shape)
         self.order = [self.reference.configurations.index(tuple(row)) for row in NETWORKS.to_numpy()]

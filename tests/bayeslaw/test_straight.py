@@ -26,7 +26,8 @@ from bayeslaw.runs import load_runs
 from bayeslaw.straight import bend, bent_positions, recentre, straight_potential, straighten
 
 NAMES = (
-    "alpha", "beta", *CURVATURE, "dense", "floor", "gamma", "growth_np", "growth_p", "knee", "omega", "plateau",
+    "alpha", "beta", *CURVATURE, "dense", "floor", "gamma", "growth_np", "growth_p", "narrow_np", "narrow_p", "knee",
+    "omega", "plateau",
     "share_c", "share_n", "share_np", "share_p", "sharpness", "sigma", "spread_np", "spread_p",
 )  # fmt: skip
 EFFECTS = ("log_e_run", "effect_p")
@@ -58,7 +59,7 @@ def random_values(seed: int, context: StraightContext) -> dict[str, np.ndarray]:
     values |= {name: np.minimum(values[name], 4.0) for name in ("alpha", "beta")}
     values |= {name: 0.5 * values[name] for name in ("gamma", "sharpness")}
     values |= {name: 0.1 * values[name] for name in NAMES if name.endswith(("_np", "_p"))}
-    values |= {name: np.clip(values[name], -0.1, 0.1) for name in ("growth_np", "growth_p")}
+    values |= {name: np.clip(values[name], -0.1, 0.1) for name in ("growth_np", "growth_p", "narrow_np", "narrow_p")}
     values |= {name: rng.standard_normal(len(context.plain.data.configuration)) for name in EFFECTS}
     if "spread_subset" in context.plain.priors:
         values["spread_subset"] = np.array(rng.standard_normal())
@@ -163,7 +164,7 @@ def test_power_laws_curve_as_the_quadratic_does() -> None:
 def test_luck_that_sizes_have_in_common_is_in_the_terms_of_the_law() -> None:
     """By its level and slope over the runs' two sizes: coordinates are nearly those of such a world without luck."""
     context = lucky()
-    data, small = context.plain.data, {"spread_subset": np.log(0.01), "alpha": np.log(0.4)}
+    data, small = context.plain.data, {"spread_subset": np.log(0.002), "alpha": np.log(0.4)}
     values = random_values(6, context) | small
     luck = np.exp(values["spread_subset"] / 2) * data.luck_root @ values["luck_halfway"]
     share_n, share_c = (1 / (1 + np.exp(-values[name])) for name in ("share_n", "share_c"))

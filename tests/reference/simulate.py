@@ -86,17 +86,19 @@ def log_dense_of(value: Mapping[str, Any], at: Mapping[str, Any]) -> Any:
     return np.log(terms) + sum(bent)
 
 
-def spread_at(value: Mapping[str, Any], name: str, log_dense: Any) -> Any:
-    """Grow a spread of the central network to that of one whose dense law says `log_dense`; 0 where there is none."""
-    growth = value.get("growth_p" if name.endswith("_p") else "growth_np", 0.0)
-    return value.get(name, 0.0) * np.exp(growth * (log_dense - np.log(value["dense"])))
+def spread_at(value: Mapping[str, Any], name: str, log_dense: Any, log_width: Any = 0.0) -> Any:
+    """Grow a spread of the central network to that of one of this dense error and width; 0 where there is none."""
+    where = "p" if name.endswith("_p") else "np"
+    error_ratio, width_ratio = np.exp(log_dense) / value["dense"], np.exp(log_width)
+    grown = error_ratio ** value.get(f"growth_{where}", 0.0) / width_ratio ** value.get(f"narrow_{where}", 0.0)
+    return value.get(name, 0.0) * grown
 
 
-def measured_spread(value: Mapping[str, Any], log_dense: Any, eps_up: Any, n_test: Any) -> Any:
+def measured_spread(value: Mapping[str, Any], log_dense: Any, eps_up: Any, n_test: Any, log_width: Any = 0.0) -> Any:
     """Add to the spread of runs what lasts of their test set's noise: wrong answers vary as those of coins do."""
     wrong = n_test * saturated(np.exp(log_dense), eps_up)
     relative = value.get("lasting", 0.0) * wrong * (1 - wrong / n_test) / wrong**2 if np.isfinite(n_test) else 0.0
-    return np.sqrt(spread_at(value, "tau_np", log_dense) ** 2 + relative)
+    return np.sqrt(spread_at(value, "tau_np", log_dense, log_width) ** 2 + relative)
 
 
 def log_student_t(x: Any, nu: Any, location: Any, scale: Any) -> Any:
@@ -229,6 +231,11 @@ class Reference:
         """Turn the knee of the central network into the paper's unit, at the central dataset size."""
         return value["knee"] * np.exp(value["phi"] * self.log_depth.mean() + value["psi"] * self.log_width.mean())
 
+    @property
+    def centred_width(self) -> NDArray[np.float64]:
+        """Log width of the configurations about their mean."""
+        return self.log_width - self.log_width.mean()
+
     def log_dense(self, value: Mapping[str, Any]) -> Any:
         """Compute the log of the dense law about the centre, `[..., configurations]`."""
         logs = (self.log_depth, self.log_width, self.log_size, self.log_parameters)
@@ -268,7 +275,7 @@ class Reference:
         mean = error_of(*self._curves(value, log_e, effect_p))
         hazard = value["dies"] * (mean / self.chance_error) ** value["dies_power"]
         stays = value["stays"] + 0 * mean
-        width = (self.log_width - self.log_width.mean())[self.configuration[self.trajectory]]
+        width = self.centred_width[self.configuration[self.trajectory]]
         never = 1 / (1 + np.exp(value["born_power"] * width) / value["born_dead"]) + 0 * mean
         each = {"lived": 1 - hazard, "died": hazard, "revived": 1 - stays, "stayed": stays}
         each |= {"born alive": 1 - never, "born dead": never}
