@@ -26,7 +26,7 @@ WorkersOption = Annotated[int | None, typer.Option(help="Processes; default one 
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda when there is one.")]
 KernelsOption = Annotated[str, typer.Option(help="What computes: auto, torch, or on a CPU sparse.")]
 PackOption = Annotated[
-    int | None, typer.Option(help="Networks stacked; default 1, or on a GPU what bench found best.", min=1)
+    int | None, typer.Option(help="Networks stacked; default 1, on a GPU what bench found best, or by size.", min=1)
 ]
 StreamsOption = Annotated[int | None, typer.Option(help="Stacks side by side; default likewise.", min=1)]
 FileArgument = Annotated[Path, typer.Argument(help="TOML file of the sweep.")]

@@ -15,7 +15,7 @@ from imp_runs.errors import BusyError, ImpRunsError, StoppedError
 from imp_runs.imp import make_network, run_trajectory
 from imp_runs.network import Network
 from imp_runs.pack import run_pack
-from imp_runs.packing import ALONE, Choices, Way, choices_file, remember, shares_of
+from imp_runs.packing import ALONE, LOAD, Choices, Way, choices_file, remember, shares_of, unmeasured
 from imp_runs.prune import prune
 from imp_runs.stacked import StackedExamples, StackedNetwork, StackedSteps
 from imp_runs.steps import TorchSteps
@@ -266,13 +266,34 @@ def test_what_was_measured_on_a_gpu_is_remembered_there_and_nowhere_else(toy, tm
     remember("cpu", toy(), Way(8))
     assert choices_file().is_relative_to(tmp_path)
     asked = [Choices("cuda").of(own, 100) for own in (toy(), toy(width=3), toy(width=4))]
-    assert asked == [Way(16), Way(4, 8), ALONE]
+    assert asked == [Way(16), Way(4, 8), unmeasured(toy(width=4))]
     assert Choices("cuda").of(toy(width=3), 3) == Way(3, 11)  # as many networks, in stacks that are full
     assert Choices("cuda", 2).of(toy(), 100) == Way(2)
     assert Choices("cpu").of(toy(), 100) == ALONE
     for damaged in ("no json", "[]", choices_file().read_text().replace("16", '"16"')):
         choices_file().write_text(damaged)
-        assert Choices("cuda").of(toy(), 100) == ALONE
+        assert Choices("cuda").of(toy(), 100) == unmeasured(toy())
+
+
+def test_where_nothing_was_measured_small_networks_lie_side_by_side_on_a_gpu(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+
+    def streams(width: int, **changes) -> int:
+        own = toy("cifar_resnet", **{"depth": 20, "width": width, "batch_size": 64, "dataset": "cifar10"} | changes)
+        way = Choices("cuda").of(own, 100)
+        assert way.pack == 1
+        return way.streams
+
+    assert [streams(1), streams(16), streams(64), streams(64, depth=110), streams(1024)] == [8, 8, 8, 1, 1]
+    assert streams(64, batch_size=128) == 4
+    for width in (1, 4, 16, 64, 256):
+        for depth in (8, 20, 110):
+            assert streams(width, depth=depth) == 1 or streams(width, depth=depth) * width * depth * 64 <= LOAD
+    assert streams(16, dataset="tinyimagenet") == streams(16, dataset="imagenet") == 1
+    assert Choices("cuda").of(toy("cifar_densenet"), 100) == ALONE
+    assert Choices("cuda", streams=2).of(toy(), 100) == Way(1, 2)
+    assert Choices("cuda", 1, 1).of(toy(), 100) == Choices("cpu").of(toy(), 100) == ALONE
 
 
 def test_a_sweep_in_packs_is_the_sweep(whole, tmp_path):
