@@ -55,7 +55,7 @@ def fit(
     steep: Annotated[bool, typer.Option(help="Noise grows with the local slope.")] = True,
     growth: Annotated[
         bool | None,
-        typer.Option("--growth/--no-growth", help="Spreads grow with the error; by default with 20 networks or more."),
+        typer.Option("--growth/--no-growth", help="Spreads grow with error and narrowness; default with 20 networks."),
     ] = None,
     correlated: CorrelatedOption = True,
     deaths: Annotated[

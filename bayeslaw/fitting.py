@@ -128,14 +128,15 @@ def fit(
         effects: Where the effects of a training run act: `"np"`, up and down on eps_np; `"p"`, sideways on log p'.
         noise: Noise of single levels, `"student_t"` or `"normal"`.
         steep: Whether that noise grows with the local slope of the curve.
-        growth: Whether the spreads of configurations and runs grow with the error that the dense law expects, and
-            where `n_test` is known, part of a test set's noise lasts through a run (`lasting`), which the best networks
-            show most; by default where there are 20 configurations or more to tell.
+        growth: Whether the spreads of configurations and runs grow with the error that the dense law expects and as
+            networks get narrow, and where `n_test` is known, part of a test set's noise lasts through a run
+            (`lasting`), which the best networks show most; by default where there are 20 configurations or more to
+            tell.
         correlated: Whether the noise of a level is correlated with that of the level before it in its trajectory, by
             `rho` to the power of the rounds of 20 % between them.
         deaths: Whether a network that answers one class, so that its error near random guessing repeats to the last
-            digit, counts as dead: its levels then tell how likely networks die and stay dead, and nothing of the curve;
-            by default where a trajectory of the table shows one.
+            digit, counts as dead: its levels then tell how likely networks die and stay dead, or, where it is dead
+            unpruned, never live, and nothing of the curve; by default where a trajectory of the table shows one.
         subsets: Whether runs on one training subset (`subset_id`, of one `dataset_size`) share its luck
             (`bayeslaw.subsets`); by default where networks share subsets, and there are several of a size.
         curvature: Whether the dense law is quadratic in the logs of depth, width and dataset size beside its power
