@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bayeslaw.pooled import PooledFit
 
 #: Version of the file that holds a fit.
-FORMAT = 5
+FORMAT = 6
 #: Group of a file that holds several families.
 _FAMILIES = "families"
 
