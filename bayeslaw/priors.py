@@ -63,7 +63,7 @@ def default_priors(law: str = "sharpness", *, pool: str | None = None) -> dict[s
 
     Example:
         >>> sorted(default_priors())[:4]
-        ['alpha', 'beta', 'chi', 'curvature_depth']
+        ['alpha', 'beta', 'born_dead', 'born_power']
     """
     asked = law_named(law)
     paper, dense = "Rosenfeld et al. 2021: order of magnitude only", "Rosenfeld et al. 2020, WRN on CIFAR-10, widened"
