@@ -6,7 +6,7 @@ dies between a level and the next with a hazard that rises with the error of its
 $$h = \mathrm{dies} \, (\epsilon / \epsilon_{chance})^{\mathrm{dies\_power}}$$
 
 and a dead one stays dead with probability `stays`. Some never live: they are dead before anything is pruned, with odds
-that fall with the width w, for one channel that answers nothing silences those beside it less, the more there are,
+that fall with the width w, as a channel that answers nothing is the less of a network the more there are,
 
 $$\frac{h_0}{1 - h_0} = \mathrm{born\_dead} \, (w / w_{central})^{-\mathrm{born\_power}}$$
 

@@ -70,7 +70,8 @@ def spreads_at(value: Mapping[str, Any], centre: Any, width: Any, n_test: Any = 
     Returns:
         What `split_spread` gives, as far as there are such effects, broadcast with `centre`.
     """
-    growth = {where: log_growth(value, where, grows_with(value, centre, width)) for where in ("np", "p")}
+    along = grows_with(value, centre, width)
+    growth = {where: log_growth(value, where, along) for where in ("np", "p")}
     parts = [(f"{part}_{where}", where) for where in ("np", "p") for part in ("sigma", "tau")]
     found = {name: value[name] * jnp.exp(growth[where]) for name, where in parts if name in value}
     if n_test is not None and "lasting" in value and "tau_np" in found:
@@ -292,7 +293,7 @@ def _of_both(
     name, where = names
     effects = value[name] - (luck_of_runs(value, data) if where == "np" else 0.0)
     squares = (effects - centre[data.configuration]) ** 2 + variances[name]
-    of_runs = {name: each[data.configuration] for name, each in along.items()}
+    of_runs = {exponent: each[data.configuration] for exponent, each in along.items()}
     found = _spread_and_growth(value, where, squares, of_runs)[1]
     unit = jnp.exp(log_growth(found, where, along))
     size, mean, squares = _group_moments(effects, data)

@@ -241,8 +241,8 @@ def starting_values(data: Data, structure: Structure) -> dict[str, NDArray]:
     configuration = np.asarray(data.configuration)[of_row][chosen]
     total = np.bincount(configuration, response[chosen], len(data.depth))
     count = np.bincount(configuration, minlength=len(data.depth))
-    alive = count > 0  # not dead from the first level on
-    logit = np.where(alive, total / np.maximum(count, 1), np.median(total[alive] / count[alive]) if alive.any() else 0)
+    logit = total / np.maximum(count, 1)
+    logit[count == 0] = np.median(logit[count > 0]) if count.any() else 0.0  # dead from the first level on
     share = np.clip(1 / (1 + np.exp(-logit)) / math.exp(data.log_chance), 1e-4, 0.98)
     own, absent = np.log(share / np.sqrt(1 - share**2)), structure.without()
     values = {"log_e": own} if "share_np" in absent else {"log_e_run": own[data.configuration]}

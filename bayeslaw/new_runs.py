@@ -72,27 +72,25 @@ def run_logits(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray[np.float64
     logits = location + scale * noise
     if "dies" in value:
         at_risk = np.bincount(index, _hazard(fit, value, location).max(0) > _LEAST_HAZARD) > 0
-        born_dead = share_born_dead(fit, value, runs)
+        born_dead, dead_errors = share_born_dead(fit, value, runs), _dead_errors(fit)
         for i in np.flatnonzero(at_risk | (born_dead.mean(0) > _LEAST_HAZARD)).tolist():
-            own, run, count = index == i, Drawn(*(effect[:, [i]] for effect in fresh)), float(n_test[index == i][0])
+            own, run = index == i, Drawn(*(effect[:, [i]] for effect in fresh))
+            count = float(n_test[own][0])
             hazard = np.zeros((len(logits), rounds[own].max() + 1))
             if at_risk[i]:
                 hazard[:] = _hazard_by_round(fit, value, runs.iloc[[i]], run, hazard.shape[1], count)
             hazard[:, 0] = born_dead[:, i]
-            shown, dead = _logit_of_dead(fit, value, hazard, count, generator(seed, names[i], "death"))
+            errors = np.round(dead_errors * count) / count if np.isfinite(count) else dead_errors
+            error, dead = let_die(hazard, value["stays"][:, 0], errors, generator(seed, names[i], "death"))
+            shown = empirical_logit(error, np.full(1, count))[:, None]
             logits[:, own] = np.where(dead[:, rounds[own]], shown, logits[:, own])
     return logits
 
 
-def _logit_of_dead(
-    fit: Fit, value: dict[str, NDArray], hazard: NDArray, n_test: float, rng: np.random.Generator
-) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Draw where a new run is dead, `[draws, rounds]` as `hazard`, and the empirical logit it shows there."""
+def _dead_errors(fit: Fit) -> NDArray[np.float64]:
+    """List the errors that fitted networks showed as they died, else that of guessing."""
     died = np.isin(fit.tree["constant_data"]["fate"].to_numpy(), [DIED, STILLBORN])
-    errors = fit.runs["error"].to_numpy(float)[died] if died.any() else np.array([fit.frame.chance_error])
-    errors = np.round(errors * n_test) / n_test if np.isfinite(n_test) else errors
-    error, dead = let_die(hazard, value["stays"][:, 0], errors, rng)
-    return empirical_logit(error, np.full(1, n_test))[:, None], dead
+    return fit.runs["error"].to_numpy(float)[died] if died.any() else np.array([fit.frame.chance_error])
 
 
 def _hazard_by_round(

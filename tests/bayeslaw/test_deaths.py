@@ -203,7 +203,7 @@ def test_fits_that_differ_in_deaths_are_not_compared(fitted: bayeslaw.Fit, table
 
 
 def test_a_network_that_never_lived_says_nothing_of_curves(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
-    """The log density of all else is the same without its run, and that it never lived is what `born_dead` says."""
+    """Its run is as likely as it is not to live, and to stay dead, wherever its effects are."""
     first = table[CONFIGURATION].drop_duplicates().iloc[0]
     own = (table[CONFIGURATION] == first).all(axis=1)
     run = own & (table["trajectory"] == table[own]["trajectory"].iloc[0])
