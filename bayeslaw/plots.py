@@ -115,6 +115,7 @@ def plot_posterior(fit: Fit, *, parameters: tuple[str, ...] = ("gamma", "phi", "
         The figure, one panel per parameter.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(2.6 * len(parameters), 2.6), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(parameters)))
@@ -126,6 +127,7 @@ def plot_posterior(fit: Fit, *, parameters: tuple[str, ...] = ("gamma", "phi", "
         ax.axvline(median, color=LINE)
         ax.set(title=f"{median:.3g}  ({lower:.3g} to {upper:.3g})", xlabel=name, yticks=[])
         ax.title.set_fontsize(9)
+        ax.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
     figure.suptitle("posterior, median and 90 % interval", fontsize=10)
     return figure
 
