@@ -150,6 +150,7 @@ class Trajectory:
         replicate: Seed of initialisation, order, augmentation and subset.
         pool: Side of the square over which images are mean-pooled; 1 leaves them as they are.
         protocol: How it is trained and pruned.
+        levels: Its own number of pruning rounds, where that is not the protocol's.
     """
 
     family: str
@@ -160,11 +161,26 @@ class Trajectory:
     replicate: int
     pool: int
     protocol: Protocol
+    levels: int | None = None
+
+    @property
+    def last_level(self) -> int:
+        """Level after which it has ended."""
+        return self.protocol.levels if self.levels is None else self.levels
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Give all but the protocol; `levels` takes part where it is used, so old names stay."""
+        fields = dataclasses.asdict(self)
+        del fields["protocol"]
+        if self.levels is None:
+            del fields["levels"]
+        return fields
 
     @property
     def key(self) -> str:
         """Name the trajectory by the hash of everything that decides its numbers."""
-        return digest({"arithmetic": ARITHMETIC, **dataclasses.asdict(self), "protocol": _hashed(self.protocol)})
+        return digest({"arithmetic": ARITHMETIC, **self.described, "protocol": _hashed(self.protocol)})
 
     def seed(self, purpose: str, *counters: int) -> int:
         """Draw the seed of one use of randomness from its counter.
@@ -230,8 +246,9 @@ def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep from a TOML file.
 
     The file has `name`, a `[grid]` table (`family`, `dataset`, `replicates`, lists `depth`, `width`, `dataset_size`,
-    optional `pool` and `first_replicate`) or several, each `[[grid]]`, and an optional `[protocol]` table: `name` picks
-    a named protocol, all else overrides it.
+    optional `pool`, `first_replicate` and `levels`) or several, each `[[grid]]`, and an optional `[protocol]` table:
+    `name` picks a named protocol, all else overrides it. `levels` of a grid is how many rounds its networks are pruned,
+    fewer or more than the protocol's; a trajectory of two grids goes as far as the longer one.
 
     Args:
         path: The TOML file.
@@ -287,8 +304,11 @@ def sweep_from_dict(content: Mapping[str, Any], *, where: str = "sweep") -> Swee
         faults += [fault for grid in grids for fault in [*_grid_faults(grid), *_augmentation_faults(grid, protocol)]]
     if faults:
         raise ImpRunsError(f"{where}: " + "; ".join(faults) + ".")
-    trajectories = {trajectory: None for grid in grids for trajectory in _expand(grid, protocol)}
-    order = sorted(trajectories, key=lambda t: (t.replicate, t.dataset_size * t.depth * t.width))
+    longest: dict[Trajectory, Trajectory] = {}
+    for trajectory in itertools.chain.from_iterable(_expand(grid, protocol) for grid in grids):
+        network = dataclasses.replace(trajectory, levels=None)
+        longest[network] = max(trajectory, longest.get(network, trajectory), key=lambda t: t.last_level)
+    order = sorted(longest.values(), key=lambda t: (t.replicate, t.dataset_size * t.depth * t.width))
     return Sweep(str(content["name"]), tuple(order), protocol)
 
 
@@ -300,15 +320,17 @@ def _expand(grid: Mapping[str, Any], protocol: Protocol) -> list[Trajectory]:
     """List the trajectories of one grid."""
     first = grid.get("first_replicate", 0)
     replicates = range(first, first + grid["replicates"])
+    what, pool, levels = (grid["family"], grid["dataset"]), grid.get("pool", 1), grid.get("levels", protocol.levels)
+    levels = None if levels == protocol.levels else levels
     return [
-        Trajectory(grid["family"], grid["dataset"], depth, width, size, replicate, grid.get("pool", 1), protocol)
+        Trajectory(*what, depth, width, size, replicate, pool, protocol, levels)
         for replicate, depth, width, size in itertools.product(replicates, *(_distinct(grid[axis]) for axis in _AXES))
     ]
 
 
 _TOP = {"name", "grid", "protocol"}
 _AXES = ("depth", "width", "dataset_size")
-_OPTIONAL = {"pool", "first_replicate"}
+_OPTIONAL = {"pool", "first_replicate", "levels"}
 _GRID = {"family", "dataset", "replicates", *_OPTIONAL, *_AXES}
 
 
@@ -344,7 +366,7 @@ def _grid_faults(grid: Mapping[str, Any]) -> list[str]:
     for key, allowed in (("family", FAMILIES), ("dataset", tuple(DATASETS))):
         if key in grid and grid[key] not in allowed:
             faults.append(f"grid.{key} = {grid[key]!r} must be one of {', '.join(allowed)}")
-    for key, least in (("replicates", 1), ("pool", 1), ("first_replicate", 0)):
+    for key, least in (("replicates", 1), ("pool", 1), ("first_replicate", 0), ("levels", 0)):
         if key in grid and not (_is_integer(grid[key]) and grid[key] >= least):
             faults.append(f"grid.{key} = {grid[key]!r} must be an integer >= {least}")
     for key in _AXES:

@@ -237,7 +237,7 @@ def costs_of(
     for trajectory in trajectories:
         prunable, probed = timed[trajectory.family, trajectory.depth, trajectory.width]
         protocol, kept = trajectory.protocol, [prunable]
-        while len(kept) <= protocol.levels and 0 < protocol.kept_after(kept[-1]) < kept[-1]:
+        while len(kept) <= trajectory.last_level and 0 < protocol.kept_after(kept[-1]) < kept[-1]:
             kept.append(protocol.kept_after(kept[-1]))
         first = protocol.steps(trajectory.dataset_size)
         steps = np.full(len(kept), first - int(protocol.rewind * first))

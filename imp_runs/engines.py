@@ -176,7 +176,7 @@ class Bars:
     def __enter__(self) -> Bars:
         from tqdm import tqdm
 
-        total = sum(t.protocol.levels + 1 for t, _ in self._tasks.values())
+        total = sum(t.last_level + 1 for t, _ in self._tasks.values())
         there = sum(self._levels.values())
         options: dict[str, Any] = {"disable": None, "file": sys.stderr}
         self._total: Any = tqdm(total=total, initial=there, desc=self._name, unit="level", smoothing=0.05, **options)
@@ -197,9 +197,7 @@ class Bars:
             self._levels[trajectory.key] = levels_of(store, trajectory.key)
             life = read_life(store.folder(trajectory.key) / "running.json") or {}
             inside = f", step {life['step']} of {life['steps']}" if life.get("level") else ""
-            lines.append(
-                f"  {trajectory}: level {self._levels[trajectory.key]} of {trajectory.protocol.levels}{inside}"
-            )
+            lines.append(f"  {trajectory}: level {self._levels[trajectory.key]} of {trajectory.last_level}{inside}")
         for bar, line in zip(self._bars, [*lines, *[""] * self._lines], strict=False):
             if bar.desc != line:
                 bar.set_description_str(line)
@@ -209,7 +207,7 @@ class Bars:
         """Count a trajectory that has ended, whether all its levels were run or not."""
         if outcome.state == "done":
             trajectory, _ = self._tasks[outcome.key]
-            self._levels[outcome.key] = trajectory.protocol.levels + 1
+            self._levels[outcome.key] = trajectory.last_level + 1
             self._total.update(sum(self._levels.values()) - self._total.n)
         elif outcome.state == "failed" and self.shown:
             self._total.write(f"failed: {self._tasks[outcome.key][0]}: {outcome.reason}", file=sys.stderr)

@@ -85,7 +85,7 @@ def run_trajectory(
             while checkpoint is not None:
                 level, checkpoint = checkpoint.level, _run_level(levels, checkpoint, kernels)
                 if progress:
-                    progress(1 if checkpoint else 1 + trajectory.protocol.levels - level)
+                    progress(1 if checkpoint else 1 + trajectory.last_level - level)
         finally:
             levels.watch.life.end()
     return mended
@@ -171,7 +171,7 @@ class Levels:
         record |= {"kernels": computed_by}
         record |= _result(self.trajectory, network, wrong, len(self.dataset.test_labels), level, status)
         self._store.write_record(key, level, record | {"seconds": self.watch.seconds})
-        if status != "trained" or level == protocol.levels:
+        if status != "trained" or level == self.trajectory.last_level:
             self._store.mark_done(key, levels=level, status=status)
             return None
         checkpoint = Checkpoint(level + 1, state, prune(network.weights, network.mask, following))

@@ -62,7 +62,7 @@ class Status:
             place = f"on {life.get('host')}" + (f", job {life['job']}" if life.get("job") else "")
             ago = duration(max(0.0, now - float(life["updated"])))
             lines.append(
-                f"running: {trajectory}: level {life.get('level')} of {trajectory.protocol.levels}, {place}, {ago} ago"
+                f"running: {trajectory}: level {life.get('level')} of {trajectory.last_level}, {place}, {ago} ago"
             )
         for trajectory, reason in list(self.failed.items())[:_NAMED]:
             lines.append(f"failed: {trajectory}: {reason}")
@@ -100,8 +100,8 @@ def status_of(store: Store | str | Path) -> Status:
             records, levels = records + ended[key]["levels"] + 1, levels + ended[key]["levels"] + 1
             continue
         recorded = sum(name.startswith("level-") and name.endswith(".json") for name in contents.get(key, ()))
-        records, levels = records + recorded, levels + trajectory.protocol.levels + 1
-        share = 1 - recorded / (trajectory.protocol.levels + 1)
+        records, levels = records + recorded, levels + trajectory.last_level + 1
+        share = 1 - recorded / (trajectory.last_level + 1)
         left = None if left is None or not seconds else left + share * seconds[trajectory]
         life = read_life(store.folder(key) / "running.json") if "running.json" in contents.get(key, ()) else None
         if life and now - float(life.get("updated", 0)) < STALE:
@@ -162,7 +162,7 @@ def _seconds(
             with contextlib.suppress(DamagedError):
                 times = [record.get("seconds", 0.0) for record in store.records(key)]
             if times:
-                known.append((wanted[key], sum(times) / len(times) * (wanted[key].protocol.levels + 1)))
+                known.append((wanted[key], sum(times) / len(times) * (wanted[key].last_level + 1)))
     if not known:
         return {}
     same: dict[tuple[Any, ...], list[float]] = {}

@@ -168,9 +168,7 @@ class Store:
         """Write down what a sweep wants, so that `status` and every worker know it; give the name of the entry."""
         rows = []
         for trajectory in sweep.trajectories:
-            row = dataclasses.asdict(trajectory)
-            del row["protocol"]
-            rows.append({"key": trajectory.key, **row})
+            rows.append({"key": trajectory.key, **trajectory.described})
         name = digest([sweep.name, rows])
         path, content = self.path / "sweeps" / f"{name}.json", sealed({"name": sweep.name, "trajectories": rows})
         with self._alone():
@@ -250,7 +248,10 @@ class Store:
     def _begin(self, trajectory: Trajectory) -> None:
         folder = self.folder(trajectory.key)
         if not (folder / "config.json").exists():
-            write_durably(folder / "config.json", sealed(dataclasses.asdict(trajectory)))
+            write_durably(
+                folder / "config.json",
+                sealed({**trajectory.described, "protocol": dataclasses.asdict(trajectory.protocol)}),
+            )
         (folder / "failed.json").unlink(missing_ok=True)
 
     def _read(self, path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from imp_runs.errors import ImpRunsError
 from imp_runs.train import learning_rate
 
 GRID = {"family": "mlp", "dataset": "digits", "depth": [2], "width": [8], "dataset_size": [100], "replicates": 1}
-OTHER = {str: "mlp2", int: 7, float: 0.3125, tuple: (0.25,)}
+OTHER = {str: "mlp2", int: 7, float: 0.3125, tuple: (0.25,), type(None): 7}
 
 
 def trajectory(**changes) -> Trajectory:
@@ -315,6 +315,27 @@ def test_several_grids_are_united(tmp_path) -> None:
     assert len(made) == len(set(made))
     assert set(made) == first | second
     assert [replicate for *_, replicate in made] == sorted(replicate for *_, replicate in made)
+
+
+def test_a_grid_has_levels_of_its_own(tmp_path) -> None:
+    """They name other trajectories, but for the protocol's; one of two grids goes as far as the longer one."""
+    shared = 'family = "mlp"\ndataset = "digits"\nwidth = [8]\ndataset_size = [100]\nreplicates = 1\n'
+    file, protocol = tmp_path / "levels.toml", "[protocol]\nlevels = 5\n"
+
+    def made(*grids: str) -> dict[int, Trajectory]:
+        file.write_text('name = "x"\n' + "".join(f"[[grid]]\n{shared}{grid}\n" for grid in grids) + protocol)
+        return {trajectory.depth: trajectory for trajectory in load_sweep(file).trajectories}
+
+    whole, cut = made("depth = [2, 3]"), made("depth = [2, 3]\nlevels = 2")
+    assert {t.last_level for t in whole.values()} == {5}
+    assert {t.last_level for t in cut.values()} == {2}
+    assert {t.key for t in whole.values()}.isdisjoint(t.key for t in cut.values())
+    assert made("depth = [2, 3]\nlevels = 5") == whole
+    assert made("depth = [2]\nlevels = 2", "depth = [2, 3]")[2] == whole[2]
+    further = made("depth = [2, 3]", "depth = [3]\nlevels = 7", "depth = [3]\nlevels = 1")
+    assert (further[2], further[3].last_level) == (whole[2], 7)
+    with pytest.raises(ImpRunsError, match=r"grid\.levels = -1 must be an integer >= 0"):
+        made("depth = [2]\nlevels = -1")
 
 
 def test_faults_of_all_grids_are_told_at_once(tmp_path) -> None:

@@ -8,9 +8,11 @@ import json
 import pytest
 import torch
 
+from imp_runs.config import Sweep
 from imp_runs.errors import BusyError, DamagedError, ImpRunsError
 from imp_runs.files import check_seal, read_sealed, sealed, sealed_lines, write_durably
 from imp_runs.imp import run_trajectory
+from imp_runs.status import status_of
 from imp_runs.store import Checkpoint, Store
 from imp_runs.table import make_table
 
@@ -79,9 +81,29 @@ def test_a_trajectory_under_way_has_one_checkpoint(begun):
 def test_config_and_store_say_what_is_run(begun):
     trajectory, store, folder = begun
     written = read_sealed(folder / "config.json")
-    assert written == json.loads(json.dumps(dataclasses.asdict(trajectory)))
+    described = {**trajectory.described, "protocol": dataclasses.asdict(trajectory.protocol)}
+    assert written == json.loads(json.dumps(described))
     marker = json.loads((store.path / "store.json").read_text())
     assert marker["protocol"] == written["protocol"]
+
+
+def test_trajectories_of_other_lengths_share_a_store(tmp_path, toy, digits):
+    """One goes further than the protocol says, one less far; what is wanted and what was begun say so."""
+    whole = toy(levels=2, epochs=1)
+    lengths = {2: whole, 1: dataclasses.replace(whole, levels=1), 4: dataclasses.replace(whole, levels=4)}
+    store = Store(tmp_path, whole.protocol)
+    store.add_sweep(Sweep("toy", tuple(lengths.values()), whole.protocol))
+    assert store.wanted() == {trajectory.key: trajectory for trajectory in lengths.values()}
+    for trajectory in lengths.values():
+        run_trajectory(trajectory, digits, store)
+        assert store.trajectory(trajectory.key) == trajectory
+    table = make_table(tmp_path)
+    assert table.groupby("trajectory")["level"].max().to_dict() == {t.key: n for n, t in lengths.items()}
+    errors = table.pivot(index="level", columns="trajectory", values="error")
+    assert (errors.nunique(axis=1) == 1).all()  # as far as they go they are one run
+    assert table["protocol_hash"].nunique() == 1
+    status = status_of(tmp_path)
+    assert (status.records, status.levels, len(status.done)) == (10, 10, 3)
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, toy):
