@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from bayeslaw.design import decision_regret, suggest
+from bayeslaw.design import decision_regret, stops, suggest
 from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.fitting import FEW_CONFIGURATIONS, fit
 from bayeslaw.frame import CONFIGURATION, family_of, rounds_at
@@ -20,6 +20,8 @@ from bayeslaw.runs import load_runs
 from bayeslaw.starts import TRAINING, make_starts
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bayeslaw.plan import Plan
     from bayeslaw.posterior import Fit
 
@@ -31,7 +33,7 @@ class Runner(Protocol):
     """Something that runs networks."""
 
     def describe(self) -> pd.DataFrame:
-        """Give a row of a run table that says what all runs have in common: family, dataset, classes, input_shape."""
+        """Give a row of a run table that says what all runs have in common, with the lowest `density` they go to."""
         ...
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -39,7 +41,7 @@ class Runner(Protocol):
         ...
 
     def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-        """Run one more replicate of every chosen network; give the new rows."""
+        """Run one more replicate of every chosen network, down to its `density`; give the new rows."""
         ...
 
 
@@ -57,8 +59,8 @@ class Replay:
         self._names = names.sample(frac=1.0, random_state=order)
 
     def describe(self) -> pd.DataFrame:
-        """Give the first row."""
-        return self._recorded.iloc[[0]]
+        """Give the first row, with the lowest density of all."""
+        return self._recorded.iloc[[0]].assign(density=self._recorded["density"].min())
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         """Keep networks that have unused trajectories, and count these."""
@@ -66,12 +68,15 @@ class Replay:
         return candidates.merge(left, on=CONFIGURATION)
 
     def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-        """Give the next unused trajectory of every chosen network; none where all are used."""
-        left, names = self._left(runs), []
-        for network, times in chosen[CONFIGURATION].value_counts(sort=False).items():
-            own = left[(left[CONFIGURATION] == list(network)).all(axis=1)]  # pyright: ignore[reportArgumentType]
-            names += own["trajectory"].head(int(times)).tolist()
-        return self._recorded[self._recorded["trajectory"].isin(names)]
+        """Give the next unused trajectory of every chosen network down to its density; none where all are used."""
+        left, taken = self._left(runs), {}
+        for row in chosen.to_dict("records"):
+            own = left[(left[CONFIGURATION] == [row[name] for name in CONFIGURATION]).all(axis=1)]
+            names = own.loc[~own["trajectory"].isin(taken), "trajectory"]
+            if len(names):
+                taken[names.iloc[0]] = rounds_at(row["density"])
+        last = self._recorded["trajectory"].map(taken)
+        return self._recorded[rounds_at(self._recorded["density"]) <= last]
 
     def _left(self, runs: pd.DataFrame) -> pd.DataFrame:
         used = set(runs["trajectory"]) if len(runs) else set()
@@ -108,7 +113,7 @@ def autopilot(
     widths: Iterable[float],
     dataset_size: float,
     dataset_sizes: Iterable[float] | None = None,
-    density: float = 0.8**30,
+    density: float | None = None,
     tolerance: float = 10.0,
     budget: float | None = None,
     batch: int = 3,
@@ -127,11 +132,12 @@ def autopilot(
         widths: Widths to choose from, and to run.
         dataset_size: Number of training examples of the decision.
         dataset_sizes: Numbers of training examples that may be run; by default that of the decision alone.
-        density: Density down to which networks are run.
+        density: Density down to which networks are run at most; by default the template's, or the recording's, lowest.
+            Suggested runs stop earlier where that tells as much for its cost.
         tolerance: Expected regret, in per cent of the best start's size, at which it is clear enough.
         budget: Floating-point operations for all trainings, or no limit.
         batch: Networks to run in a round: as many as there are workers.
-        choose: `"suggest"`, or `"random"`, to compare with.
+        choose: `"suggest"`, or `"random"` (networks, and where their runs stop), to compare with.
         draws: Posterior draws per chain.
         seed: Seed of the first networks, the sampler and the suggestions.
         say: Called with one line a round.
@@ -155,35 +161,39 @@ def autopilot(
         raise BayeslawError(f"tolerance = {tolerance} must be above 0 and batch = {batch} at least 1.")
     depths, widths = sorted(set(depths)), sorted(set(widths))
     sizes = sorted({dataset_size, *(dataset_sizes or ())})
+    about = runner.describe().iloc[0]
+    density = float(about["density"]) if density is None else density
     wanted = {
         "target_error": target_error, "depths": depths, "widths": widths, "dataset_size": dataset_size,
         "dataset_sizes": sizes, "density": density, "choose": choose, "batch": batch, "seed": seed,
     }  # fmt: skip
     output = _open(Path(output), wanted)
-    candidates = make_starts(depths, widths, sizes).assign(density=density)
-    price = prices(runner, candidates)
+    candidates = make_starts(depths, widths, sizes).merge(pd.DataFrame({"density": stops(density)}), how="cross")
     runs, history = _resume(output)
     rng = np.random.default_rng([seed, len(history)])
     if runs.empty:
-        runs = add_runs(output, runs, runner.run(_first(runner, candidates, price, budget, seed), runs))
+        runs = add_runs(output, runs, runner.run(_first(runner, candidates, about, budget, seed), runs))
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             posterior = fit(runs, draws=draws, seed=seed, progress=False)
             decision = _plan(posterior, target_error, depths, widths, dataset_size, seed)
         posterior.save(output / "fit.nc")
-        row = _row(posterior, decision, runs, price, seed)
+        row = _row(posterior, decision, runs, about, seed)
         history = [past for past in history if past["runs"] < row["runs"]] + [row]
         pd.DataFrame(history).to_csv(output / "history.csv", index=False)
         say(_line(row, len(history)))
         left = runner.available(candidates, runs)
         affordable = None if budget is None else budget - row["training_flops"]
-        reason = _why_end(row, tolerance, left, price, affordable)
+        reason = _why_end(row, tolerance, left, about, affordable)
         if reason:
             say(reason)
             return Campaign(pd.DataFrame(history), runs, posterior, decision, reason)
-        if choose == "random" or decision is None:
-            chosen = left.sample(min(batch, len(left)), random_state=int(rng.integers(2**31)))
+        if choose == "random":
+            mixed = left.sample(frac=1.0, random_state=int(rng.integers(2**31)))
+            chosen = mixed.drop_duplicates(CONFIGURATION).head(batch)
+        elif decision is None:  # by a fit that is not believed: nothing is known to be worth more
+            chosen = _spread(left, about, batch, rng)
         else:
             chosen = suggest(
                 posterior, left, objective=decision, batch=batch, budget=affordable, seed=seed, progress=False
@@ -234,36 +244,47 @@ def add_runs(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFram
     return load_runs(output / "runs.parquet")
 
 
-def prices(runner: Runner, candidates: pd.DataFrame) -> pd.Series:
-    """Give the floating-point operations of one trajectory of every candidate, by depth, width and dataset size."""
-    first = runner.describe().iloc[0]
-    epochs = float(first.get("epochs", 1.0))
-    macs = family_of(first).macs(candidates["depth"], candidates["width"])
+def prices(about: pd.Series, candidates: pd.DataFrame) -> NDArray[np.float64]:
+    """Give the floating-point operations of one trajectory of every candidate, down to its density.
+
+    Args:
+        about: What runs have in common (`Runner.describe`): family, input_shape, classes, epochs.
+        candidates: Rows with depth, width, dataset_size and density.
+
+    Returns:
+        `[candidates]`.
+    """
+    epochs = float(about.get("epochs", 1.0))
+    macs = family_of(about).macs(candidates["depth"], candidates["width"])
     flops = TRAINING * macs * candidates["dataset_size"] * epochs * (rounds_at(candidates["density"]) + 1)
-    return pd.Series(np.asarray(flops), index=pd.MultiIndex.from_frame(candidates[CONFIGURATION]))
+    return np.asarray(flops, float)
 
 
-def _first(runner: Runner, candidates: pd.DataFrame, price: pd.Series, budget: float | None, seed: int) -> pd.DataFrame:
-    """Begin with networks spread evenly over the cheaper half, so that every axis varies, as far as the budget pays."""
-    left = runner.available(candidates, pd.DataFrame())
-    cost = price.reindex(pd.MultiIndex.from_frame(left[CONFIGURATION])).to_numpy()
-    cheap = np.argsort(cost, kind="stable")[: max(INITIAL, len(left) // 2)]
-    strata = np.array_split(cheap, min(INITIAL, len(cheap)))
-    rng = np.random.default_rng(seed)
-    chosen = np.array([int(rng.choice(own)) for own in strata])
-    paid = chosen if budget is None else chosen[np.cumsum(cost[chosen]) <= budget]
+def _first(runner: Runner, candidates: pd.DataFrame, about: pd.Series, budget: float | None, seed: int) -> pd.DataFrame:
+    """Begin with networks of the cheaper half, as far as the budget pays."""
+    chosen = _spread(runner.available(candidates, pd.DataFrame()), about, INITIAL, np.random.default_rng(seed))
+    cost = prices(about, chosen)
+    paid = chosen if budget is None else chosen[np.cumsum(cost) <= budget]
     if not len(paid):
         raise BayeslawError(
             f"budget = {budget:.3g} does not pay for a first run; the cheapest takes {cost.min():.3g}. Offer more, or "
             "smaller networks."
         )
-    return left.iloc[paid]
+    return paid
 
 
-def _row(posterior: Fit, decision: Plan | None, runs: pd.DataFrame, price: pd.Series, seed: int) -> dict[str, Any]:
-    networks = runs.drop_duplicates("trajectory")[CONFIGURATION].astype(float)
-    spent = price.reindex(pd.MultiIndex.from_frame(networks)).sum()
-    row = {"runs": len(networks), "training_flops": float(spent), "passed": posterior.diagnose().passed}
+def _spread(left: pd.DataFrame, about: pd.Series, number: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Take networks spread evenly over the cheaper half, so that every axis varies, as far down as they go."""
+    left = left.sort_values("density").drop_duplicates(CONFIGURATION).sort_index()
+    cheap = np.argsort(prices(about, left), kind="stable")[: max(number, len(left) // 2)]
+    strata = np.array_split(cheap, min(number, len(cheap)))
+    return left.iloc[[int(rng.choice(own)) for own in strata]]
+
+
+def _row(posterior: Fit, decision: Plan | None, runs: pd.DataFrame, about: pd.Series, seed: int) -> dict[str, Any]:
+    ends = runs.loc[runs.groupby("trajectory")["density"].idxmin()]
+    spent = prices(about, ends).sum()
+    row = {"runs": len(ends), "training_flops": float(spent), "passed": posterior.diagnose().passed}
     if decision is None:
         return row | dict.fromkeys(("regret", "regret_percent", "depth", "width"), np.nan)
     best, regret = decision_regret(posterior, decision, seed)
@@ -281,7 +302,7 @@ def _line(row: dict[str, Any], number: int) -> str:
 
 
 def _why_end(
-    row: dict[str, Any], tolerance: float, left: pd.DataFrame, price: pd.Series, affordable: float | None
+    row: dict[str, Any], tolerance: float, left: pd.DataFrame, about: pd.Series, affordable: float | None
 ) -> str:
     if row["regret_percent"] <= tolerance and row["passed"]:
         return f"done: the expected regret is at most {tolerance:g} %"
@@ -289,7 +310,6 @@ def _why_end(
         return "ended: no start reaches the target; ask for more error, or offer larger starts or more data"
     if left.empty:
         return "ended: nothing is left to run"
-    cheapest = price.reindex(pd.MultiIndex.from_frame(left[CONFIGURATION])).min()
-    if affordable is not None and cheapest > affordable:
+    if affordable is not None and prices(about, left).min() > affordable:
         return "ended: the budget is spent"
     return ""

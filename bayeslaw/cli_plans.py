@@ -149,6 +149,9 @@ def autopilot(
     template: Annotated[Path | None, typer.Option(help="TOML file of a sweep: run its networks live.")] = None,
     replay: Annotated[str | None, typer.Option(help="Recorded sweep, or run table, to replay as if live.")] = None,
     dataset_sizes: Annotated[str, typer.Option(help="Training examples that may be run besides.")] = "",
+    density: Annotated[
+        float | None, typer.Option(help="Density down to which runs go at most; default the sweep's lowest.")
+    ] = None,
     tolerance: Annotated[float, typer.Option(help="Expected regret, in per cent, that is sure enough.")] = 10.0,
     budget: Annotated[float | None, typer.Option(help="Most operations for all trainings.")] = None,
     batch: Annotated[int, typer.Option(help="Runs a round.")] = 3,
@@ -176,6 +179,7 @@ def autopilot(
         widths=read_numbers(widths, "--widths"),
         dataset_size=dataset_size,
         dataset_sizes=read_numbers(dataset_sizes, "--dataset-sizes") if dataset_sizes else None,
+        density=density,
         tolerance=tolerance,
         budget=budget,
         batch=batch,

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 #: Levels of a candidate run that its summary is made of at most, and numbers that are kept of them.
 LEVELS, COMPONENTS = 12, 4
+#: Share of the dearest candidate's cost that every candidate is charged with at least.
+LEAST_COST = 0.02
+#: Shares of the rounds down to the lowest density after which candidate runs may stop too, where none are given.
+STOPS = (0.25, 0.5, 0.75)
 #: Starts of least regret whose losses are told apart.
 STARTS = 60
 #: Folds of the cross-fit.
@@ -42,10 +46,12 @@ class Suggestion:
         ranked: One row per candidate (depth, width, dataset_size, density down to which), best first: `value`, the
             expected fall of the decision's regret by one run of it, in units of the objective, and its Monte Carlo
             standard error `mcse`; `narrows`, the sd of the differences between starts that one run explains, each start
-            weighted by its probability of being best; `training_flops`; `value_per_flop`. Best is the highest value for
-            its cost; where no value is above two standard errors, the most explained variance for its cost, and where
-            no run explains any, the nearest to the start of least expected loss; a further run of the same network
-            counts half, a third and so on.
+            weighted by its probability of being best; `training_flops`; `value_per_flop`. First come runs whose value
+            is above two standard errors, by that value for its cost; then the others, by the variance explained for its
+            cost, of which a further run of the same network counts half, a third and so on, or where no run explains
+            any, by how near they are to the start of least expected loss. A run that stops at a higher density costs
+            less, and tells less. All count with a fiftieth of the dearest one's cost at least: where it is small
+            anyway, cost is no reason.
         chosen: The batch, in the order of choice: the same columns, `value` being what a run adds to those before it.
             A network can appear more than once: its replicates.
         regret: Expected regret of the present decision, in units of the objective.
@@ -123,9 +129,10 @@ def suggest(
 
     Args:
         fit: The posterior.
-        candidates: One row per trajectory: depth, width, dataset_size and, unless it is the lowest one fitted, the
-            density to prune down to; `most`, how many runs of it there can be, where that is limited. By default every
-            start of the plan, at every dataset size fitted.
+        candidates: One row per trajectory: depth, width, dataset_size and the density to prune down to (without it the
+            lowest one fitted, and those after a quarter, half and three quarters of its rounds); `most`, how many runs
+            of a network there can be, where that is limited. By default every start of the plan, at every dataset size
+            fitted.
         objective: The plan whose decision is to be made surer: its question and its starts.
         budget: Floating-point operations for the whole batch, or no limit.
         batch: Runs to choose, one after the other, each given those before it: as many as there are workers.
@@ -153,11 +160,19 @@ def suggest(
     if batch < 1:
         raise BayeslawError(f"batch = {batch} must be at least 1.")
     table, most = _candidates(fit, candidates, objective)
-    flops = _flops(fit, table, family, parameters, budget)
+    flops = _flops(fit, table, family, parameters)
+    if budget is not None and not (flops <= budget).any():
+        raise BayeslawError(
+            f"budget = {budget:.3g} pays for none of the candidates; the cheapest takes {flops.min():.3g}."
+        )
+    charged = np.maximum(flops, LEAST_COST * flops.max())
+    network = table.groupby(CONFIGURATION, sort=False).ngroup().to_numpy()
     decision = _Decision(_losses(fit, objective, seed), seed)
-    shown = [_summary(fit, table.iloc[i], 0, seed) for i in tqdm(
-        range(len(table)), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
-    )]  # fmt: skip
+    shown: list[NDArray] = [np.empty(0)] * len(table)
+    for one in tqdm(
+        range(network.max() + 1), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
+    ):
+        _show(shown, fit, table, network == one, 0, seed)
     table = table.assign(narrows=[decision.value([scores])[2] for scores in shown], training_flops=flops)
     left, times, known, before = np.inf if budget is None else budget, np.zeros(len(table), int), [], 0.0
     chosen, ranked = [], pd.DataFrame()
@@ -166,31 +181,26 @@ def suggest(
         if not len(within):
             break
         found = _valued(table.iloc[within], [decision.value([*known, shown[i]]) for i in within], before)
-        score = _score(found, times[within], objective, decision.base)
+        score = _score(found, charged[within], times[within], objective, decision.base)
         if not chosen:
             ranked = found.iloc[np.argsort(-score, kind="stable")].reset_index(drop=True)
         best = found.iloc[int(score.argmax())]
         place = int(within[score.argmax()])
         chosen.append(best)
-        left, before, times[place] = left - flops[place], before + best["value"], times[place] + 1
         known.append(shown[place])
-        shown[place] = _summary(fit, table.iloc[place], int(times[place]), seed)
+        own = network == network[place]
+        left, before, times[own] = left - flops[place], before + best["value"], times[own] + 1
+        _show(shown, fit, table, own, int(times[place]), seed)
     chosen = pd.DataFrame(chosen).reset_index(drop=True)
     return Suggestion(ranked, chosen, decision.regret, _notes(chosen, batch), fit.frame.family.name, fit.frame.dataset)
 
 
-def _flops(
-    fit: Fit, table: pd.DataFrame, family: Family | None, parameters: Counter | None, budget: float | None
-) -> NDArray[np.float64]:
+def _flops(fit: Fit, table: pd.DataFrame, family: Family | None, parameters: Counter | None) -> NDArray[np.float64]:
     """Compute what one run of every candidate costs, `[candidates]`."""
     flops = costs_of(fit, table, family, parameters).training * (rounds_at(table["density"]) + 1)
     if np.isnan(flops).any():
         raise BayeslawError(
             "suggest needs multiply-adds; parameters= must give them as its third value or column macs."
-        )
-    if budget is not None and not (flops <= budget).any():
-        raise BayeslawError(
-            f"budget = {budget:.3g} pays for none of the candidates; the cheapest takes {flops.min():.3g}."
         )
     return flops
 
@@ -203,14 +213,13 @@ def _valued(table: pd.DataFrame, values: list[tuple[float, float, float]], befor
     return found[[*CONFIGURATION, "density", "value", "mcse", "narrows", "training_flops", "value_per_flop"]]
 
 
-def _score(found: pd.DataFrame, times: NDArray, objective: Plan, base: int) -> NDArray[np.float64]:
-    """Score candidates by the value for their cost, or by the next best that tells them apart; see `Suggestion`."""
-    if (found["value"] > 2 * found["mcse"]).any():
-        return found["value_per_flop"].to_numpy()
-    explained = (found["narrows"] ** 2 / (1 + times) / found["training_flops"]).to_numpy()
-    if (explained > 0).any():
-        return explained
-    return _nearness(objective, base, found) / (1 + times)
+def _score(found: pd.DataFrame, charged: NDArray, times: NDArray, objective: Plan, base: int) -> NDArray[np.float64]:
+    """Score candidates: above 1 those surely worth something, else what tells most; see `Suggestion`."""
+    value = np.where(found["value"] > 2 * found["mcse"], found["value"], 0.0) / charged
+    explained = (found["narrows"] ** 2 / (1 + times)).to_numpy() / charged
+    if not explained.any():
+        explained = _nearness(objective, base, found) / (1 + times)
+    return np.where(value > 0, 1 + value / max(value.max(), 1e-300), explained / explained.max())
 
 
 def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> tuple[pd.DataFrame, NDArray[np.float64]]:
@@ -220,11 +229,23 @@ def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> tuple[
         sizes = {*fit.runs["dataset_size"], *objective.starts["dataset_size"]}
         given = starts.merge(pd.DataFrame({"dataset_size": sorted(sizes)}), how="cross")
     if isinstance(given, pd.DataFrame) and "density" not in given:
-        given = given.assign(density=float(fit.runs["density"].min()))
+        given = given.merge(pd.DataFrame({"density": stops(float(fit.runs["density"].min()))}), how="cross")
     check_designs(given, 0.9, "run")
     table = given.drop_duplicates([*CONFIGURATION, "density"]).reset_index(drop=True)
     most = table["most"].to_numpy(float) if "most" in table else np.full(len(table), np.inf)
     return table[[*CONFIGURATION, "density"]], most
+
+
+def stops(density: float) -> list[float]:
+    """List the densities that runs down to the lowest one may stop at.
+
+    Example:
+        >>> [round(density, 3) for density in stops(0.8**28)]
+        [0.21, 0.044, 0.009, 0.002]
+    """
+    rounds = int(rounds_at(density))
+    before = np.unique(np.round(np.multiply(STOPS, rounds))).astype(int)
+    return [*np.exp(-ROUND * before[(before > 0) & (before < rounds)]).tolist(), density]
 
 
 def _losses(fit: Fit, objective: Plan, seed: int) -> NDArray[np.float64]:
@@ -242,13 +263,39 @@ def _costs_in(starts: pd.DataFrame) -> Costs:
     return Costs(*(starts[name].to_numpy(float) for name in ("prunable", "unprunable", "macs", "one_training_flops")))
 
 
-def _summary(fit: Fit, candidate: pd.Series, replicate: int, seed: int) -> NDArray[np.float64]:
-    """Let every draw make a run of a candidate, and keep what tells most of its logits, `[draws, components]`."""
-    rounds = np.unique(np.linspace(0, int(rounds_at(candidate["density"])), LEVELS).round().astype(int))
-    run = {name: float(candidate[name]) for name in CONFIGURATION} | {"replicate": replicate}
-    levels = pd.DataFrame(run | {"density": np.exp(-ROUND * rounds)})
-    logits = run_logits(fit, levels, seed)
+def _show(
+    shown: list[NDArray], fit: Fit, table: pd.DataFrame, own: NDArray[np.bool_], replicate: int, seed: int
+) -> None:
+    """Let every draw make one run of a network, and keep what each of its candidates shows of it."""
+    places = np.flatnonzero(own)
+    summaries = _summaries(fit, table.iloc[places], replicate, seed)
+    for place, scores in zip(places, summaries, strict=True):
+        shown[place] = scores
+
+
+def _summaries(fit: Fit, candidates: pd.DataFrame, replicate: int, seed: int) -> list[NDArray[np.float64]]:
+    """Let every draw make one run of a network; keep what tells most of its logits down to each candidate's density.
+
+    Args:
+        fit: The posterior.
+        candidates: Rows of one network.
+        replicate: Tells runs of the network apart.
+        seed: Seed of the run.
+
+    Returns:
+        `[draws, components]` for each candidate.
+    """
+    last = rounds_at(candidates["density"]).tolist()
+    kept = [np.unique(np.linspace(0, end, LEVELS).round().astype(int)) for end in last]
+    rounds = np.unique(np.concatenate(kept))
+    run = {name: float(candidates[name].iloc[0]) for name in CONFIGURATION} | {"replicate": replicate}
+    logits = run_logits(fit, pd.DataFrame(run | {"density": np.exp(-ROUND * rounds)}), seed)
     logits = (logits - logits.mean(0)) / np.maximum(logits.std(0), 1e-12)
+    return [_components(logits[:, np.isin(rounds, own)]) for own in kept]
+
+
+def _components(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take the first principal components, of unit variance."""
     left, size, _ = np.linalg.svd(logits, full_matrices=False)
     scores = (left * size)[:, :COMPONENTS]
     return scores / np.maximum(scores.std(0), 1e-12)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bayeslaw.errors import BayeslawError
+from bayeslaw.frame import ROUND
 from bayeslaw.sweep_file import read_sweep, toml_of, write_sweep
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Live:
         dataset = load_dataset(trajectory.dataset, pool=trajectory.pool, data_dir=self._data_dir)
         row = {"family": trajectory.family, "dataset": trajectory.dataset}
         row |= {"classes": dataset.classes, "input_shape": dataset.input_shape}
-        return pd.DataFrame([row | {"epochs": trajectory.protocol.epochs}])
+        density = math.exp(-ROUND * trajectory.protocol.levels)
+        return pd.DataFrame([row | {"epochs": trajectory.protocol.epochs, "density": density}])
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         """Keep all: there is always one more seed."""
@@ -120,7 +122,7 @@ class Live:
         from imp_runs.table import make_table
 
         path = self._store.parent / f"{self._store.name}_next.toml"
-        write_sweep(path, chosen.drop(columns="density"), template=self._template, runs=runs)
+        write_sweep(path, chosen, template=self._template, runs=runs)
         command = [sys.executable, "-m", "imp_runs.cli", "sweep", str(path), "--store", str(self._store)]
         done = subprocess.run(
             [*command, *self._arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,

@@ -30,24 +30,28 @@ def write_sweep(
     first = content["grid"][0] if isinstance(content["grid"], list) else content["grid"]
     shared = {name: first[name] for name in ("family", "dataset", "pool") if name in first}
     grid = []
-    for network, times in chosen[CONFIGURATION].astype(int).value_counts(sort=False).items():
-        assert isinstance(network, tuple)
+    for _, own in chosen.groupby(CONFIGURATION, sort=False):
+        network = own[CONFIGURATION].iloc[0].astype(int).tolist()
         entry = shared | {name: [value] for name, value in zip(CONFIGURATION, network, strict=True)}
-        grid.append(entry | {"first_replicate": _replicates(runs, network), "replicates": int(times)})
+        first = _replicates(runs, network)
+        if "density" not in chosen:
+            grid.append(entry | {"first_replicate": first, "replicates": len(own)})
+            continue
+        for level in rounds_at(own["density"]).tolist():
+            grid.append(entry | {"first_replicate": first, "replicates": 1, "levels": level})
+            first += 1
     protocol = dict(content.get("protocol", {}))
-    if "density" in chosen:
-        protocol["levels"] = max(int(rounds_at(chosen["density"]).max()), 1)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(toml_of({"name": content["name"], "grid": grid, "protocol": protocol}), encoding="utf-8")
     return path
 
 
-def _replicates(runs: pd.DataFrame | None, network: Any) -> int:
+def _replicates(runs: pd.DataFrame | None, network: list[int]) -> int:
     """Count from the replicates that a network has already."""
     if runs is None or "replicate" not in runs:
         return 0
-    own = runs[(runs[CONFIGURATION] == list(network)).all(axis=1)]
+    own = runs[(runs[CONFIGURATION] == network).all(axis=1)]
     return 0 if own.empty else int(own["replicate"].max()) + 1
 
 

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, Replay, autopilot
-from bayeslaw.campaign import INITIAL, _first, _line, _plan, _row, _why_end, prices
+from bayeslaw.campaign import INITIAL, _first, _line, _plan, _row, _spread, _why_end, prices
+from bayeslaw.design import stops
+from bayeslaw.frame import rounds_at
 from bayeslaw.plan_plots import plot_campaign
 from bayeslaw.runs import load_runs
 from bayeslaw.starts import make_starts
@@ -42,10 +45,12 @@ def test_a_campaign_tells_every_round_and_why_it_ended(flown, recorded) -> None:
     assert (history["runs"].diff().dropna() > 0).all()
     assert (history["training_flops"].diff().dropna() > 0).all()
     assert history["training_flops"].iloc[-1] <= 4.5e10
-    # Runs are the recorded ones, none twice.
+    # Runs are the recorded ones, none twice, each as far as it was recorded down to where runs may stop.
     names = campaign.runs["trajectory"].unique()
     assert set(names) <= set(recorded["trajectory"])
-    assert len(campaign.runs) == recorded["trajectory"].isin(names).sum()
+    for name in names:
+        rounds, there = (rounds_at(t.loc[t["trajectory"] == name, "density"]) for t in (campaign.runs, recorded))
+        assert rounds.tolist() in [there[there <= stop].tolist() for stop in rounds_at(stops(0.8**27))]
     assert len(names) == history["runs"].iloc[-1]
     assert pd.read_parquet(folder / "runs.parquet").shape[0] == len(campaign.runs)
 
@@ -73,12 +78,39 @@ def test_another_campaign_is_not_mixed_in(flown, recorded) -> None:
 
 def test_replays_give_each_trajectory_once(recorded) -> None:
     runner, networks = Replay(recorded), recorded[["depth", "width", "dataset_size"]].drop_duplicates()
+    networks = networks.assign(density=recorded["density"].min())
     first = runner.run(networks, pd.DataFrame())
     second = runner.run(networks, first)
     assert set(first["trajectory"]).isdisjoint(second["trajectory"])
     assert len(first) + len(second) == len(recorded)
     assert runner.available(networks, pd.concat([first, second])).empty
     assert runner.available(networks, first)["most"].tolist() == [1] * len(networks)
+
+
+def test_replays_stop_where_they_are_told(recorded) -> None:
+    """Two runs of one network, one down to half of the rounds; each costs by the rounds that it went."""
+    runner, about = Replay(recorded), Replay(recorded).describe().iloc[0]
+    chosen = pd.DataFrame({"depth": [8, 8], "width": [2, 2], "dataset_size": [1000, 1000], "density": [0.8**12, 1.0]})
+    runs = runner.run(chosen, pd.DataFrame())
+    lasts = runs.groupby("trajectory")["density"].min()
+    assert sorted(rounds_at(lasts)) == [0, 12]
+    assert len(runs) == 1 + 7  # every second level was recorded
+    cost = prices(about, chosen)
+    assert cost[0] == pytest.approx(13 * cost[1])
+    assert rounds_at(about["density"]) == rounds_at(recorded["density"]).max()
+
+
+def test_without_a_decision_the_cheaper_half_is_run(recorded) -> None:
+    """As far down as it goes, spread over costs, each network once."""
+    candidates = make_starts([8, 14], [2, 4, 8], [250, 1000]).merge(pd.DataFrame({"density": [0.05, 0.5]}), how="cross")
+    about = Replay(recorded).describe().iloc[0]
+    chosen = _spread(candidates, about, 4, np.random.default_rng(0))
+    cost = np.sort(prices(about, candidates[candidates["density"] == 0.05]))
+    assert len(chosen.drop_duplicates(["depth", "width", "dataset_size"])) == 4
+    assert (chosen["density"] == 0.05).all()
+    own = prices(about, chosen)
+    assert (np.diff(own) > 0).all()
+    assert own.max() <= cost[7]
 
 
 @pytest.mark.parametrize(
@@ -92,19 +124,19 @@ def test_bad_settings_are_refused(recorded, tmp_path, change, words) -> None:
 def test_the_first_runs_keep_to_the_budget(recorded) -> None:
     """Half of what they would cost pays for the cheaper ones of them, a millionth for none."""
     candidates = make_starts([8, 14], [2, 4, 8], [250, 1000]).assign(density=0.8**27)
-    price = prices(Replay(recorded), candidates)
+    about = Replay(recorded).describe().iloc[0]
 
     def cost_of(runs: pd.DataFrame) -> float:
-        return float(price.reindex(pd.MultiIndex.from_frame(runs[["depth", "width", "dataset_size"]])).sum())
+        return float(prices(about, runs).sum())
 
-    free = _first(Replay(recorded), candidates, price, None, 0)
-    kept = _first(Replay(recorded), candidates, price, cost_of(free) / 2, 0)
+    free = _first(Replay(recorded), candidates, about, None, 0)
+    kept = _first(Replay(recorded), candidates, about, cost_of(free) / 2, 0)
     assert len(free) == INITIAL
     assert 0 < len(kept) < INITIAL
     assert cost_of(kept) <= cost_of(free) / 2
     pd.testing.assert_frame_equal(kept, free.iloc[: len(kept)])
     with pytest.raises(BayeslawError, match="does not pay for a first run; the cheapest takes"):
-        _first(Replay(recorded), candidates, price, cost_of(free) / 1e6, 0)
+        _first(Replay(recorded), candidates, about, cost_of(free) / 1e6, 0)
 
 
 def test_figure_of_regret_against_cost(flown, tmp_path) -> None:
@@ -119,11 +151,11 @@ def test_figure_of_regret_against_cost(flown, tmp_path) -> None:
 def test_a_target_out_of_reach_ends_a_campaign_or_goes_on_at_random(fitted) -> None:
     """A fit past its gate is believed, one that failed is not; either way the round is told."""
     assert _plan(fitted, 1e-4, [8, 14], [2, 4], 1000, 0) is None
-    networks = fitted.runs[["depth", "width", "dataset_size"]].drop_duplicates().astype(float)
-    price = pd.Series(1e9, index=pd.MultiIndex.from_frame(networks))
-    row = _row(fitted, None, fitted.runs, price, 0)
+    about = fitted.runs.iloc[0]
+    lasts = fitted.runs.loc[fitted.runs.groupby("trajectory")["density"].idxmin()]
+    row = _row(fitted, None, fitted.runs, about, 0)
     assert row["runs"] == 24
-    assert row["training_flops"] == pytest.approx(24e9)
+    assert row["training_flops"] == pytest.approx(prices(about, lasts).sum())
     assert "by this fit no start reaches the target" in _line(row, 1)
-    assert "no start reaches the target" in _why_end(row | {"passed": True}, 10.0, networks, price, None)
-    assert _why_end(row | {"passed": False}, 10.0, networks, price, None) == ""
+    assert "no start reaches the target" in _why_end(row | {"passed": True}, 10.0, lasts, about, None)
+    assert _why_end(row | {"passed": False}, 10.0, lasts, about, None) == ""

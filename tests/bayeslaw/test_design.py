@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from bayeslaw import BayeslawError, suggest
-from bayeslaw.design import _Decision, _nearness, _summary, decision_regret
+from bayeslaw.design import _Decision, _nearness, _summaries, decision_regret, stops
+from bayeslaw.frame import CONFIGURATION, rounds_at
 from bayeslaw.sweep_file import read_sweep
 from imp_runs.config import load_sweep
 
@@ -69,7 +70,12 @@ def test_a_run_that_shows_nothing_is_worth_nothing() -> None:
 
 def test_what_is_ranked_is_what_brings_regret_down(fitted, plan, found) -> None:
     ranked = found.ranked
-    assert (ranked["value_per_flop"].diff().dropna() <= 0).all()
+    charged = np.maximum(ranked["training_flops"], ranked["training_flops"].max() / 50)
+    sure = ranked["value"] > 2 * ranked["mcse"]
+    assert 0 < sure.sum() < len(ranked)
+    assert sure.iloc[: sure.sum()].all()
+    assert ((ranked["value"] / charged)[sure].diff().dropna() <= 0).all()
+    assert ((ranked["narrows"] ** 2 / charged)[~sure].diff().dropna() <= 0).all()
     assert (ranked["value"] <= found.regret + 4 * ranked["mcse"]).all()
     assert ranked["value"].iloc[0] > 3 * ranked["mcse"].iloc[0]
     assert ranked["value_per_flop"].tolist() == pytest.approx((ranked["value"] / ranked["training_flops"]).tolist())
@@ -77,6 +83,23 @@ def test_what_is_ranked_is_what_brings_regret_down(fitted, plan, found) -> None:
     assert regret == pytest.approx(found.regret)
     assert plan.starts.loc[best, "regret"] == plan.starts["regret"].min()
     assert regret == pytest.approx(plan.starts["regret"].min(), rel=1e-6)
+
+
+def test_runs_may_stop_earlier(fitted, plan, found) -> None:
+    """Every network after a quarter, half, three quarters and all of the rounds, priced by them.
+
+    More levels of one run cannot tell less, up to the regression's noise and what its few components miss.
+    """
+    ranked = found.ranked.assign(rounds=rounds_at(found.ranked["density"]))
+    whole = int(rounds_at(fitted.runs["density"].min()))
+    by = ranked.groupby(["depth", "width", "dataset_size"])
+    assert (by["rounds"].apply(sorted).map(tuple) == tuple(np.round(whole * np.array([0.25, 0.5, 0.75, 1.0])))).all()
+    shortest, longest = by["rounds"].idxmin(), by["rounds"].idxmax()
+    assert (ranked["value"][longest].to_numpy() > (ranked["value"] - 4 * ranked["mcse"])[shortest].to_numpy()).all()
+    cost = (ranked["training_flops"] / (ranked["rounds"] + 1)).groupby([ranked[n] for n in CONFIGURATION])
+    assert cost.agg(lambda flops: flops.max() / flops.min()).to_numpy() == pytest.approx(1.0)
+    assert stops(0.8) == [0.8]
+    assert rounds_at(stops(0.8**3)).tolist() == [1, 2, 3]
 
 
 def test_a_batch_adds_up_to_less_than_its_runs_alone(found) -> None:
@@ -91,8 +114,8 @@ def test_a_batch_adds_up_to_less_than_its_runs_alone(found) -> None:
 
 def test_replicates_of_a_candidate_are_runs_of_the_same_network(fitted) -> None:
     """Two runs of one network are alike, since its own plateau is in both; those of two draws' seeds are not equal."""
-    row = pd.Series({"depth": 8.0, "width": 3.0, "dataset_size": 250.0, "density": 0.05})
-    one, two = (_summary(fitted, row, replicate, 0)[:, 0] for replicate in (0, 1))
+    row = pd.DataFrame({"depth": [8.0], "width": 3.0, "dataset_size": 250.0, "density": 0.05})
+    one, two = (_summaries(fitted, row, replicate, 0)[0][:, 0] for replicate in (0, 1))
     assert 0.1 < abs(np.corrcoef(one, two)[0, 1]) < 0.99
 
 
@@ -135,6 +158,10 @@ def test_a_suggestion_becomes_a_sweep_of_new_replicates(fitted, found, tmp_path)
     wanted = found.chosen[["depth", "width", "dataset_size"]].astype(int).value_counts().to_dict()
     made = pd.DataFrame([(t.depth, t.width, t.dataset_size) for t in sweep.trajectories]).value_counts().to_dict()
     assert made == wanted
+    rounds = found.chosen.assign(rounds=rounds_at(found.chosen["density"])).astype(int)
+    asked = sorted(rounds[["depth", "width", "dataset_size", "rounds"]].itertuples(index=False, name=None))
+    assert sorted((t.depth, t.width, t.dataset_size, t.last_level) for t in sweep.trajectories) == asked
+    assert sweep.protocol == load_sweep(template).protocol  # so that it goes into the template's store
     assert sweep.protocol.epochs == 2
     there = fitted.runs.groupby(["depth", "width", "dataset_size"])["replicate"].max()
     for network, own in itertools.groupby(sweep.trajectories, lambda t: (t.depth, t.width, t.dataset_size)):

@@ -348,8 +348,10 @@ def test_the_live_runner_makes_one_more_replicate(tmp_path) -> None:
     about = runner.describe().iloc[0]
     said = about[["family", "dataset", "classes", "input_shape"]].tolist()
     assert said == ["mlp", "digits", 10, (1, 8, 8)]
-    chosen = pd.DataFrame({"depth": [3, 2], "width": [2, 5], "dataset_size": [40, 60], "density": [0.5, 0.5]})
+    assert about["density"] == pytest.approx(0.8**2)
+    chosen = pd.DataFrame({"depth": [3, 2], "width": [2, 5], "dataset_size": [40, 60], "density": [0.8, 0.5]})
     first = runner.run(chosen, pd.DataFrame())
+    assert first.groupby("width")["level"].max().to_dict() == {2: 1, 5: 3}
     networks = first[["depth", "width", "dataset_size", "replicate"]].drop_duplicates()
     assert sorted(networks.itertuples(index=False, name=None)) == [(2, 5, 60, 0), (3, 2, 40, 0)]
     second = runner.run(chosen.iloc[:1], first)

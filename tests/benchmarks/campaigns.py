@@ -5,13 +5,14 @@
     uv run python tests/benchmarks/campaigns.py fashion_mnist_resnet -o tests/benchmarks/campaigns
 
 A campaign (`bayeslaw.autopilot`) begins with eight networks of the cheaper half of a grid and adds four a round, each
-network once, up to sixteen; after every round it names the start of least expected loss. Both contenders begin with the
-same networks. How far that start ends above the best one is looked up: in simulated worlds (drawn as `bayeslaw check`
-draws them; target 1.5 times the least true unpruned error) in the true curves, in a recorded sweep in the sizes that
-all its runs show (`bayeslaw.measured`; a campaign gets one run of every network, drawn anew in each repetition). All
-costs are shares of that of the whole grid, every network once. Finished campaigns are kept in SOURCE.csv and not flown
-again; figure and table of what there is are made anew each time. Each network once means that tables of equal length
-have equal shapes, so that every one is compiled once a process: a round takes seconds instead of half a minute.
+network once and each run as far down as is chosen, until they have cost a third of the whole grid; after every round it
+names the start of least expected loss. Both contenders begin with the same networks. How far that start ends above the
+best one is looked up: in simulated worlds (drawn as `bayeslaw check` draws them; target 1.5 times the least true
+unpruned error) in the true curves, in a recorded sweep in the sizes that all its runs show (`bayeslaw.measured`; a
+campaign gets one run of every network, drawn anew in each repetition). All costs are shares of that of the whole grid,
+every network once and all the way down. Finished campaigns are kept in SOURCE.csv and not flown again; figure and table
+of what there is are made anew each time. Each network once, and lines as long as the longest run, mean that tables of
+as many runs have equal shapes, so that every one is compiled once a process: a round takes seconds instead of a minute.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ import pandas as pd
 from tqdm import tqdm
 
 import bayeslaw
+from bayeslaw import frame
 from bayeslaw.campaign import prices
 from bayeslaw.check_models import model_named
 from bayeslaw.checking import draw_values
 from bayeslaw.families import Family
-from bayeslaw.frame import family_of
+from bayeslaw.frame import CONFIGURATION, family_of
 from bayeslaw.measured import start_sizes
 from bayeslaw.plan_checking import Truth
 from bayeslaw.plots import new_axes, save_figure
@@ -41,8 +43,8 @@ from bayeslaw.starts import make_starts
 CHOICES = ("suggest", "random")
 #: Regret, in per cent, below which a start is taken as found.
 FOUND = (25, 10)
-#: Networks that a campaign runs at most.
-MOST = 16
+#: Share of the grid's cost after which a campaign ends.
+MOST = 1 / 3
 BATCH, DRAWS, RESAMPLES = 4, 500, 2000
 DEPTHS, WIDTHS, SIZES = (8, 14, 20), (2, 4, 8, 16, 32), (12_500, 50_000)
 #: Target errors at the largest dataset size of recorded sweeps.
@@ -58,12 +60,21 @@ class Source(NamedTuple):
 
 
 class UpTo(bayeslaw.Replay):
-    """Replay until there are so many runs."""
+    """Replay until runs have cost so much."""
+
+    def __init__(self, recorded: pd.DataFrame) -> None:
+        super().__init__(recorded)
+        self.about = self.describe().iloc[0]
+        networks = recorded[CONFIGURATION].drop_duplicates()
+        self.whole = prices(self.about, networks.assign(density=self.about["density"])).sum()
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-        """Keep what can be run, and nothing once there are enough."""
+        """Keep what can be run, and nothing once enough is spent."""
         left = super().available(candidates, runs)
-        return left if not len(runs) or runs["trajectory"].nunique() < MOST else left.iloc[:0]
+        if not len(runs):
+            return left
+        spent = prices(self.about, runs.loc[runs.groupby("trajectory")["density"].idxmin()]).sum()
+        return left if spent < MOST * self.whole else left.iloc[:0]
 
 
 def main() -> None:
@@ -74,6 +85,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("campaigns"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    frame._LINE = 1000  # a line a run
     path = arguments.output / f"{arguments.source}.csv"
     for repetition in tqdm(range(arguments.repetitions), arguments.source):
         for choose in CHOICES:
@@ -114,15 +126,13 @@ def world(repetition: int, rng: np.random.Generator) -> Source:
 
 def fly(source: Source, repetition: int, choose: str) -> pd.DataFrame:
     """Fly one campaign over the whole grid; give a row a round."""
-    begun, networks = time.process_time(), source.runs[["depth", "width", "dataset_size"]].drop_duplicates()
-    runner, density = UpTo(source.runs), float(source.runs["density"].min())
-    whole = prices(runner, networks.assign(density=density)).sum()
+    begun, runner, networks = time.process_time(), UpTo(source.runs), source.runs[CONFIGURATION].drop_duplicates()
     with tempfile.TemporaryDirectory() as folder:
         campaign = bayeslaw.autopilot(
-            UpTo(source.runs), folder, target_error=source.target_error, depths=networks["depth"],
+            runner, folder, target_error=source.target_error, depths=networks["depth"],
             widths=networks["width"], dataset_size=int(networks["dataset_size"].max()),
-            dataset_sizes=networks["dataset_size"].unique().tolist(), density=density,
-            tolerance=1e-9, batch=BATCH, choose=choose, draws=DRAWS, seed=repetition, say=lambda _: None,
+            dataset_sizes=networks["dataset_size"].unique().tolist(), tolerance=1e-9, batch=BATCH, choose=choose,
+            draws=DRAWS, seed=repetition, say=lambda _: None,
         )  # fmt: skip
     history = campaign.history
     # What cannot reach the target falls back on the largest network, unpruned where that misses too.
@@ -133,7 +143,7 @@ def fly(source: Source, repetition: int, choose: str) -> pd.DataFrame:
     ends = losses.reindex(chosen).fillna(fallback).to_numpy()
     return pd.DataFrame({
         "repetition": repetition, "choose": choose, "target_error": source.target_error, "round": range(len(history)),
-        "runs": history["runs"], "share": history["training_flops"] / whole,
+        "runs": history["runs"], "share": history["training_flops"] / runner.whole,
         "depth": history["depth"], "width": history["width"], "expected_percent": history["regret_percent"],
         "regret_percent": 100 * (ends / losses.min() - 1), "passed": history["passed"],
         "seconds": round((time.process_time() - begun) / len(history), 2),
