@@ -340,10 +340,13 @@ class _Decision:
         """
         features, differences = _features(shown), self._differences
         fall, missed = np.empty(len(differences)), np.empty_like(differences)
+        gram, moments = features.T @ features, features.T @ differences
         for index in range(FOLDS):
             out = self._fold == index
-            weights = np.linalg.lstsq(features[~out], differences[~out], rcond=None)[0]
-            expected = features[out] @ weights
+            left_out = features[out]
+            within = gram - left_out.T @ left_out, moments - left_out.T @ differences[out]
+            weights = np.linalg.lstsq(*within, rcond=1e-12)[0]  # of least norm where runs show the same
+            expected = left_out @ weights
             fall[out] = -np.take_along_axis(differences[out], expected.argmin(1)[:, None], 1)[:, 0]
             missed[out] = differences[out] - expected
         explained = np.maximum(differences.var(0) - (missed**2).mean(0), 0.0)

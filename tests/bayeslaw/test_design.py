@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bayeslaw import BayeslawError, suggest
-from bayeslaw.design import _Decision, _nearness, _summaries, decision_regret, stops
+from bayeslaw.design import FOLDS, _Decision, _features, _nearness, _summaries, decision_regret, stops
 from bayeslaw.frame import CONFIGURATION, rounds_at
 from bayeslaw.sweep_file import read_sweep
 from imp_runs.config import load_sweep
@@ -58,6 +58,24 @@ def test_a_value_is_that_of_a_known_answer() -> None:
     # The run explains 1 / 1.25 of the difference's variance; the second start is best where it is negative.
     assert narrows == pytest.approx(np.sqrt(np.mean(difference < 0) / 1.25), rel=0.03)
     assert mcse < 0.01
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["two runs", "one run twice"])
+def test_values_are_those_of_plain_least_squares(same) -> None:
+    """Fold by fold, on the rows themselves, with losses of which some are a thousand times others."""
+    rng = np.random.default_rng(0)
+    shown = [rng.standard_normal((800, 4)) for _ in range(2)]
+    shown = [shown[0], shown[0] if same else shown[1]]
+    losses = 500 + shown[0] @ rng.normal(0, 30, (4, 6)) + 1e5 * (rng.random((800, 6)) < 0.02)
+    decision, features = _Decision(losses, 3), _features(shown)
+    differences, fall = losses - losses[:, [decision.base]], np.empty(800)
+    for index in range(FOLDS):
+        out = decision._fold == index
+        expected = features[out] @ np.linalg.lstsq(features[~out], differences[~out], rcond=None)[0]
+        fall[out] = -differences[out][np.arange(out.sum()), expected.argmin(1)]
+    value, mcse, _ = decision.value(shown)
+    assert value == pytest.approx(fall.mean(), rel=1e-9)
+    assert mcse == pytest.approx(fall.std() / np.sqrt(800), rel=1e-9)
 
 
 def test_a_run_that_shows_nothing_is_worth_nothing() -> None:
