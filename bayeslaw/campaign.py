@@ -124,6 +124,8 @@ def autopilot(
 ) -> Campaign:
     """Run networks until it is clear enough which to start from.
 
+    A round costs at most as much as all before it did, so that little is spent while little is known.
+
     Args:
         runner: What runs them: `bayeslaw.live.Live` or `Replay`.
         output: Folder for `runs.parquet`, `history.csv`, `fit.nc`; a campaign that was stopped goes on there.
@@ -136,7 +138,7 @@ def autopilot(
             Suggested runs stop earlier where that tells as much for its cost.
         tolerance: Expected regret, in per cent of the best start's size, at which it is clear enough.
         budget: Floating-point operations for all trainings, or no limit.
-        batch: Networks to run in a round: as many as there are workers.
+        batch: Networks to run in a round at most: as many as there are workers.
         choose: `"suggest"`, or `"random"` (networks, and where their runs stop), to compare with.
         draws: Posterior draws per chain.
         seed: Seed of the first networks, the sampler and the suggestions.
@@ -196,9 +198,16 @@ def autopilot(
             chosen = _spread(left, about, batch, rng)
         else:
             chosen = suggest(
-                posterior, left, objective=decision, batch=batch, budget=affordable, seed=seed, progress=False
-            ).chosen
+                posterior, left, objective=decision, batch=batch, seed=seed, progress=False,
+                budget=_for_a_round(row["training_flops"], left, about, affordable),
+            ).chosen  # fmt: skip
         runs = add_runs(output, runs, runner.run(chosen[[*CONFIGURATION, "density"]], runs))
+
+
+def _for_a_round(spent: float, left: pd.DataFrame, about: pd.Series, affordable: float | None) -> float:
+    """Give what the next round may cost: as much as all before it, and the cheapest run that is left in any case."""
+    within = max(spent, float(prices(about, left).min()) * (1 + 1e-9))
+    return within if affordable is None else min(within, affordable)
 
 
 def _plan(

@@ -8,7 +8,7 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, Replay, autopilot
-from bayeslaw.campaign import INITIAL, _first, _line, _plan, _row, _spread, _why_end, prices
+from bayeslaw.campaign import INITIAL, _first, _for_a_round, _line, _plan, _row, _spread, _why_end, prices
 from bayeslaw.design import stops
 from bayeslaw.frame import rounds_at
 from bayeslaw.plan_plots import plot_campaign
@@ -45,6 +45,7 @@ def test_a_campaign_tells_every_round_and_why_it_ended(flown, recorded) -> None:
     assert (history["runs"].diff().dropna() > 0).all()
     assert (history["training_flops"].diff().dropna() > 0).all()
     assert history["training_flops"].iloc[-1] <= 4.5e10
+    assert (history["training_flops"].pct_change().dropna() <= 1).all()  # no round costs more than all before
     # Runs are the recorded ones, none twice, each as far as it was recorded down to where runs may stop.
     names = campaign.runs["trajectory"].unique()
     assert set(names) <= set(recorded["trajectory"])
@@ -98,6 +99,16 @@ def test_replays_stop_where_they_are_told(recorded) -> None:
     cost = prices(about, chosen)
     assert cost[0] == pytest.approx(13 * cost[1])
     assert rounds_at(about["density"]) == rounds_at(recorded["density"]).max()
+
+
+def test_a_round_costs_at_most_what_was_spent(recorded) -> None:
+    """But the cheapest run can always be had, and the budget is never passed."""
+    about = Replay(recorded).describe().iloc[0]
+    left = pd.DataFrame({"depth": [8, 14], "width": [2, 8], "dataset_size": [250, 1000], "density": [0.5, 0.05]})
+    cheap, dear = prices(about, left)
+    assert _for_a_round(2 * cheap, left, about, None) == 2 * cheap
+    assert cheap < _for_a_round(cheap / 9, left, about, None) < 1.001 * cheap
+    assert _for_a_round(dear, left, about, 3 * cheap) == 3 * cheap
 
 
 def test_without_a_decision_the_cheaper_half_is_run(recorded) -> None:
