@@ -199,6 +199,8 @@ def plot(rows: pd.DataFrame, title: str):
                 ax.fill_between(grid, share - error, share + error, color=color, alpha=0.2, lw=0)
     ax.axvline(0.2, color="0.6", lw=1)
     ax.set(xscale="log", ylim=(0, 1.02), xlabel="training cost, share of the whole grid's")
+    ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
+    ax.set_xticks([], minor=True)
     ax.set_ylabel("share of campaigns whose start is found")
     ax.set_title(title, fontsize=10)
     ax.legend(frameon=False, fontsize=8)
