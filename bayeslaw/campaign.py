@@ -269,6 +269,11 @@ def prices(about: pd.Series, candidates: pd.DataFrame) -> NDArray[np.float64]:
     return np.asarray(flops, float)
 
 
+def spent_on(about: pd.Series, runs: pd.DataFrame) -> float:
+    """Add up what trajectories of a run table cost, each as far down as it went."""
+    return float(prices(about, runs.loc[runs.groupby("trajectory")["density"].idxmin()]).sum())
+
+
 def _first(runner: Runner, candidates: pd.DataFrame, about: pd.Series, budget: float | None, seed: int) -> pd.DataFrame:
     """Begin with networks of the cheaper half, as far as the budget pays."""
     chosen = _spread(runner.available(candidates, pd.DataFrame()), about, INITIAL, np.random.default_rng(seed))
@@ -291,9 +296,8 @@ def _spread(left: pd.DataFrame, about: pd.Series, number: int, rng: np.random.Ge
 
 
 def _row(posterior: Fit, decision: Plan | None, runs: pd.DataFrame, about: pd.Series, seed: int) -> dict[str, Any]:
-    ends = runs.loc[runs.groupby("trajectory")["density"].idxmin()]
-    spent = prices(about, ends).sum()
-    row = {"runs": len(ends), "training_flops": float(spent), "passed": posterior.diagnose().passed}
+    row = {"runs": runs["trajectory"].nunique(), "training_flops": spent_on(about, runs)}
+    row |= {"passed": posterior.diagnose().passed}
     if decision is None:
         return row | dict.fromkeys(("regret", "regret_percent", "depth", "width"), np.nan)
     best, regret = decision_regret(posterior, decision, seed)

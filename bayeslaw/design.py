@@ -173,14 +173,16 @@ def suggest(
         range(network.max() + 1), "candidates", delay=2, disable=None if progress else True, file=sys.stderr
     ):
         _show(shown, fit, table, network == one, 0, seed)
-    table = table.assign(narrows=[decision.value([scores])[2] for scores in shown], training_flops=flops)
+    alone = [decision.value([scores]) for scores in shown]
+    table = table.assign(narrows=[explained for *_, explained in alone], training_flops=flops)
     left, times, known, before = np.inf if budget is None else budget, np.zeros(len(table), int), [], 0.0
     chosen, ranked = [], pd.DataFrame()
     while len(chosen) < batch:
         within = np.flatnonzero((flops <= left) & (times < most))
         if not len(within):
             break
-        found = _valued(table.iloc[within], [decision.value([*known, shown[i]]) for i in within], before)
+        values = [decision.value([*known, shown[i]]) if known else alone[i] for i in within]
+        found = _valued(table.iloc[within], values, before)
         score = _score(found, charged[within], times[within], objective, decision.base)
         if not chosen:
             ranked = found.iloc[np.argsort(-score, kind="stable")].reset_index(drop=True)
@@ -190,7 +192,8 @@ def suggest(
         known.append(shown[place])
         own = network == network[place]
         left, before, times[own] = left - flops[place], before + best["value"], times[own] + 1
-        _show(shown, fit, table, own, int(times[place]), seed)
+        if len(chosen) < batch:
+            _show(shown, fit, table, own, int(times[place]), seed)
     chosen = pd.DataFrame(chosen).reset_index(drop=True)
     return Suggestion(ranked, chosen, decision.regret, _notes(chosen, batch), fit.frame.family.name, fit.frame.dataset)
 

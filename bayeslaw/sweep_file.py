@@ -33,14 +33,10 @@ def write_sweep(
     for _, own in chosen.groupby(CONFIGURATION, sort=False):
         network = own[CONFIGURATION].iloc[0].astype(int).tolist()
         entry = shared | {name: [value] for name, value in zip(CONFIGURATION, network, strict=True)}
-        first = _replicates(runs, network)
-        if "density" not in chosen:
-            grid.append(entry | {"first_replicate": first, "replicates": len(own)})
-            continue
-        for level in rounds_at(own["density"]).tolist():
-            grid.append(entry | {"first_replicate": first, "replicates": 1, "levels": level})
-            first += 1
-    protocol = dict(content.get("protocol", {}))
+        for replicate, row in enumerate(own.to_dict("records"), _replicates(runs, network)):
+            levels = {"levels": int(rounds_at(row["density"]))} if "density" in row else {}
+            grid.append(entry | {"first_replicate": replicate, "replicates": 1} | levels)
+    protocol = content.get("protocol", {})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(toml_of({"name": content["name"], "grid": grid, "protocol": protocol}), encoding="utf-8")

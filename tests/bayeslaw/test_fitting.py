@@ -283,7 +283,7 @@ def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fit_file, "FORMAT", 99)
     fitted.save(tmp_path / "future.nc")
     monkeypatch.undo()
-    with pytest.raises(BayeslawError, match=rf"future\.nc: format 99, this version reads {fit_file.FORMAT}; fit again"):
+    with pytest.raises(BayeslawError, match=r"future\.nc: format 99, this version reads 6; fit again"):
         bayeslaw.load(tmp_path / "future.nc")
     with pytest.raises(BayeslawError, match=r"nowhere\.nc: there is no such file; give the path"):
         bayeslaw.load(tmp_path / "nowhere.nc")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import bayeslaw
 from bayeslaw import frame
-from bayeslaw.campaign import prices
+from bayeslaw.campaign import prices, spent_on
 from bayeslaw.check_models import model_named
 from bayeslaw.checking import draw_values
 from bayeslaw.families import Family
@@ -71,10 +71,7 @@ class UpTo(bayeslaw.Replay):
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         """Keep what can be run, and nothing once enough is spent."""
         left = super().available(candidates, runs)
-        if not len(runs):
-            return left
-        spent = prices(self.about, runs.loc[runs.groupby("trajectory")["density"].idxmin()]).sum()
-        return left if spent < MOST * self.whole else left.iloc[:0]
+        return left if not len(runs) or spent_on(self.about, runs) < MOST * self.whole else left.iloc[:0]
 
 
 def main() -> None:
