@@ -145,9 +145,11 @@ def table(
     finished: Annotated[bool, typer.Option("--finished", help="Only trajectories that have ended.")] = False,
 ) -> None:
     """Write the run table of a store."""
+    from imp_runs.files import check_output
     from imp_runs.store import Store
-    from imp_runs.table import make_table, write_table
+    from imp_runs.table import ENDINGS, make_table, write_table
 
+    check_output(output, "table", ENDINGS)
     opened = Store(store)
     rows = make_table(opened)
     if finished:
@@ -165,12 +167,13 @@ def _pair(entry: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does: stop the workers, which write checkpoints."""
+    """Let SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 do what Ctrl-C does: stop the workers, which write checkpoints."""
 
     def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    names = [name for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
     try:
         yield
     except KeyboardInterrupt as interrupted:
@@ -178,7 +181,8 @@ def _terminable() -> Iterator[None]:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         raise SystemExit(128 + int(number)) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def main() -> None:

@@ -74,10 +74,11 @@ def estimate(
         streams: How many stacks would be computed side by side.
 
     Returns:
-        The estimate; `seconds` is wall time with the workers, single-process step times divided by their number.
+        The estimate; `seconds` is wall time with the workers: single-process step times divided by their number, but no
+        less than the dearest trajectory's.
     """
     opened = Store(store, sweep.protocol) if store and (place(store) / "store.json").exists() else None
-    missing = [t for t in sweep.trajectories if not (opened and opened.is_done(t.key))]
+    missing = [t for t in sweep.trajectories if not (opened and opened.is_whole(t.key))]
     device, kernels = checked_device(device), checked_kernels(kernels)
     if not missing:
         return Estimate(len(sweep.trajectories), 0, 0, 0.0)
@@ -90,8 +91,9 @@ def estimate(
         costs = []
         for way, own in ways.items():
             costs += pool.submit(costs_of, own, data_dir, device, kernels, way).result()
-    steps, seconds = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
-    return Estimate(len(sweep.trajectories), len(missing), steps, seconds / (workers or default_workers(device)))
+    steps, each = sum(cost[0] for cost in costs), [cost[1] for cost in costs]
+    seconds = max(sum(each) / (workers or default_workers(device)), *each)
+    return Estimate(len(sweep.trajectories), len(missing), steps, seconds)
 
 
 def bench(
@@ -130,8 +132,7 @@ def bench(
     """
     import pandas as pd
 
-    largest = max(t.dataset_size for t in sweep.trajectories)
-    chosen = [t for t in sweep.trajectories if t.dataset_size == largest and t.replicate == 0]
+    chosen = list({_timed_as(t): t for t in sorted(sweep.trajectories, key=_examples_then_first)}.values())
     device, kernels = checked_device(device), checked_kernels(kernels)
     check_sizes(chosen)
     ways = [("torch", ALONE), (kernels, ALONE), *(("torch", way) for way in _ways(chosen[0], device, packs, streams))]
@@ -147,12 +148,12 @@ def bench(
                 ((c[1], w) for c, (_, w) in zip(others, ways[1:], strict=True)), key=lambda pair: pair[0]
             )
             remember(device, t, way)
-            examples = steps / t.protocol.steps_per_epoch(largest) * largest
+            examples = steps / t.protocol.steps_per_epoch(t.dataset_size) * t.dataset_size
             flops = TRAINING * pool.submit(macs_of, t, data_dir).result()
             row = {
                 "depth": t.depth,
                 "width": t.width,
-                "dataset_size": largest,
+                "dataset_size": t.dataset_size,
                 "torch_per_hour": 3600 / plain,
                 "per_hour": 3600 / seconds,
                 "speedup": plain / seconds,
@@ -228,14 +229,14 @@ def costs_of(
 
     Those that are trained together are timed with others of their architecture, which share the time.
     """
-    networks = {(t.family, t.depth, t.width): t for t in trajectories}
+    networks = {_timed_as(t): t for t in trajectories}
     if way == ALONE:
         timed = {key: _time_network(t, data_dir, device, kernels) for key, t in networks.items()}
     else:
         timed = {key: _time_stacks(t, data_dir, device, way) for key, t in networks.items()}
     costs = []
     for trajectory in trajectories:
-        prunable, probed = timed[trajectory.family, trajectory.depth, trajectory.width]
+        prunable, probed = timed[_timed_as(trajectory)]
         protocol, kept = trajectory.protocol, [prunable]
         while len(kept) <= trajectory.last_level and 0 < protocol.kept_after(kept[-1]) < kept[-1]:
             kept.append(protocol.kept_after(kept[-1]))
@@ -245,6 +246,16 @@ def costs_of(
         step_seconds, test_seconds = (np.interp(-np.log(kept), *probed[[0, row]]) for row in (1, 2))
         costs.append((int(steps.sum()), float(steps @ step_seconds + test_seconds.sum())))
     return costs
+
+
+def _timed_as(trajectory: Trajectory) -> tuple[object, ...]:
+    """Give what the time of a step depends on."""
+    return trajectory.family, trajectory.dataset, trajectory.pool, trajectory.depth, trajectory.width
+
+
+def _examples_then_first(trajectory: Trajectory) -> tuple[int, int]:
+    """Order trajectories so that of one network the first replicate with most examples comes last."""
+    return trajectory.dataset_size, -trajectory.replicate
 
 
 def _time_network(

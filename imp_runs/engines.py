@@ -194,9 +194,11 @@ class Bars:
             return
         lines = []
         for trajectory, store in running:
-            self._levels[trajectory.key] = levels_of(store, trajectory.key)
+            # Where several are trained at once, one that has ended has no files of single levels any more.
+            done = max(self._levels[trajectory.key], levels_of(store, trajectory.key))
+            self._levels[trajectory.key] = done
             life = read_life(store.folder(trajectory.key) / "running.json") or {}
-            inside = f", step {life['step']} of {life['steps']}" if life.get("level") else ""
+            inside = f", step {life['step']} of {life['steps']}" if life.get("level") is not None else ""
             lines.append(f"  {trajectory}: level {self._levels[trajectory.key]} of {trajectory.last_level}{inside}")
         for bar, line in zip(self._bars, [*lines, *[""] * self._lines], strict=False):
             if bar.desc != line:

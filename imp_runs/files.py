@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from imp_runs.errors import DamagedError, optional
+from imp_runs.errors import DamagedError, ImpRunsError, optional
 
 #: How many objects are asked for at once.
 TOGETHER = 256
@@ -28,7 +29,8 @@ def place(where: str | Path) -> Path:
         A `Path`; for an object store one of universal_pathlib, which behaves like it.
 
     Raises:
-        ImpRunsError: universal_pathlib is not installed.
+        ImpRunsError: universal_pathlib, or the library of that object store, is not installed, or the URL is of no kind
+            that is known.
 
     Example:
         >>> place("file:///tmp/runs").as_posix()
@@ -36,9 +38,21 @@ def place(where: str | Path) -> Path:
     """
     if "://" not in str(where):
         return Path(where)
-    if str(where).startswith("file://"):
-        return Path(url2pathname(urlparse(str(where)).path))
-    return optional("upath", "cloud").UPath(str(where))
+    url = urlparse(str(where))
+    if url.scheme == "file":
+        if url.netloc not in ("", "localhost"):
+            raise ImpRunsError(f"{where}: a file on another host; a folder here is file:///FOLDER, or just its path.")
+        return Path(url2pathname(url.path))
+    upath = optional("upath", "cloud")
+    try:
+        path = upath.UPath(str(where))
+        path.fs  # noqa: B018 - made on first use
+    except (ValueError, ImportError) as error:
+        raise ImpRunsError(
+            f"{where}: this URL cannot be opened ({error}); give one that fsspec knows, with its library installed, or "
+            "a folder."
+        ) from None
+    return path
 
 
 def on_disk(path: Path) -> bool:
@@ -71,6 +85,43 @@ def write_durably(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_output(path: str | Path, what: str, endings: Sequence[str]) -> Path:
+    """See that a file can be written, before the work of which it is to hold the result; its folder is made.
+
+    Args:
+        path: The file.
+        what: What it is called in the error.
+        endings: Those that are allowed.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImpRunsError: The path is a folder, has another ending, or its folder cannot be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImpRunsError(f"{path}: a folder; name the file, for instance {path / f'{what}{endings[0]}'}.")
+    if path.suffix not in endings:
+        allowed = (" or " if len(endings) == 2 else ", ").join(endings)
+        raise ImpRunsError(f"{path}: the {what} can be written as {allowed}; change the ending.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ImpRunsError(f"{path}: cannot be written ({error.strerror}); give a file in another folder.") from None
+    return path
+
+
+def write_quickly(path: Path, content: bytes) -> None:
+    """Write a file that may be lost; who reads it must bear with half of it."""
+    if not on_disk(path):
+        path.write_bytes(content)
+        return
+    with open(path, "wb", opener=_no_link) as file:
+        file.write(content)
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -117,6 +168,15 @@ def read_sealed(path: Path, *, strict: bool = True, content: bytes | None = None
         raise _damaged(path, f"a JSON object was expected, not {type(value).__name__}")
     value.pop("checksum", None)
     return value
+
+
+def set_aside_damaged(paths: Iterable[Path]) -> None:
+    """Rename what `sealed` wrote and is damaged now, so that it can be written again."""
+    for path in list(paths):
+        try:
+            read_sealed(path)
+        except DamagedError:
+            path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 _LINE = b'\n{"checksum": "'

@@ -60,7 +60,8 @@ def run_trajectory(
         kernels: `"torch"`, `"sparse"` (on a CPU, skipping pruned weights) or `"auto"`, the faster of them at every
             level.
         progress: Called with the number of levels just finished.
-        stop: Asked after every step; when it says yes, a checkpoint inside the level is written and the run ends.
+        stop: Asked after every step and between test batches; when it says yes, a checkpoint inside the level is
+            written and the run ends.
 
     Returns:
         What was damaged and has been set aside, one sentence each.
@@ -80,7 +81,7 @@ def run_trajectory(
     with store.locked(trajectory):
         mended = store.mend(trajectory.key)
         levels = Levels(trajectory, dataset, store, torch.device(device), stop)
-        checkpoint: Checkpoint | None = levels.first()
+        checkpoint = levels.first()
         try:
             while checkpoint is not None:
                 level, checkpoint = checkpoint.level, _run_level(levels, checkpoint, kernels)
@@ -106,8 +107,8 @@ def _run_level(levels: Levels, begun: Checkpoint, kernels: str) -> Checkpoint | 
             levels.watch.stop_if_asked(step)
 
     state = train(steps, levels.examples, trajectory, begun.level, after_step=after_step, **levels.schedule(begun))
-    computed_by = name_kernels(chosen, trajectory, levels.dataset, levels.device)
-    return levels.finish(begun, state, count_wrong(steps, levels.dataset), computed_by)
+    wrong = count_wrong(steps, levels.dataset, lambda: after_step(levels.steps, state))
+    return levels.finish(begun, state, wrong, name_kernels(chosen, trajectory, levels.dataset, levels.device))
 
 
 class Levels:
@@ -126,18 +127,24 @@ class Levels:
     ) -> None:
         choose_kernels(trajectory, dataset, device)
         self.trajectory, self.device, self._store = trajectory, device, store
+        self.steps = trajectory.protocol.steps(trajectory.dataset_size)
         self.dataset = dataset.to(device)
         self.examples = subset(self.dataset, trajectory)
         self.network = make_network(trajectory, dataset, device)
         self.watch = Watch(trajectory, store, stop)
 
-    def first(self) -> Checkpoint:
-        """Give what is to be gone on with, or the beginning."""
+    def first(self) -> Checkpoint | None:
+        """Give what is to be gone on with, or the beginning; nothing where all that was left to do is to say so."""
         key, network = self.trajectory.key, self.network
-        checkpoint = self._store.read_checkpoint(key)
-        if checkpoint is None or not self._store.has_records(key, below=checkpoint.level):
-            return Checkpoint(0, network.state(), torch.ones_like(network.mask))
-        return checkpoint
+        if (last := self._store.last_record(key)) and self._is_last(last["level"], last["status"]):
+            self._store.mark_done(key, levels=last["level"], status=last["status"])
+            return None
+        beginning = Checkpoint(0, network.state(), torch.ones_like(network.mask))
+        return self._store.read_checkpoint(key, recorded=True) or beginning
+
+    def _is_last(self, level: int, status: str) -> bool:
+        """Say whether a level that ended so has none after it."""
+        return status != "trained" or level == self.trajectory.last_level
 
     def begin(self, begun: Checkpoint, *, share: float = 1.0) -> None:
         """Bring the network to where a level begins, or was interrupted; `share` is its part of the time spent."""
@@ -148,13 +155,16 @@ class Levels:
         """Say from where `train` goes on, as its arguments."""
         protocol, level, inside = self.trajectory.protocol, begun.level, begun.inside
         return {
-            "start": int(protocol.rewind * protocol.steps(self.trajectory.dataset_size)) if level else 0,
+            "start": int(protocol.rewind * self.steps) if level else 0,
             "taken": inside.step if inside else None,
             "rewind_state": begun.state if level or inside else None,
         }
 
     def finish(self, begun: Checkpoint, state: State, wrong: int, computed_by: str) -> Checkpoint | None:
         """Record a trained level and prune; give the checkpoint of the next one, or nothing after the last.
+
+        That checkpoint is written before the record, and counts only once that is there: a level whose record is
+        written is never computed again, whatever computes the next one.
 
         Args:
             begun: What the level began from.
@@ -170,12 +180,15 @@ class Levels:
         record = describe(self.trajectory, self.dataset, network, self.device)
         record |= {"kernels": computed_by}
         record |= _result(self.trajectory, network, wrong, len(self.dataset.test_labels), level, status)
-        self._store.write_record(key, level, record | {"seconds": self.watch.seconds})
-        if status != "trained" or level == self.trajectory.last_level:
+        record |= {"seconds": self.watch.seconds}
+        if self._is_last(level, status):
+            self._store.write_record(key, level, record)
             self._store.mark_done(key, levels=level, status=status)
             return None
         checkpoint = Checkpoint(level + 1, state, prune(network.weights, network.mask, following))
-        self._store.write_checkpoint(key, checkpoint)
+        self._store.write_checkpoint(key, checkpoint, pending=True)
+        self._store.write_record(key, level, record)
+        self._store.drop_checkpoints(key, below=checkpoint.level)
         return checkpoint
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from imp_runs.files import write_quickly
+
 #: Seconds between two signs of life, and after which one is stale.
 EVERY, STALE = 10.0, 60.0
 
@@ -35,7 +37,7 @@ class Life:
         who = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
         content = who | where | {"began": self._began, "updated": time.time()}
         with contextlib.suppress(OSError):
-            self._path.write_text(json.dumps(content))
+            write_quickly(self._path, json.dumps(content).encode())
 
     def end(self) -> None:
         """Leave no sign of life."""

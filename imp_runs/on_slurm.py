@@ -12,7 +12,7 @@ from typing import Any
 from imp_runs import packing
 from imp_runs.config import Trajectory
 from imp_runs.errors import ImpRunsError, optional
-from imp_runs.files import on_disk, read_sealed, sealed, write_durably
+from imp_runs.files import on_disk, read_sealed, sealed, set_aside_damaged, write_durably
 from imp_runs.life import stopping_on_signals
 from imp_runs.store import Store
 from imp_runs.work import Settings, work_all
@@ -65,7 +65,7 @@ def submit(
     if not missing:
         return (), 0
     packs = _packs(missing, store, settings)
-    tasks = min(len(packs), int(given.pop("tasks", TASKS)))
+    tasks = min(len(packs), _whole("tasks", given.pop("tasks", TASKS)))
     groups = [[t.key for pack in packs[first::tasks] for t, _ in pack.tasks] for first in range(tasks)]
     beside = store.path.absolute() if on_disk(store.path) else Path(name).absolute()
     folder = Path(given.pop("folder", f"{beside}-jobs")).absolute()
@@ -101,9 +101,15 @@ def _packs(trajectories: Sequence[Trajectory], store: Store, settings: Settings)
 
 
 def _whole(name: str, value: Any) -> int:
-    if float(value) != int(float(value)):
-        raise ImpRunsError(f"{name} = {value} must be a whole number with Slurm; a share of a GPU is for --engine ray.")
-    return int(float(value))
+    """Read a whole number above 0."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if number < 1 or number != int(number):
+        hint = {"gpus": "; a share of a GPU is for --engine ray", "time": " of minutes"}.get(name, "")
+        raise ImpRunsError(f"{name} = {value} must be a whole number above 0 with Slurm{hint}.")
+    return int(number)
 
 
 def _folder(store: Store) -> Path:
@@ -114,6 +120,7 @@ def _folder(store: Store) -> Path:
 
 def _queued(store: Store) -> set[str]:
     """List the trajectories that earlier submissions have in the queue, running or not."""
+    set_aside_damaged(_folder(store).glob("*.json"))
     submissions = [read_sealed(path) for path in sorted(_folder(store).glob("*.json"))]
     if not submissions:
         return set()

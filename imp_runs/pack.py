@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from imp_runs.config import STREAMED, Trajectory
-from imp_runs.errors import BusyError, ImpRunsError, StoppedError
+from imp_runs.errors import ImpRunsError, StoppedError
 from imp_runs.examples import HeldExamples, Source
 from imp_runs.imp import Levels
 from imp_runs.network import Network, State
@@ -37,7 +38,8 @@ def run_pack(
     The levels of those that stand at the same step are trained together; where one ends another takes its place. Each
     has its own seeds, masks and subset, and what comes out is what `imp_runs.imp.run_trajectory` gives but for rounding
     (with a `way.pack` of 1 there is none). Every level is a record and a checkpoint of its own trajectory, so that a
-    pack that was interrupted may go on as another one, or one by one.
+    pack that was interrupted may go on as another one, or one by one. No more are held than are needed, twice as many
+    as are trained at once.
 
     Args:
         trajectories: Of one dataset and dataset size.
@@ -45,11 +47,12 @@ def run_pack(
         store: Where records and checkpoints go.
         way: How many are trained together; more cost memory.
         device: Where they are computed.
-        stop: Asked after every step; when it says yes, checkpoints inside the level are written and all end.
+        stop: Asked after every step and between test batches; when it says yes, checkpoints inside the level are
+            written and all end.
 
     Returns:
         By trajectory: what was damaged and has been set aside, or why it failed (a `BusyError` where another process
-        runs it).
+        runs it). Where a level of a stack fails, for want of memory say, its members do, and the others go on.
 
     Raises:
         ImpRunsError: They are not alike, or the dataset is streamed.
@@ -58,35 +61,11 @@ def run_pack(
     _check_alike(trajectories, dataset)
     device = torch.device(device)
     dataset = dataset.to(device)
-    ended: dict[str, list[str] | Exception] = {t.key: [] for t in trajectories}
-    ready: list[Ready] = []
-    with contextlib.ExitStack() as owned:
-        for trajectory in trajectories:
-            if store.is_whole(trajectory.key):
-                continue
-            try:
-                owned.enter_context(store.locked(trajectory))
-            except BusyError as busy:
-                ended[trajectory.key] = busy
-                continue
-            ended[trajectory.key] = store.mend(trajectory.key)
-            levels = Levels(trajectory, dataset, store, device, stop)
-            owned.callback(levels.watch.life.end)
-            ready.append((levels, levels.first()))
-        pack = _Pack(dataset, way)
-        while ready:
-            groups = pack.choose(ready)
-            following = pack.run_level(groups)
-            for place, (levels, _) in reversed(list(enumerate(ready))):
-                if levels.trajectory.key not in following:
-                    continue
-                match following[levels.trajectory.key]:
-                    case Checkpoint() as next_one:
-                        ready[place] = levels, next_one
-                    case error:
-                        ended[levels.trajectory.key] = error or ended[levels.trajectory.key]
-                        del ready[place]
-    return ended
+    pack = _Pack(dataset, way)
+    with _Held(trajectories, dataset, store, way, device, stop) as held:
+        while ready := held.fill_up():
+            held.go_on(pack.run_level(pack.choose(ready)))
+    return held.ended
 
 
 def _check_alike(trajectories: Sequence[Trajectory], dataset: Source) -> None:
@@ -97,6 +76,73 @@ def _check_alike(trajectories: Sequence[Trajectory], dataset: Source) -> None:
             f"{trajectories[0].dataset} is streamed, and its trajectories are run one by one: --pack 1 --streams 1."
         )
     check_size(dataset, trajectories[0])
+
+
+class _Held:
+    """Own the trajectories of a pack while they run; what ends lets go of its lock, and others take its place.
+
+    Arguments are those of `run_pack`.
+
+    Attributes:
+        ended: What `run_pack` returns.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        dataset: Source,
+        store: Store,
+        way: Way,
+        device: torch.device,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.ended: dict[str, list[str] | Exception] = {t.key: [] for t in trajectories}
+        self._waiting = deque(t for t in trajectories if not store.is_whole(t.key))
+        self._most = 2 * way.pack * way.streams
+        self._dataset, self._store, self._device, self._stop = dataset, store, device, stop
+        self._ready: dict[str, Ready] = {}
+        self._owned: dict[str, contextlib.ExitStack] = {}
+
+    def __enter__(self) -> _Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for key in list(self._owned):
+            self._let_go(key)
+
+    def fill_up(self) -> list[Ready]:
+        """Hold as many as there is room for; give all that are ready for a level."""
+        while self._waiting and len(self._ready) < self._most:
+            self._begin(self._waiting.popleft())
+        return list(self._ready.values())
+
+    def go_on(self, following: Mapping[str, Checkpoint | Exception | None]) -> None:
+        """Take in with what each goes on, nothing where it has ended, or why it failed."""
+        for key, following_one in following.items():
+            if isinstance(following_one, Checkpoint):
+                self._ready[key] = self._ready[key][0], following_one
+                continue
+            self.ended[key] = following_one or self.ended[key]
+            del self._ready[key]
+            self._let_go(key)
+
+    def _begin(self, trajectory: Trajectory) -> None:
+        key, own = trajectory.key, contextlib.ExitStack()
+        self._owned[key] = own
+        try:
+            own.enter_context(self._store.locked(trajectory))
+            self.ended[key] = self._store.mend(key)
+            levels = Levels(trajectory, self._dataset, self._store, self._device, self._stop)
+            own.callback(levels.watch.life.end)
+            if first := levels.first():
+                self._ready[key] = levels, first
+        except Exception as error:
+            self.ended[key] = error
+        if key not in self._ready:
+            self._let_go(key)
+
+    def _let_go(self, key: str) -> None:
+        self._owned.pop(key).close()
 
 
 class _Pack:
@@ -146,7 +192,17 @@ class _Pack:
         return self._made[1:]
 
     def run_level(self, groups: Sequence[Sequence[Ready]]) -> dict[str, Checkpoint | Exception | None]:
-        """Train a level of all, and finish each; give the checkpoints of the next levels, or why one failed."""
+        """Train a level of all, and finish each; give the checkpoints of the next levels, or why one or all failed."""
+        try:
+            return self._run_level(groups)
+        except StoppedError:
+            raise
+        except Exception as error:
+            self._made = None
+            traceback.clear_frames(error.__traceback__)  # they hold the memory that others need
+            return {levels.trajectory.key: error for group in groups for levels, _ in group}
+
+    def _run_level(self, groups: Sequence[Sequence[Ready]]) -> dict[str, Checkpoint | Exception | None]:
         members = [member for group in groups for member in group]
         for levels, begun in members:
             levels.begin(begun, share=1 / len(members))
@@ -172,7 +228,8 @@ class _Pack:
                     levels.watch.stop_if_asked(step)
 
         state = train(steps, _examples(members, network), trajectory, begun.level, after_step=after_step, **schedule)
-        wrong = wrong_of(steps, self._dataset, evaluated_at_once(self._way)).tolist()
+        at_once = evaluated_at_once(self._way)
+        wrong = wrong_of(steps, self._dataset, at_once, lambda: after_step(first.steps, state)).tolist()
         network.give_back()
         states = network.members_of(state)
         computed_by = f"{self._kernels(first)} stack of {self._way.pack}"

@@ -13,6 +13,7 @@ from scipy import stats
 
 from imp_runs.config import Protocol, Sweep, Trajectory
 from imp_runs.engines import run_here
+from imp_runs.errors import ImpRunsError
 from imp_runs.store import Store
 from imp_runs.sweep import raise_failures
 from imp_runs.table import make_table
@@ -60,6 +61,9 @@ def settle(
         error of the first three rounds of pruning lies above that of the unpruned network) with its standard error
         `pruned_se`, pooled over networks, and `settled`: the longer training moves the error by no more than seeds
         spread, and pruning does not lower it, by a t-test at 1 %.
+
+    Raises:
+        ImpRunsError: The sweep has several families or datasets, the dataset is missing, or a training failed.
     """
     protocol = dataclasses.replace(sweep.protocol, levels=ROUNDS)
     longer = dataclasses.replace(protocol, epochs=-(-3 * protocol.epochs // 2), levels=0)
@@ -104,14 +108,30 @@ def _change_when_pruned(runs: pd.DataFrame) -> pd.Series:
 
 
 def _networks(sweep: Sweep, protocol: Protocol) -> tuple[Trajectory, ...]:
-    """List the replicates of the corners of the grid and of its middle."""
+    """List the replicates of the corners of the grid and of its middle.
+
+    Raises:
+        ImpRunsError: The sweep has several families or datasets.
+    """
+    kinds = sorted({f"{t.family} on {t.dataset}, pool {t.pool}" for t in sweep.trajectories})
+    if len(kinds) > 1:
+        raise ImpRunsError(
+            f"{sweep.name}: settle looks at one grid in depth and width, and this sweep has several "
+            f"({'; '.join(kinds)}); give it a file with the grids of one of them."
+        )
     size = min(t.dataset_size for t in sweep.trajectories)
     depths, widths = (sorted({getattr(t, axis) for t in sweep.trajectories}) for axis in ("depth", "width"))
     corners = set(itertools.product((depths[0], depths[-1]), (widths[0], widths[-1])))
     chosen = corners | {(depths[len(depths) // 2], widths[len(widths) // 2])}
     return tuple(
         dataclasses.replace(
-            sweep.trajectories[0], depth=depth, width=width, dataset_size=size, replicate=replicate, protocol=protocol
+            sweep.trajectories[0],
+            depth=depth,
+            width=width,
+            dataset_size=size,
+            replicate=replicate,
+            protocol=protocol,
+            levels=None,
         )
         for (depth, width), replicate in itertools.product(sorted(chosen), range(REPLICATES))
     )

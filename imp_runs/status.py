@@ -30,8 +30,8 @@ class Status:
         diverged: Those done ones that ended early because the loss was no longer finite.
         records: Levels recorded.
         levels: Levels that all trajectories together have, those that ended early counted as far as they got.
-        seconds: Time that the rest will take at the present number of running ones (at least one); none while
-            nothing is known of any run's time.
+        seconds: Time that the rest will take with as many processes as run trajectories at present (at least one); none
+            while nothing is known of any run's time.
     """
 
     done: tuple[str, ...]
@@ -81,8 +81,9 @@ def status_of(store: Store | str | Path) -> Status:
         store: The store, its folder or its URL.
 
     Returns:
-        Its status. The time left is the mean time of finished trajectories of the same network and dataset size, or
-        where there is none, of all, scaled by examples, depth and width.
+        Its status. The time left is, for every level that is still to be run, the mean time of the recorded levels of
+        the same network and dataset size, or where there are none, of all, scaled by examples, depth and width. A
+        network whose runs ended before their last level is expected to end there again.
 
     Raises:
         ImpRunsError: The folder is no store, or the description of a trajectory in it is damaged.
@@ -92,7 +93,8 @@ def status_of(store: Store | str | Path) -> Status:
     wanted |= {key: store.trajectory(key) for key in contents.keys() - wanted.keys() if "config.json" in contents[key]}
     ended, failed = _ended(store, contents)
     running: dict[Trajectory, dict[str, Any]] = {}
-    waiting, now, seconds = [], time.time(), _seconds(store, contents, wanted, ended)
+    waiting, now, seconds = [], time.time(), _seconds_per_level(store, contents, wanted, ended)
+    lengths = _levels_there_are(wanted, ended)
     levels = records = 0
     left: float | None = 0.0
     for key, trajectory in wanted.items():
@@ -101,13 +103,14 @@ def status_of(store: Store | str | Path) -> Status:
             continue
         recorded = sum(name.startswith("level-") and name.endswith(".json") for name in contents.get(key, ()))
         records, levels = records + recorded, levels + trajectory.last_level + 1
-        share = 1 - recorded / (trajectory.last_level + 1)
-        left = None if left is None or not seconds else left + share * seconds[trajectory]
+        still = max(lengths.get(_network(trajectory), trajectory.last_level + 1) - recorded, 1)
+        left = None if left is None or not seconds else left + still * seconds[trajectory]
         life = read_life(store.folder(key) / "running.json") if "running.json" in contents.get(key, ()) else None
         if life and now - float(life.get("updated", 0)) < STALE:
             running[trajectory] = life
         elif key not in failed:
             waiting.append(trajectory)
+    processes = {(life.get("host"), life.get("process")) for life in running.values()}
     return Status(
         tuple(sorted(ended)),
         running,
@@ -116,7 +119,7 @@ def status_of(store: Store | str | Path) -> Status:
         tuple(wanted[key] for key, done in ended.items() if done["status"] == "diverged" and key in wanted),
         records,
         levels,
-        None if left is None else left / max(len(running), 1),
+        None if left is None else left / max(len(processes), 1),
     )
 
 
@@ -151,30 +154,40 @@ def _ended(store: Store, contents: dict[str, set[str]]) -> tuple[dict[str, dict[
     return ended, failed
 
 
-def _seconds(
+def _seconds_per_level(
     store: Store, contents: dict[str, set[str]], wanted: dict[str, Trajectory], ended: dict[str, dict[str, Any]]
 ) -> dict[Trajectory, float]:
-    """Say how long whole trajectories take, from those that have ended, or else from the levels recorded."""
-    known = [(wanted[key], done["seconds"]) for key, done in ended.items() if "seconds" in done and key in wanted]
-    if not known:
-        for key in contents.keys() & wanted.keys() - ended.keys():
-            times: list[float] = []
-            with contextlib.suppress(DamagedError):
-                times = [record.get("seconds", 0.0) for record in store.records(key)]
-            if times:
-                known.append((wanted[key], sum(times) / len(times) * (wanted[key].last_level + 1)))
+    """Say how long a level of every trajectory takes, from the levels recorded."""
+    known = [
+        (wanted[key], done["levels"] + 1, done["seconds"])
+        for key, done in ended.items()
+        if "seconds" in done and key in wanted
+    ]
+    for key in contents.keys() & wanted.keys() - ended.keys():
+        times: list[float] = []
+        with contextlib.suppress(DamagedError):
+            times = [record.get("seconds", 0.0) for record in store.records(key)]
+        if times:
+            known.append((wanted[key], len(times), sum(times)))
     if not known:
         return {}
-    same: dict[tuple[Any, ...], list[float]] = {}
-    for trajectory, taken in known:
-        same.setdefault(_network(trajectory), []).append(taken)
-    rate = sum(taken for _, taken in known) / sum(_size(trajectory) for trajectory, _ in known)
-    means = {network: sum(times) / len(times) for network, times in same.items()}
+    same: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+    for trajectory, levels, taken in known:
+        same.setdefault(_network(trajectory), []).append((levels, taken))
+    rate = sum(taken for *_, taken in known) / sum(levels * _size(trajectory) for trajectory, levels, _ in known)
+    means = {network: sum(taken for _, taken in own) / sum(n for n, _ in own) for network, own in same.items()}
     return {t: means.get(_network(t), rate * _size(t)) for t in wanted.values()}
 
 
+def _levels_there_are(wanted: dict[str, Trajectory], ended: dict[str, dict[str, Any]]) -> dict[tuple[Any, ...], int]:
+    """Say by network after how many levels nothing was left to prune, where that has been seen."""
+    exhausted = [key for key, done in ended.items() if done["status"] == "exhausted" and key in wanted]
+    return {_network(wanted[key]): ended[key]["levels"] + 1 for key in exhausted}
+
+
 def _network(trajectory: Trajectory) -> tuple[Any, ...]:
-    return trajectory.family, trajectory.dataset, trajectory.depth, trajectory.width, trajectory.dataset_size
+    t = trajectory
+    return t.family, t.dataset, t.pool, t.depth, t.width, t.dataset_size
 
 
 def _size(trajectory: Trajectory) -> int:

@@ -235,15 +235,22 @@ def name_kernels(steps: str, trajectory: Trajectory, dataset: Source, device: to
     return f"{torch.backends.cpu.get_cpu_capability()} {library}{together}"
 
 
-def wrong_of(steps: Steps, dataset: Source, batch: int = EVALUATION_BATCH) -> torch.Tensor:
+def wrong_of(
+    steps: Steps, dataset: Source, batch: int = EVALUATION_BATCH, between: Callable[[], None] = lambda: None
+) -> torch.Tensor:
     """Count the test images that a network gets wrong (top-1), `[]`, or those of several, `[places]`.
 
-    Evaluated with the running batch-norm statistics, on this process's share of the images.
+    Evaluated with the running batch-norm statistics, on this process's share of the images; `between` is called between
+    two batches.
     """
-    batches = dataset.test_batches(batch)
-    return torch.stack([(steps.logits(images).argmax(-1) != labels).sum(-1) for images, labels in batches]).sum(0)
+    wrong = []
+    for images, labels in dataset.test_batches(batch):
+        if wrong:
+            between()
+        wrong.append((steps.logits(images).argmax(-1) != labels).sum(-1))
+    return torch.stack(wrong).sum(0)
 
 
-def count_wrong(steps: Steps, dataset: Source) -> int:
+def count_wrong(steps: Steps, dataset: Source, between: Callable[[], None] = lambda: None) -> int:
     """Count the test images that the network gets wrong, on all processes that train it."""
-    return total(int(wrong_of(steps, dataset)), steps.network.values.device)
+    return total(int(wrong_of(steps, dataset, between=between)), steps.network.values.device)

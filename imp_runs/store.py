@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ from imp_runs.files import (
     read_sealed,
     sealed,
     sealed_lines,
+    set_aside_damaged,
     write_durably,
 )
 from imp_runs.life import Life, alive
@@ -136,16 +138,25 @@ class Store:
                 write_durably(marker, content)
 
     def _check(self, marker: Path, protocol: Protocol | None) -> None:
-        content = read_sealed(marker, strict=False)
-        self.format = content.get("format")
-        if self.format not in (FIRST, FORMAT):
+        try:
+            content = read_sealed(marker, strict=False)
+            self.format = content.get("format")
+            if self.format == FORMAT:
+                check_seal(marker, marker.read_bytes())
+        except DamagedError:
+            raise DamagedError(
+                marker,
+                f"{marker}: damaged, it does not match its checksum. Move it away and run the sweep that began this "
+                "store again: it is written anew, and no record is lost.",
+            ) from None
+        self._protocol = content.get("protocol", {})
+        later = self._protocol.keys() - {field.name for field in dataclasses.fields(Protocol)}
+        if self.format not in (FIRST, FORMAT) or later:
+            what = f"a protocol with {', '.join(sorted(later))}" if later else f"format {self.format!r}"
             raise ImpRunsError(
-                f"{marker}: format {self.format!r}, this version reads {FIRST} and {FORMAT}; "
+                f"{marker}: {what}, this version reads formats {FIRST} and {FORMAT} and its own protocols; "
                 "use the version of imp_runs that wrote it, or another --store."
             )
-        if self.format != FIRST:
-            check_seal(marker, marker.read_bytes())
-        self._protocol = content.get("protocol", {})
         if protocol is None or content.get("protocol_hash") == protocol_hash(protocol):
             return
         wanted = json.loads(json.dumps(dataclasses.asdict(protocol)))
@@ -165,15 +176,19 @@ class Store:
     # --- what is wanted -----------------------------------------------------------------------------------------------
 
     def add_sweep(self, sweep: Sweep) -> str:
-        """Write down what a sweep wants, so that `status` and every worker know it; give the name of the entry."""
+        """Write down what a sweep wants, so that `status` and every worker know it; give the name of the entry.
+
+        Entries that are damaged, of this sweep or another, are set aside.
+        """
         rows = []
         for trajectory in sweep.trajectories:
             rows.append({"key": trajectory.key, **trajectory.described})
         name = digest([sweep.name, rows])
         path, content = self.path / "sweeps" / f"{name}.json", sealed({"name": sweep.name, "trajectories": rows})
         with self._alone():
+            path.parent.mkdir(exist_ok=True)
+            set_aside_damaged(path.parent.glob("*.json"))
             if not path.exists():
-                path.parent.mkdir(exist_ok=True)
                 write_durably(path, content)
         return name
 
@@ -296,7 +311,7 @@ class Store:
         if self.format != FIRST:
             for path in folder.glob("level-*.json"):
                 path.unlink(missing_ok=True)
-        self._drop_checkpoints(key, below=None)
+        self._drop(key, below=(math.inf, 0))
 
     def mark_failed(self, key: str, reason: str, details: str = "") -> Path:
         """Write down why a trajectory failed; give the file that says so."""
@@ -356,9 +371,13 @@ class Store:
         new = json.loads(json.dumps(record))
         differing = sorted(k for k in old.keys() | new.keys() if k not in VOLATILE and old.get(k) != new.get(k))
         if differing:
+            said = ", ".join(
+                f"{k} ({new.get(k)!r}, not {old.get(k)!r})" if k in ("kernels", "device") else k for k in differing
+            )
             raise ImpRunsError(
-                f"{path}: recomputing this level gave another {', '.join(differing)} (another machine or version?). "
-                f"Records are immutable: finish the trajectory where it began, or move {path.parent} away."
+                f"{path}: recomputing this level gave another {said} (another machine or version, or another --pack, "
+                "--streams or --kernels?). Records are immutable: finish the trajectory as it began, or move "
+                f"{path.parent} away."
             )
 
     def records(self, key: str) -> list[dict[str, Any]]:
@@ -370,6 +389,11 @@ class Store:
             except FileNotFoundError:  # its writer has just put them into one file
                 pass
         return lines_of(packed, packed.read_bytes())
+
+    def last_record(self, key: str) -> dict[str, Any] | None:
+        """Give the record of the highest level, if those of all levels before it are there."""
+        records = self.records(key)
+        return records[-1] if records and len(records) == records[-1]["level"] + 1 else None
 
     def all_records(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Read the records of all trajectories, one after the other."""
@@ -392,8 +416,14 @@ class Store:
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def write_checkpoint(self, key: str, checkpoint: Checkpoint) -> None:
-        """Write what the next level starts from, tensors first, the checksum that makes it count second."""
+    def write_checkpoint(self, key: str, checkpoint: Checkpoint, *, pending: bool = False) -> None:
+        """Write what a level starts from, or goes on from, tensors first, the checksum that makes it count second.
+
+        Args:
+            key: The trajectory.
+            checkpoint: What takes the place of those of levels below, and of earlier ones inside its own.
+            pending: Keep those of levels below: their records are still to be written.
+        """
         import safetensors.torch
 
         inside = checkpoint.inside
@@ -410,16 +440,23 @@ class Store:
             summary |= {"step": inside.step, "seconds": inside.seconds}
         write_durably(path.with_name(f"{path.name}.json"), sealed(summary))
         if inside:  # what the level started from stays: should this one be damaged, a level is lost, no more
-            self._drop_checkpoints(key, below=_position(path.name), above=(checkpoint.level, 0))
-        self._drop_checkpoints(key, below=(checkpoint.level, 0))
+            self._drop(key, above=(checkpoint.level, 0), below=_position(path.name))
+        if not pending:
+            self.drop_checkpoints(key, below=checkpoint.level)
 
-    def read_checkpoint(self, key: str) -> Checkpoint | None:
+    def read_checkpoint(self, key: str, *, recorded: bool = False) -> Checkpoint | None:
         """Read the newest checkpoint of a trajectory, or nothing if it has none.
+
+        Args:
+            key: The trajectory.
+            recorded: Take the newest of those of which all levels before them are recorded.
 
         Raises:
             DamagedError: The checkpoint does not match its checksum or its name.
         """
         summaries = sorted(self.folder(key).glob("checkpoint-*.json"), key=lambda path: _position(path.name))
+        if recorded:
+            summaries = [path for path in summaries if self.has_records(key, below=_position(path.name)[0])]
         if not summaries:
             return None
         summary, tensors = self._checked(summaries[-1])
@@ -456,7 +493,11 @@ class Store:
             )
         return summary, tensors
 
-    def _drop_checkpoints(self, key: str, *, below: tuple[int, int] | None, above: tuple[int, int] = (-1, 0)) -> None:
+    def drop_checkpoints(self, key: str, *, below: int) -> None:
+        """Drop the checkpoints of levels below one, once these are recorded."""
+        self._drop(key, below=(below, 0))
+
+    def _drop(self, key: str, *, below: tuple[float, int], above: tuple[int, int] = (-1, 0)) -> None:
         for path in self.folder(key).glob("checkpoint-*"):
-            if not path.name.endswith(".damaged") and (below is None or above < _position(path.name) < below):
+            if not path.name.endswith(".damaged") and above < _position(path.name) < below:
                 path.unlink(missing_ok=True)

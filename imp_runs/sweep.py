@@ -75,17 +75,21 @@ def run_sweep(
         What was done or submitted.
 
     Raises:
-        ImpRunsError: The store holds another protocol, the dataset is missing, or trajectories failed (all are named;
-            the others have run).
+        ImpRunsError: The store holds another protocol, the dataset is missing, an argument is not for the engine, or
+            trajectories failed (all are named; the others have run).
     """
+    _check_engine(engine, address=address, gpus=gpus, options=options)
     if started_together():
+        if engine != "local" or pack or streams:
+            raise ImpRunsError(
+                "torchrun's processes train every network together: leave out --engine, --pack and --streams, or "
+                "torchrun."
+            )
         count = run_together(sweep, store, data_dir=data_dir, device=device, kernels=kernels)
         return Submission(len(sweep.trajectories), count)
-    if engine not in ENGINES:
-        raise ImpRunsError(f"engine {engine!r} must be one of {', '.join(ENGINES)}.")
     if str(store).startswith("memory:"):
         raise ImpRunsError(f"{store}: memory is seen by one process only; give a folder or the URL of an object store.")
-    device, kernels = "cuda" if gpus and device is None else checked_device(device), checked_kernels(kernels)
+    device, kernels = "cuda" if gpus and device in (None, "cuda") else checked_device(device), checked_kernels(kernels)
     opened = Store(store, sweep.protocol)
     missing = [(trajectory, opened) for trajectory in sweep.trajectories if not opened.is_whole(trajectory.key)]
     check_sizes(trajectory for trajectory, _ in missing)
@@ -111,6 +115,17 @@ def run_sweep(
         outcomes = run_on_ray(missing, sweep.name, settings, address=address, **shared)
     raise_failures(missing, outcomes)
     return Submission(len(sweep.trajectories), len(missing), tuple(said for o in outcomes for said in o.mended))
+
+
+def _check_engine(engine: str, **given: Any) -> None:
+    """Raise an `ImpRunsError` for an engine that is none, or for what it would not look at."""
+    if engine not in ENGINES:
+        raise ImpRunsError(f"engine {engine!r} must be one of {', '.join(ENGINES)}.")
+    of = {"address": ("ray",), "gpus": ("ray", "slurm"), "options": ("ray", "slurm")}
+    for name, value in given.items():
+        if value and engine not in of[name]:
+            allowed = " or ".join(of[name])
+            raise ImpRunsError(f"{name} = {value!r} is for engine {allowed}, not {engine}: give --engine too.")
 
 
 def raise_failures(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imp_runs.errors import ImpRunsError
+from imp_runs.files import check_output
 from imp_runs.store import Store
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ COLUMNS = (
     "error", "n_wrong", "n_test", "epochs", "steps", "status", "protocol", "protocol_hash", "precision", "device",
     "kernels", "versions", "seconds",
 )  # fmt: skip
+#: Of the files it can be written to.
+ENDINGS = (".parquet", ".csv")
 #: Rows that become a part of the table at once; lists of Python objects take far more memory than a table.
 _TOGETHER = 10_000
 _ORDER = ["family", "dataset", "depth", "width", "dataset_size", "replicate", "level"]
@@ -59,11 +62,12 @@ def make_table(store: Store | str | Path) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a run table to Parquet or, by its ending, CSV; whole or not at all."""
-    path = Path(path)
-    if path.suffix not in {".parquet", ".csv"}:
-        raise ImpRunsError(f"{path}: the table can be written as .parquet or .csv; change the ending.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a run table to Parquet or, by its ending, CSV; whole or not at all.
+
+    Raises:
+        ImpRunsError: It cannot be written there.
+    """
+    path = check_output(path, "table", ENDINGS)
     temporary = path.with_name(f".{path.name}.tmp")
     if path.suffix == ".parquet":
         table.to_parquet(temporary, index=False)

@@ -42,8 +42,11 @@ class Follower(Store):
     def write_record(self, key: str, level: int, record: dict[str, Any]) -> None:
         """Leave records to the first process."""
 
-    def write_checkpoint(self, key: str, checkpoint: Checkpoint) -> None:
+    def write_checkpoint(self, key: str, checkpoint: Checkpoint, *, pending: bool = False) -> None:
         """Leave checkpoints to the first process."""
+
+    def drop_checkpoints(self, key: str, *, below: int) -> None:
+        """Leave them to the first process."""
 
     def mark_done(self, key: str, *, levels: int, status: str) -> None:
         """Leave the end to the first process."""

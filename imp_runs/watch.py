@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imp_runs.errors import ImpRunsError
+from imp_runs.files import check_output
 from imp_runs.status import status_of
 from imp_runs.store import Store
 from imp_runs.table import make_table
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Panels of a figure at most; those with the largest networks and most data are left out.
 PANELS = 12
-_ENDINGS = {".png", ".pdf", ".svg"}
+ENDINGS = (".pdf", ".png", ".svg")
 
 
 def plot_measured(table: pd.DataFrame, title: str = "") -> Figure:
@@ -68,12 +68,9 @@ def save_whole(figure: Figure, path: str | Path) -> Path:
     """Write a figure so that who looks at it while it is refreshed sees all of it.
 
     Raises:
-        ImpRunsError: The ending is none of .png, .pdf, .svg.
+        ImpRunsError: It cannot be written there.
     """
-    path = Path(path)
-    if path.suffix not in _ENDINGS:
-        raise ImpRunsError(f"{path}: a figure can be written as {', '.join(sorted(_ENDINGS))}; change the ending.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = check_output(path, "figure", ENDINGS)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)
@@ -100,8 +97,9 @@ def watch(
         say: Takes the status, each time.
 
     Raises:
-        ImpRunsError: The folder is no store, or a file in it is damaged.
+        ImpRunsError: The folder is no store, a file in it is damaged, or the figure cannot be written there.
     """
+    check_output(output, "figure", ENDINGS)
     opened = Store(store)
     while True:
         status, table = status_of(opened), make_table(opened)

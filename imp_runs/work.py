@@ -116,9 +116,14 @@ def _outcome(trajectory: Trajectory, store: str | Path, ended: Sequence[str] | E
 
 
 def fail(trajectory: Trajectory, store: str | Path, reason: str, details: str = "") -> Outcome:
-    """Write down that a trajectory failed, where the store can still be written, and say which file to open."""
+    """Write down that a trajectory failed, where the store can still be written, and say which file to open.
+
+    One that had ended before is done, whatever happened to those that were run with it.
+    """
     with contextlib.suppress(OSError, ImpRunsError):
         opened = Store(store, trajectory.protocol)
+        if opened.is_whole(trajectory.key):
+            return Outcome(trajectory.key, "done")
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         path = opened.mark_failed(trajectory.key, reason, f"{when}\n{trajectory}\n{details}")
         reason = f"{reason} (open {path})"

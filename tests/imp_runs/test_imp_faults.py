@@ -101,7 +101,8 @@ def test_a_damaged_checkpoint_inside_a_level_costs_that_level_only(toy, digits, 
     assert records_of(store, trajectory) == records_of(whole, trajectory)
 
 
-def test_sigterm_writes_checkpoints_inside_the_level_within_ten_seconds(tmp_path):
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
+def test_sigterm_writes_checkpoints_inside_the_level_within_ten_seconds(tmp_path, asked):
     file, store = tmp_path / "long.toml", tmp_path / "store"
     text = """
 name = "long"
@@ -125,10 +126,10 @@ levels = 0
         time.sleep(0.05)
     time.sleep(3.0)
     sent = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(asked)
     code, output, error = finish(process)
     assert time.monotonic() - sent < GRACE
-    assert (code, output, error) == (128 + signal.SIGTERM, "", "stopped; the same command goes on where it was\n")
+    assert (code, output, error) == (128 + asked, "", "stopped; the same command goes on where it was\n")
     (key,) = Store(store).keys()
     checkpoint = Store(store).read_checkpoint(key)
     assert checkpoint is not None
@@ -446,3 +447,21 @@ def test_ten_thousand_trajectories_are_planned_in_seconds(whole, tmp_path):
     taken = time.process_time() - cpu
     assert len(missing) == len(status.waiting) == 10_000
     assert taken < 10, taken
+
+
+def test_a_run_stopped_between_test_batches_has_only_the_test_left(toy, digits, tmp_path):
+    """Testing takes long where test sets and networks are large; here two batches of a doubled test set."""
+    images, labels = (torch.cat([part, part]) for part in (digits.test_images, digits.test_labels))
+    larger = dataclasses.replace(digits, test_images=images, test_labels=labels)
+    trajectory = toy(dataset_size=60)
+    whole, stopped = (Store(tmp_path / name, trajectory.protocol) for name in ("whole", "stopped"))
+    run_trajectory(trajectory, larger, whole)
+    steps, asked = trajectory.protocol.steps(60), iter(range(10**6))
+    with pytest.raises(StoppedError, match=f"stopped at step {steps} of level 0"):
+        run_trajectory(trajectory, larger, stopped, stop=lambda: next(asked) == steps)
+    checkpoint = stopped.read_checkpoint(trajectory.key)
+    assert checkpoint is not None
+    assert checkpoint.inside is not None
+    assert (checkpoint.level, checkpoint.inside.step) == (0, steps)
+    run_trajectory(trajectory, larger, stopped)
+    assert records_of(stopped, trajectory) == records_of(whole, trajectory)

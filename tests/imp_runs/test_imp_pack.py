@@ -23,7 +23,7 @@ from imp_runs.store import Store
 from imp_runs.sweep import run_sweep
 from imp_runs.table import make_table
 from imp_runs.train import subset
-from imp_runs.work import Settings
+from imp_runs.work import Settings, fail
 
 CPU = torch.device("cpu")
 #: Relative, in double precision: sums run in another order.
@@ -307,3 +307,80 @@ def test_a_sweep_in_packs_is_the_sweep(whole, tmp_path):
     same = ["trajectory", "level", "kept", "density", "n_test", "steps", "status"]
     pd.testing.assert_frame_equal(table[same], whole.table[same], check_exact=True)
     assert (table["n_wrong"] == whole.table["n_wrong"]).mean() > 0.5
+
+
+def test_what_fails_in_a_pack_takes_nothing_else_with_it(toy, digits, tmp_path):
+    """One cannot begin, and a level of two ends for want of memory: they say so, and the others are done."""
+    trajectories = [toy(replicate=replicate) for replicate in range(6)]
+    store = Store(tmp_path, trajectories[0].protocol)
+    store.folder(trajectories[1].key).write_text("a file is in the way of its folder")
+    steps = trajectories[0].protocol.steps(40)
+    asked = iter(range(10**6))
+
+    def stop() -> bool:
+        if next(asked) == 2 * steps - 1:  # in the first level, the last of two that are trained together
+            raise MemoryError("no room")
+        return False
+
+    ended = run_pack(trajectories, digits, store, Way(2), stop=stop)
+    assert [type(ended[t.key]) for t in trajectories] == [MemoryError, FileExistsError, MemoryError, list, list, list]
+    assert [store.path.joinpath("trajectories", t.key, "done.json").exists() for t in trajectories] == [False] * 3 + [
+        True
+    ] * 3
+    store.folder(trajectories[1].key).unlink()
+    assert run_pack(trajectories, digits, store, Way(2)) == {t.key: [] for t in trajectories}
+    assert all(store.is_whole(t.key) for t in trajectories)
+
+
+def test_no_more_is_held_than_twice_what_is_trained_at_once(toy, digits, tmp_path):
+    trajectories = [toy(replicate=replicate) for replicate in range(7)]
+    store, held = Store(tmp_path, trajectories[0].protocol), []
+
+    def look() -> bool:
+        held.append(sum(not store.is_done(key) for key in store.keys()))
+        return False
+
+    run_pack(trajectories, digits, store, Way(1, 2), stop=look)
+    assert max(held) == 4
+    assert all(store.is_whole(t.key) for t in trajectories)
+
+
+def test_what_ended_before_is_done_though_its_share_failed(toy, digits, tmp_path):
+    """A process that dies after some of a pack have ended, or a dataset that vanishes, does not undo these."""
+    over, begun = toy(), toy(replicate=1)
+    run_trajectory(over, digits, Store(tmp_path, over.protocol))
+    outcomes = [fail(trajectory, tmp_path, "its process died") for trajectory in (over, begun)]
+    assert [outcome.state for outcome in outcomes] == ["done", "failed"]
+    assert not (Store(tmp_path).folder(over.key) / "failed.json").exists()
+
+
+@pytest.mark.parametrize("dies", ["before the record", "after the record", "after the last record"])
+def test_a_pack_that_was_killed_at_the_end_of_a_level_goes_on_one_by_one(toy, digits, tmp_path, dies):
+    """What has a record is not computed again, which by other kernels would give another one."""
+
+    class Dying(Store):
+        def write_record(self, key, level, record):
+            if level == 1 and dies == "before the record":
+                raise KeyboardInterrupt
+            super().write_record(key, level, record)
+
+        def drop_checkpoints(self, key, *, below):
+            if below == 2 and dies == "after the record":
+                raise KeyboardInterrupt
+            super().drop_checkpoints(key, below=below)
+
+        def mark_done(self, key, *, levels, status):
+            raise KeyboardInterrupt
+
+    trajectory = toy("cifar_resnet", levels=3)
+    both = [trajectory, toy("cifar_resnet", levels=3, replicate=1)]
+    with pytest.raises(KeyboardInterrupt):
+        run_pack(both, digits, Dying(tmp_path, trajectory.protocol), Way(2))
+    store = Store(tmp_path)
+    recorded = store.records(trajectory.key)
+    assert len(recorded) == {"before the record": 1, "after the record": 2, "after the last record": 4}[dies]
+    run_trajectory(trajectory, digits, store, kernels="torch")
+    assert store.records(trajectory.key)[: len(recorded)] == recorded
+    stacked = [record["kernels"].endswith("stack of 2") for record in store.records(trajectory.key)]
+    assert stacked == [level < len(recorded) for level in range(4)]
+    assert store.is_whole(trajectory.key)

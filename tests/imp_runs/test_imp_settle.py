@@ -1,10 +1,14 @@
 """Is the training long enough: the networks that are trained, their numbers, and a verdict that goes both ways."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from imp_runs.config import Sweep
+from imp_runs.engines import run_here
+from imp_runs.errors import ImpRunsError
 from imp_runs.settle import REPLICATES, ROUNDS, compare_trainings, settle
 from imp_runs.sweep import run_sweep
 from imp_runs.table import make_table
@@ -71,3 +75,22 @@ def test_networks_that_gain_when_pruned_are_not_settled_however_far_seeds_spread
     assert table["moved"].item() == 0
     assert table["pruned"].item() == pytest.approx(np.log(factor), abs=0.1)
     assert table["settled"].item() == settled
+
+
+def test_grids_with_levels_of_their_own_are_pruned_as_far_as_is_judged(toy, monkeypatch) -> None:
+    begun = tuple(dataclasses.replace(toy(width=width), levels=9) for width in (2, 3))
+    trained: list[int] = []
+
+    def note(work, *arguments, **settings):
+        trained.extend(trajectory.last_level for trajectory, _ in work)
+        return run_here(work, *arguments, **settings)
+
+    monkeypatch.setattr("imp_runs.settle.run_here", note)
+    settle(Sweep("begun", begun, begun[0].protocol), workers=1, device="cpu")
+    assert set(trained) == {0, ROUNDS}
+
+
+def test_a_sweep_of_several_families_is_refused(toy) -> None:
+    mixed = toy(), toy("cifar_resnet")
+    with pytest.raises(ImpRunsError, match=r"several \(cifar_resnet on digits, pool 1; mlp on digits, pool 1\)"):
+        settle(Sweep("mixed", mixed, mixed[0].protocol), workers=1, device="cpu")

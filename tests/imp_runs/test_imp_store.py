@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from imp_runs.config import Sweep
-from imp_runs.errors import BusyError, DamagedError, ImpRunsError
+from imp_runs.errors import BusyError, DamagedError, ImpRunsError, StoppedError
 from imp_runs.files import check_seal, read_sealed, sealed, sealed_lines, write_durably
 from imp_runs.imp import run_trajectory
 from imp_runs.status import status_of
@@ -510,3 +511,77 @@ def test_two_runs_of_an_object_store_see_each_other_by_their_signs_of_life(toy, 
     assert len(seen) == 1
     run_trajectory(trajectory, digits, store)
     assert store.is_done(trajectory.key)
+
+
+# --- what a store says of itself --------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_above_a_lost_record_is_used_once_that_is_there_again(toy, digits, tmp_path):
+    """However often the run is stopped on its way back: it goes on, it does not begin again each time."""
+    trajectory, finished = toy(levels=4), []
+
+    def interrupt(levels):
+        finished.append(levels)
+        if len(finished) == 4:
+            raise Interrupted
+
+    whole, store = (Store(tmp_path / name, trajectory.protocol) for name in ("whole", "store"))
+    run_trajectory(trajectory, digits, whole)
+    with pytest.raises(Interrupted):
+        run_trajectory(trajectory, digits, store, progress=interrupt)
+    assert store.read_checkpoint(trajectory.key).level == 4
+    path = store.folder(trajectory.key) / "level-001.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    steps, starts = trajectory.protocol.steps(40), 0
+    while not store.is_done(trajectory.key):
+        asked = iter(range(10**6))
+        with contextlib.suppress(StoppedError):
+            run_trajectory(trajectory, digits, store, stop=lambda asked=asked: next(asked) == steps // 2)
+        starts += 1
+        assert starts <= 2 * 5
+    assert without_seconds(store, trajectory.key) == without_seconds(whole, trajectory.key)
+
+
+def test_a_damaged_entry_of_a_sweep_is_written_again_and_a_damaged_marker_says_how(toy, tmp_path):
+    trajectory = toy()
+    sweep, store = Sweep("toy", (trajectory,), trajectory.protocol), Store(tmp_path, trajectory.protocol)
+    entry = tmp_path / "sweeps" / f"{store.add_sweep(sweep)}.json"
+    entry.write_bytes(entry.read_bytes()[:-20])
+    with pytest.raises(DamagedError, match="Run the sweep again"):
+        status_of(tmp_path)
+    store.add_sweep(sweep)
+    assert status_of(tmp_path).waiting == (trajectory,)
+    assert entry.with_name(f"{entry.name}.damaged").exists()
+    marker = tmp_path / "store.json"
+    marker.write_bytes(marker.read_bytes().replace(b'"toy"', b'"joy"'))
+    with pytest.raises(DamagedError, match="Move it away and run the sweep that began this store"):
+        Store(tmp_path)
+    marker.unlink()
+    assert Store(tmp_path, trajectory.protocol).wanted() == {trajectory.key: trajectory}
+
+
+def test_a_protocol_of_a_later_version_is_refused(toy, tmp_path):
+    store = Store(tmp_path, toy().protocol)
+    content = read_sealed(store.path / "store.json")
+    content["protocol"]["mixup"] = 0.2
+    (store.path / "store.json").write_bytes(sealed(content))
+    with pytest.raises(ImpRunsError, match=r"a protocol with mixup.*use the version of imp_runs that wrote it"):
+        Store(tmp_path)
+
+
+def test_no_sign_of_life_is_written_through_a_link(toy, tmp_path):
+    outside, store = tmp_path / "outside.txt", Store(tmp_path / "store", toy().protocol)
+    outside.write_text("mine")
+    store.folder(KEY).mkdir()
+    (store.folder(KEY) / "running.json").symlink_to(outside)
+    store.life(KEY).show(level=1, step=1, steps=2)
+    assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("s4://bucket/runs", "this URL cannot be opened"), ("file://runs/a", r"a file on another host.*file:///FOLDER")],
+)
+def test_a_url_that_cannot_be_opened_is_said(url, words):
+    with pytest.raises(ImpRunsError, match=words):
+        Store(url)

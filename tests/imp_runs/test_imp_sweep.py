@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from imp_runs.config import Sweep, load_sweep
-from imp_runs.costs import Estimate, costs_of, estimate
+from imp_runs.costs import Estimate, bench, costs_of, estimate
 from imp_runs.errors import ImpRunsError
 from imp_runs.imp import run_trajectory
 from imp_runs.packing import ALONE, Way
@@ -149,3 +149,33 @@ def test_bench_compares_every_network_with_plain_pytorch(whole, capfd):
     # A toy MLP of two units: 64 inputs by 2, 2 by 10, six operations each; far from what a product of matrices reaches.
     assert table["gflops"][0] == pytest.approx(6 * 148 * table["examples_per_second"][0] / 1e9)
     assert table["of_peak"].between(0, 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"gpus": 1.0}, r"gpus = 1.0 is for engine ray or slurm, not local"),
+        ({"address": "auto", "engine": "slurm"}, r"address = 'auto' is for engine ray, not slurm"),
+        ({"options": {"partition": "gpu"}}, r"is for engine ray or slurm, not local: give --engine too"),
+    ],
+)
+def test_what_an_engine_would_not_look_at_is_refused(whole, tmp_path, asked, words):
+    with pytest.raises(ImpRunsError, match=words):
+        run_sweep(load_sweep(whole.file), tmp_path / "store", device="cpu", **asked)
+    assert not (tmp_path / "store").exists()
+
+
+def test_bench_takes_every_network_at_its_own_largest_size_whatever_its_first_replicate(toy, tmp_path):
+    trajectories = (
+        toy(width=2, dataset_size=40, replicate=3),
+        toy(width=2, dataset_size=20, replicate=3),
+        toy(width=3),
+    )
+    table = bench(Sweep("toy", trajectories, trajectories[0].protocol), device="cpu", packs=[1])
+    assert table[["width", "dataset_size"]].to_numpy().tolist() == [[2, 40], [3, 40]]
+
+
+def test_more_workers_than_trajectories_do_not_make_one_quicker(toy, tmp_path):
+    sweep = Sweep("toy", (toy(),), toy().protocol)
+    cost = estimate(sweep, device="cpu", workers=1000)
+    assert cost.seconds > 1e-4 * cost.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import pty
@@ -16,6 +17,7 @@ import time
 
 import pytest
 
+from imp_runs.config import Sweep
 from imp_runs.errors import ImpRunsError
 from imp_runs.life import Life, alive, read_life
 from imp_runs.status import status_of
@@ -106,3 +108,33 @@ def test_status_tells_running_waiting_and_interrupted_apart_and_estimates_the_re
     expected = same.drop([gone, running], errors="ignore").mean() + other.drop([gone, running], errors="ignore").mean()
     assert status.seconds == pytest.approx(expected)
     assert f"running: {wanted[running]}: level 1 of 2, on " in str(status)
+
+
+def test_the_time_left_counts_levels_and_processes(toy, tmp_path) -> None:
+    """Two short runs took 1 s a level, and one went no further than level 3; a long one is left, two run together."""
+    short, ended = dataclasses.replace(toy(width=3), levels=1), toy(width=5, levels=2)
+    long, again = dataclasses.replace(toy(width=3, replicate=1), levels=9), toy(width=5, levels=2, replicate=1)
+    store = Store(tmp_path, short.protocol)
+    store.add_sweep(Sweep("toy", (short, long, ended, again), short.protocol))
+    for trajectory, levels, status in ((short, 1, "trained"), (ended, 0, "exhausted")):
+        store.folder(trajectory.key).mkdir(parents=True)
+        for level in range(levels + 1):
+            store.write_record(trajectory.key, level, {"level": level, "status": status, "seconds": 1.0})
+        store.mark_done(trajectory.key, levels=levels, status=status)
+    assert status_of(store).seconds == pytest.approx(10 + 1)
+    for trajectory in (long, again):
+        store.folder(trajectory.key).mkdir(parents=True)
+        store.life(trajectory.key).show(level=0, step=1, steps=2)
+    assert status_of(store).seconds == pytest.approx(10 + 1)  # one process, whose time is both's
+    store.write_record(long.key, 0, {"level": 0, "status": "trained", "seconds": 4.0})
+    assert status_of(store).seconds == pytest.approx(9 * 6 / 3 + 1)
+
+
+def test_where_a_figure_cannot_go_is_said_before_anything_is_read(tmp_path) -> None:
+    with pytest.raises(ImpRunsError, match=r"a folder; name the file, for instance .*figure\.pdf"):
+        watch(tmp_path / "no store", output=tmp_path, once=True)
+    with pytest.raises(ImpRunsError, match=r"can be written as .pdf, .png, .svg"):
+        watch(tmp_path / "no store", output=tmp_path / "curves.txt", once=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ImpRunsError, match="cannot be written"):
+        watch(tmp_path / "no store", output=tmp_path / "file" / "curves.png", once=True)
