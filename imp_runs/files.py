@@ -120,7 +120,7 @@ def write_quickly(path: Path, content: bytes) -> None:
     if not on_disk(path):
         path.write_bytes(content)
         return
-    with open(path, "wb", opener=_no_link) as file:
+    with os.fdopen(_no_link(str(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
         file.write(content)
 
 

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from imp_runs.config import Sweep, Trajectory, check_sizes
 from imp_runs.errors import ImpRunsError
-from imp_runs.life import Life
+from imp_runs.life import Life, asked_to_stop, stopping_on_signals
 from imp_runs.store import Checkpoint, Store
 from imp_runs.workers import KERNELS, checked_device, checked_kernels, steady
 
 if TYPE_CHECKING:
     import torch
+
+
+#: Steps after which processes tell each other whether they were asked to stop: each waits for the others then.
+ASKED_EVERY = 10
 
 
 def started_together() -> bool:
@@ -75,6 +79,7 @@ def run_together(
     Raises:
         ImpRunsError: The store holds another protocol, the dataset is missing, or a trajectory failed; `torchrun` then
             ends all processes, and started again they go on at the level that was not finished.
+        StoppedError: A process was asked to stop (`imp_runs.life`); a checkpoint is written, from which all go on.
     """
     if checked_kernels(kernels) == "sparse":
         raise ImpRunsError("kernels 'sparse' are for one process alone; without --kernels PyTorch computes.")
@@ -87,7 +92,7 @@ def run_together(
     from imp_runs.workers import dataset_of
 
     where = _prepare(checked_device(device))
-    with group("nccl" if where.type == "cuda" else "gloo"):
+    with stopping_on_signals(), group("nccl" if where.type == "cuda" else "gloo"):
         opened = (Follower if distributed.get_rank() else Store)(store, sweep.protocol)
         missing = _agreed([t for t in sweep.trajectories if not opened.is_whole(t.key)])
         check_sizes(missing)
@@ -96,9 +101,26 @@ def run_together(
                 opened.mend(trajectory.key)
             distributed.all_reduce(torch.zeros(1, device=where))  # all go on from what is left then
             dataset = dataset_of(trajectory.dataset, trajectory.pool, data_dir)
-            run_trajectory(trajectory, dataset, opened, device=where, kernels="torch")
+            run_trajectory(trajectory, dataset, opened, device=where, kernels="torch", stop=_Wish(where))
             distributed.all_reduce(torch.zeros(1, device=where))  # nobody goes on before the first has written all
         return len(missing)
+
+
+class _Wish:
+    """Ask every few times whether any of the processes was asked to stop, so that all of them end at the same step.
+
+    Args:
+        device: Where the processes talk to each other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._calls = device, 0
+
+    def __call__(self) -> bool:
+        from imp_runs.distributed import total
+
+        self._calls += 1
+        return self._calls % ASKED_EVERY == 0 and total(int(asked_to_stop()), self._device) > 0
 
 
 def _prepare(device: str) -> torch.device:

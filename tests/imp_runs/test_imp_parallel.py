@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -40,11 +42,19 @@ levels = 1
 """
 
 
-def together(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
+def start(*arguments: str, processes: int = 2) -> subprocess.Popen:
     """Start processes with `torchrun`, one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "IMP_RUNS_READERS": "0"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, *arguments], text=True, env=environment, **pipes)
+
+
+def together(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
+    """Start processes, and wait for their end."""
+    running = start(*arguments, processes=processes)
+    output, error = running.communicate()
+    return subprocess.CompletedProcess(running.args, running.returncode, output, error)
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -101,6 +111,53 @@ def test_a_sweep_of_two_processes_is_that_of_one(pictures, tmp_path):
     )
     assert alone["n_wrong"].nunique() > 1  # so that their agreement says something
     assert all(Store(tmp_path / "2").is_done(key) for key in table["trajectory"])
+
+
+LONG = """
+name = "long"
+[grid]
+family = "mlp"
+dataset = "digits"
+depth = [2]
+width = [8]
+dataset_size = [400]
+replicates = 1
+[protocol]
+epochs = 40
+batch_size = 10
+levels = 0
+"""
+
+
+def test_processes_that_are_told_to_end_keep_where_they_are(tmp_path):
+    """All at the same step, and what comes out is what would have come out."""
+    file = tmp_path / "long.toml"
+    file.write_text(LONG)
+    stopped, whole = (
+        ["-m", "imp_runs.cli", "sweep", str(file), "--device", "cpu", "--store", str(tmp_path / name)]
+        for name in ("stopped", "whole")
+    )
+    running, end = start(*stopped), time.monotonic() + 120
+    while not list(tmp_path.glob("stopped/trajectories/*/running.json")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGTERM)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert "of level 0; the next start goes on there" in error
+    (key,) = Store(tmp_path / "stopped").keys()
+    checkpoint = Store(tmp_path / "stopped").read_checkpoint(key)
+    assert checkpoint is not None
+    assert checkpoint.inside is not None
+    assert 0 < checkpoint.inside.step < 40 * 40
+    assert not list(tmp_path.glob("stopped/trajectories/*/running.json"))
+    for arguments in (stopped, whole):
+        done = together(*arguments)
+        assert done.returncode == 0, done.stderr
+    tables = [make_table(tmp_path / name).drop(columns="seconds") for name in ("stopped", "whole")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def test_sparse_kernels_are_refused_for_several_processes(whole, tmp_path):
