@@ -16,8 +16,9 @@ from bayeslaw.design import decision_regret, stops, suggest
 from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.fitting import FEW_CONFIGURATIONS, fit
 from bayeslaw.frame import CONFIGURATION, family_of, rounds_at
+from bayeslaw.objectives import Question
 from bayeslaw.runs import load_runs
-from bayeslaw.starts import TRAINING, make_starts
+from bayeslaw.starts import make_starts, training_flops
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,9 +52,17 @@ class Replay:
     Args:
         recorded: The sweep's run table, with replicates.
         order: Seed of the order in which replicates are given out.
+
+    Raises:
+        BayeslawError: The table has no trajectories.
     """
 
     def __init__(self, recorded: pd.DataFrame, *, order: int = 0) -> None:
+        if "trajectory" not in recorded:
+            raise BayeslawError(
+                "a replay gives out trajectories one by one, and the table has no trajectory (or replicate) column; "
+                "map it with load_runs(..., columns={'trajectory': ...})."
+            )
         names = recorded.drop_duplicates("trajectory")[[*CONFIGURATION, "trajectory"]]
         self._recorded = recorded
         self._names = names.sample(frac=1.0, random_state=order)
@@ -124,7 +133,8 @@ def autopilot(
 ) -> Campaign:
     """Run networks until it is clear enough which to start from.
 
-    A round costs at most as much as all before it did, so that little is spent while little is known.
+    A round costs at most as much as all before it did, however it is chosen, so that little is spent while little is
+    known.
 
     Args:
         runner: What runs them: `bayeslaw.live.Live` or `Replay`.
@@ -139,7 +149,8 @@ def autopilot(
         tolerance: Expected regret, in per cent of the best start's size, at which it is clear enough.
         budget: Floating-point operations for all trainings, or no limit.
         batch: Networks to run in a round at most: as many as there are workers.
-        choose: `"suggest"`, or `"random"` (networks, and where their runs stop), to compare with.
+        choose: `"suggest"`, or `"random"` (networks, and where their runs stop), to compare with. Where a fit sees no
+            start reach the target and is not believed, networks are spread over the cheaper half.
         draws: Posterior draws per chain.
         seed: Seed of the first networks, the sampler and the suggestions.
         say: Called with one line a round.
@@ -148,8 +159,8 @@ def autopilot(
         The campaign.
 
     Raises:
-        BayeslawError: The folder holds another campaign, the budget does not pay for a first run, or an argument is out
-            of range.
+        BayeslawError: The folder holds another campaign, the budget does not pay for a first run, the runner has none
+            of the networks, runs gave nothing that can be fitted, or an argument is out of range.
 
     Example:
         >>> import bayeslaw
@@ -165,14 +176,14 @@ def autopilot(
     sizes = sorted({dataset_size, *(dataset_sizes or ())})
     about = runner.describe().iloc[0]
     density = float(about["density"]) if density is None else density
+    starts = _checked_starts(about, target_error, density, depths, widths, sizes)
     wanted = {
         "target_error": target_error, "depths": depths, "widths": widths, "dataset_size": dataset_size,
         "dataset_sizes": sizes, "density": density, "choose": choose, "batch": batch, "seed": seed,
     }  # fmt: skip
     output = _open(Path(output), wanted)
-    candidates = make_starts(depths, widths, sizes).merge(pd.DataFrame({"density": stops(density)}), how="cross")
+    candidates = starts.merge(pd.DataFrame({"density": stops(density)}), how="cross")
     runs, history = _resume(output)
-    rng = np.random.default_rng([seed, len(history)])
     if runs.empty:
         runs = add_runs(output, runs, runner.run(_first(runner, candidates, about, budget, seed), runs))
     while True:
@@ -183,7 +194,7 @@ def autopilot(
         posterior.save(output / "fit.nc")
         row = _row(posterior, decision, runs, about, seed)
         history = [past for past in history if past["runs"] < row["runs"]] + [row]
-        pd.DataFrame(history).to_csv(output / "history.csv", index=False)
+        _write_whole(output / "history.csv", pd.DataFrame(history).to_csv(index=False))
         say(_line(row, len(history)))
         left = runner.available(candidates, runs)
         affordable = None if budget is None else budget - row["training_flops"]
@@ -191,16 +202,16 @@ def autopilot(
         if reason:
             say(reason)
             return Campaign(pd.DataFrame(history), runs, posterior, decision, reason)
-        if choose == "random":
-            mixed = left.sample(frac=1.0, random_state=int(rng.integers(2**31)))
-            chosen = mixed.drop_duplicates(CONFIGURATION).head(batch)
-        elif decision is None:  # by a fit that is not believed: nothing is known to be worth more
-            chosen = _spread(left, about, batch, rng)
-        else:
+        within = _for_a_round(row["training_flops"], left, about, affordable)
+        if choose == "suggest" and decision is not None:
             chosen = suggest(
-                posterior, left, objective=decision, batch=batch, seed=seed, progress=False,
-                budget=_for_a_round(row["training_flops"], left, about, affordable),
-            ).chosen  # fmt: skip
+                posterior, left, objective=decision, budget=within, batch=batch, seed=seed, progress=False
+            ).chosen
+        else:  # by a fit that is not believed and sees no decision, nothing is known to be worth more
+            rng = np.random.default_rng([seed, row["runs"]])
+            cheap = left[prices(about, left) <= within]
+            mixed = _mixed(cheap, rng) if choose == "random" else _spread(cheap, about, batch, rng)
+            chosen = _paid(mixed, about, within).head(batch)
         runs = add_runs(output, runs, runner.run(chosen[[*CONFIGURATION, "density"]], runs))
 
 
@@ -208,6 +219,38 @@ def _for_a_round(spent: float, left: pd.DataFrame, about: pd.Series, affordable:
     """Give what the next round may cost: as much as all before it, and the cheapest run that is left in any case."""
     within = max(spent, float(prices(about, left).min()) * (1 + 1e-9))
     return within if affordable is None else min(within, affordable)
+
+
+def _checked_starts(
+    about: pd.Series, target_error: float, density: float, depths: list[float], widths: list[float], sizes: list[float]
+) -> pd.DataFrame:
+    """Make the starts of a campaign, or say what is wrong with its question before anything is written or run."""
+    Question(target_error=target_error).check()
+    if not 0 < density <= 1:
+        raise BayeslawError(f"density = {density:g} must be a fraction of weights kept, in (0, 1].")
+    starts = make_starts(depths, widths, sizes)
+    family_of(about).counts(starts["depth"].to_numpy(float), starts["width"].to_numpy(float))
+    chance = about.get("chance_error", 1 - 1 / about["classes"] if "classes" in about else 1.0)
+    if target_error >= chance:
+        raise BayeslawError(
+            f"target_error = {target_error:g} is not below the error of guessing, {chance:g}: every network reaches "
+            "it. Ask for a lower one."
+        )
+    return starts
+
+
+def _mixed(left: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Mix candidates, and keep one stop of every network."""
+    return left.sample(frac=1.0, random_state=int(rng.integers(2**31))).drop_duplicates(CONFIGURATION)
+
+
+def _paid(candidates: pd.DataFrame, about: pd.Series, within: float) -> pd.DataFrame:
+    """Take candidates in their order, each if it is paid for by what is left."""
+    taken = []
+    for cost in prices(about, candidates):
+        taken.append(cost <= within)
+        within -= cost if taken[-1] else 0.0
+    return candidates[taken]
 
 
 def _plan(
@@ -233,8 +276,16 @@ def _open(output: Path, wanted: dict[str, Any]) -> Path:
                 f"{output} holds another campaign ({', '.join(f'{n} = {there.get(n)}' for n in differ)}); choose "
                 "another folder, or ask the same."
             )
-    path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    else:
+        _write_whole(path, json.dumps(told, indent=1))
     return output
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
 
 
 def _resume(output: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
@@ -245,7 +296,16 @@ def _resume(output: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
 
 
 def add_runs(output: Path, runs: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Add runs, and write all, whole or not at all."""
+    """Add runs, and write all, whole or not at all.
+
+    Raises:
+        BayeslawError: There is nothing to add.
+    """
+    if new.empty:
+        raise BayeslawError(
+            "the runs of this round gave no level that can be fitted: they diverged, or ended at once. Look at their "
+            "store with `imp-runs status`; mend the training (learning_rate), or leave these networks out."
+        )
     table = pd.concat([runs, load_runs(new)] if len(runs) else [load_runs(new)], ignore_index=True)
     scratch = output / "runs.part.parquet"
     table.to_parquet(scratch, index=False)
@@ -263,10 +323,9 @@ def prices(about: pd.Series, candidates: pd.DataFrame) -> NDArray[np.float64]:
     Returns:
         `[candidates]`.
     """
-    epochs = float(about.get("epochs", 1.0))
     macs = family_of(about).macs(candidates["depth"], candidates["width"])
-    flops = TRAINING * macs * candidates["dataset_size"] * epochs * (rounds_at(candidates["density"]) + 1)
-    return np.asarray(flops, float)
+    once = training_flops(macs, candidates["dataset_size"].to_numpy(float), float(about.get("epochs", 1.0)))
+    return once * (rounds_at(candidates["density"]) + 1)
 
 
 def spent_on(about: pd.Series, runs: pd.DataFrame) -> float:
@@ -276,7 +335,13 @@ def spent_on(about: pd.Series, runs: pd.DataFrame) -> float:
 
 def _first(runner: Runner, candidates: pd.DataFrame, about: pd.Series, budget: float | None, seed: int) -> pd.DataFrame:
     """Begin with networks of the cheaper half, as far as the budget pays."""
-    chosen = _spread(runner.available(candidates, pd.DataFrame()), about, INITIAL, np.random.default_rng(seed))
+    there = runner.available(candidates, pd.DataFrame())
+    if there.empty:
+        raise BayeslawError(
+            "the runner has none of these networks: depths, widths and dataset_sizes must be among those that it can "
+            "run."
+        )
+    chosen = _spread(there, about, INITIAL, np.random.default_rng(seed))
     cost = prices(about, chosen)
     paid = chosen if budget is None else chosen[np.cumsum(cost) <= budget]
     if not len(paid):

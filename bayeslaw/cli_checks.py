@@ -19,6 +19,7 @@ from bayeslaw.cli_options import (
     table_of,
     write_csv,
 )
+from bayeslaw.errors import BayeslawError
 
 
 def evaluate(
@@ -72,7 +73,8 @@ def check(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a run that was stopped is continued.")],
     model: Annotated[str, typer.Option(help="single, few, hierarchical, all of these, or plan.")] = "all",
     repetitions: Annotated[
-        int | None, typer.Option(help="Data sets; default 1000 for small models, 200 hierarchical, 500 for plans.")
+        int | None,
+        typer.Option(help="Data sets; default 1000 for small models, 200 hierarchical, 500 for plans.", min=1),
     ] = None,
     fault: Annotated[str, typer.Option(help="Wrong on purpose: none, noise, gamma or double.")] = "none",
     processes: Annotated[int, typer.Option(help="Worker processes.")] = 1,
@@ -86,6 +88,8 @@ def check(
     from bayeslaw.plots import plot_ranks
 
     if model == "plan":
+        if fault != "none":
+            raise BayeslawError(f"fault = {fault!r} goes with models of runs; plans are checked as they are.")
         _check_plans(output / "plan", repetitions or 500, seed, processes)
         return
     rejected = False

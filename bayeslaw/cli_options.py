@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FitArgument = Annotated[Path, typer.Argument(metavar="FIT", help="Fit written by `bayeslaw fit` (.nc).")]
 TableOption = Annotated[Path | None, typer.Option("--output", "-o", dir_okay=False, help="Table to write (.csv).")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 FamilyOption = Annotated[
     str | None, typer.Option(help="Which family of a pooled fit, for instance cifar_resnet/digits.")
 ]

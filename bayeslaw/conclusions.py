@@ -34,7 +34,8 @@ class Conclusions:
 
     Attributes:
         statements: One row per statement with its `probability`, the Monte Carlo standard error `mcse` of that, and the
-            probability `p_asked` that the question arises (some start is feasible, there is a larger one).
+            probability `p_asked` that the question arises (some start is feasible, and for the last statement one that
+            is a size larger too).
         too_wide: One row per factor on the best width: `regret_median`, `regret_lower`, `regret_upper`, the size above
             the best start's in per cent (90 %, equal-tailed; infinite where the target is never reached), and
             `p_hurts`, the probability that it is larger.
@@ -127,7 +128,7 @@ def _statements(value: NDArray, starts: pd.DataFrame, costs: Costs, chains: int)
 
 
 def _one_size_larger(value: NDArray, starts: pd.DataFrame, smallest: NDArray) -> NDArray[np.float64]:
-    """Give the better end of the next depth and the next width of the grid, infinite where there is neither."""
+    """Give the better end of the next depth and the next width of the grid, infinite where neither reaches it."""
     order = starts.reset_index(drop=True)
     ends = np.full(len(value), np.inf)
     for along, across in (("depth", "width"), ("width", "depth")):
@@ -175,12 +176,12 @@ def _quantiles(regret: NDArray) -> NDArray[np.float64]:
 
 
 def _exponents(fit: Fit, starts: pd.DataFrame, costs: Costs, family: Family | None) -> pd.DataFrame:
-    """Differentiate the counts, in depth over one more block of layers, and compare with phi and psi."""
+    """Differentiate the counts, in depth over one step to the next network, and compare with phi and psi."""
     wider = costs_of(fit, starts.assign(width=starts["width"] * (1 + STEP)), family)
-    step = 6 if (family or fit.frame.family).name == "cifar_resnet" else 1
-    deeper = costs_of(fit, starts.assign(depth=starts["depth"] + step), family)
+    next_depth = starts["depth"].map((family or fit.frame.family).next_depth)
+    deeper = costs_of(fit, starts.assign(depth=next_depth), family)
     table = starts[["depth", "width"]].assign(
-        a_l=np.log(deeper.prunable / costs.prunable) / np.log((starts["depth"] + step) / starts["depth"]),
+        a_l=np.log(deeper.prunable / costs.prunable) / np.log(next_depth / starts["depth"]),
         a_w=np.log(wider.prunable / costs.prunable) / np.log1p(STEP),
     )
     for axis, count, exponent in (("depth", "a_l", "phi"), ("width", "a_w", "psi")):

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from bayeslaw.counts import FORMS, Counts
 from bayeslaw.errors import BayeslawError
 
+#: No two neighbouring depths of a family are further apart.
+MOST_BETWEEN = 100
+
 
 @dataclass(frozen=True)
 class Family:
@@ -81,6 +84,23 @@ class Family:
             prunable, unprunable = self.counts(depth, width)
             return prunable + unprunable
         return np.asarray(depth, float) * np.asarray(width, float) ** 2
+
+    def next_depth(self, depth: float) -> float:
+        """Give the next depth of which the family has a network, or of the deepest network the one before.
+
+        Raises:
+            BayeslawError: The family is not known.
+
+        Example:
+            >>> vgg = Family("cifar_vgg", (3, 32, 32), 10)
+            >>> vgg.next_depth(11), vgg.next_depth(19), Family("cifar_resnet").next_depth(8)
+            (13.0, 16.0, 14.0)
+        """
+        if self.name not in FORMS:
+            raise BayeslawError(f"family {self.name!r}: depths are known for {', '.join(sorted(FORMS))}.")
+        steps = np.arange(1.0, MOST_BETWEEN)
+        there = [depths[FORMS[self.name].has_depth(depths)] for depths in (depth + steps, depth - steps)]
+        return float(np.concatenate(there)[0])
 
     def _count(self, depth: ArrayLike, width: ArrayLike) -> Counts:
         if not self.is_exact or self.input_shape is None or self.classes is None:

@@ -13,7 +13,7 @@ from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.measured import Recorded, middle
-from bayeslaw.objectives import Question, check_target, draws_of, sparsest_densities, values_of
+from bayeslaw.objectives import Question, check_gate, check_target, draws_of, sparsest_densities, values_of
 from bayeslaw.starts import MAX_ROUNDS, Costs, Counter, costs_of, make_starts
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ def frontier(
         Rosenfeld et al., ICML 2021, figure 8.
     """
     starts = make_starts(depths, widths, dataset_size)
-    targets = np.asarray(targets, float)
+    targets = np.atleast_1d(np.asarray(targets, float))
+    if targets.ndim != 1 or not ((targets > 0) & (targets < 1)).all():
+        raise BayeslawError(f"targets = {targets.tolist()} must be errors, fractions in (0, 1).")
+    _check_interval(interval)
     tail, rows = (1 - interval) / 2, []
     costs = costs_of(fit, starts, family, parameters)
     sizes = _smallest_sizes(fit, targets, starts, costs, seed)
@@ -72,6 +75,11 @@ def frontier(
         rows.append([target, *quantiles, len(smallest) / len(own)])
     table = pd.DataFrame(rows, columns=["target_error", "median", "lower", "upper", "p_feasible"])
     return table.assign(measured=_measured(fit, targets, starts, costs))
+
+
+def _check_interval(interval: float) -> None:
+    if not 0 < interval < 1:
+        raise BayeslawError(f"interval = {interval} must be a probability in (0, 1), for instance 0.9.")
 
 
 def _measured(fit: Fit, targets: NDArray, starts: pd.DataFrame, costs: Costs) -> NDArray[np.float64]:
@@ -101,6 +109,7 @@ def pareto(
     family: Family | None = None,
     parameters: Counter | None = None,
     interval: float = 0.9,
+    allow_failed: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Give the fewest non-zero parameters at an error for a range of training budgets: size against cost.
@@ -120,6 +129,7 @@ def pareto(
         family: Counts parameters; default the fitted family.
         parameters: Own counts instead, as in `plan`; needs multiply-adds.
         interval: Probability of the equal-tailed interval.
+        allow_failed: Name starts although the fit failed its gate.
         seed: Seed of fresh effects.
 
     Returns:
@@ -128,7 +138,8 @@ def pareto(
         does; `depth`, `width`, `dataset_size` of the start that is most often the smallest, and `p_best`, how often.
 
     Raises:
-        BayeslawError: The target or a budget is out of range, or multiply-adds are not known.
+        BayeslawError: The fit failed its gate, the target, a budget or the interval is out of range, or multiply-adds
+            are not known.
 
     Example:
         >>> starts = {"depths": [8, 14], "widths": [4, 8], "dataset_size": 1000}
@@ -136,7 +147,9 @@ def pareto(
     """
     question = Question(target_error=target_error)
     question.check()
+    _check_interval(interval)
     check_target(fit, question)
+    check_gate(fit, allow_failed=allow_failed)
     starts = make_starts(depths, widths, dataset_size)
     costs = costs_of(fit, starts, family, parameters)
     budgets = _budgets(budgets, costs)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import ROUND
-from bayeslaw.sweep_file import read_sweep, toml_of, write_sweep
+from bayeslaw.sweep_file import check_rounds, read_sweep, toml_of, write_sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,9 +64,7 @@ class LiveRun:
         _, error = self._process.communicate()
         if self._process.returncode:
             raise BayeslawError(f"the live run failed: {error.strip()}")
-        from imp_runs.table import make_table
-
-        return make_table(self.store)
+        return _table_of(self.store)
 
     def stop(self) -> None:
         """End the run; what it has recorded stays."""
@@ -102,15 +101,22 @@ class Live:
         self._content = read_sweep(template)
 
     def describe(self) -> pd.DataFrame:
-        """Say what the runs of the template will have in common."""
+        """Say what the runs of the template will have in common, with the lowest density that any of them goes to.
+
+        Raises:
+            BayeslawError: The template is no sweep, its rounds are none of 20 %, or its dataset is missing.
+        """
         from imp_runs.config import sweep_from_dict
         from imp_runs.datasets import load_dataset
 
-        trajectory = sweep_from_dict(self._content, where=str(self._template)).trajectories[0]
-        dataset = load_dataset(trajectory.dataset, pool=trajectory.pool, data_dir=self._data_dir)
+        check_rounds(self._content, self._template)
+        with _told():
+            trajectories = sweep_from_dict(self._content, where=str(self._template)).trajectories
+            trajectory = max(trajectories, key=lambda one: one.last_level)
+            dataset = load_dataset(trajectory.dataset, pool=trajectory.pool, data_dir=self._data_dir)
         row = {"family": trajectory.family, "dataset": trajectory.dataset}
         row |= {"classes": dataset.classes, "input_shape": dataset.input_shape}
-        density = math.exp(-ROUND * trajectory.protocol.levels)
+        density = math.exp(-ROUND * trajectory.last_level)
         return pd.DataFrame([row | {"epochs": trajectory.protocol.epochs, "density": density}])
 
     def available(self, candidates: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -118,11 +124,13 @@ class Live:
         return candidates
 
     def run(self, chosen: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-        """Run the next replicates, and give the rows that were not there before."""
-        from imp_runs.table import make_table
+        """Run the next replicates, and give the rows that were not there before, of runs that did not diverge at once.
 
+        Raises:
+            BayeslawError: A run failed; the message is the runner's.
+        """
         path = self._store.parent / f"{self._store.name}_next.toml"
-        write_sweep(path, chosen, template=self._template, runs=runs)
+        write_sweep(path, chosen, template=self._template, runs=pd.concat([runs, self._diverged()]))
         command = [sys.executable, "-m", "imp_runs.cli", "sweep", str(path), "--store", str(self._store)]
         done = subprocess.run(
             [*command, *self._arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -130,9 +138,16 @@ class Live:
         )  # fmt: skip
         if done.returncode:
             raise BayeslawError(f"the sweep {path} failed: {done.stderr.strip()}")
-        table = make_table(self._store)
-        known = set(runs["trajectory"]) if len(runs) else set()
+        table = _table_of(self._store)
+        known = {*(runs["trajectory"] if len(runs) else ()), *self._diverged()["trajectory"]}
         return table[~table["trajectory"].isin(known)]
+
+    def _diverged(self) -> pd.DataFrame:
+        """Give the rows of runs that diverged before the first round, which no run table has; their seeds are used."""
+        if not (self._store / "store.json").exists():
+            return pd.DataFrame({"trajectory": []})
+        table = _table_of(self._store)
+        return table[(table["status"] == "diverged") & (table["level"] == 0)]
 
 
 def watch(
@@ -157,16 +172,13 @@ def watch(
     Raises:
         BayeslawError: The store cannot be read, or its runs are of another family or dataset than the fit's.
     """
-    from imp_runs.errors import ImpRunsError
     from imp_runs.watch import watch as run
 
-    try:
+    with _told():
         run(
             store, lambda table, title: plot_over_bands(fit, table, title),
             output=output, every=every, once=once, say=say,
         )  # fmt: skip
-    except ImpRunsError as error:
-        raise BayeslawError(str(error)) from None
 
 
 def plot_over_bands(fit: Fit, runs: pd.DataFrame, title: str = "", *, panels: int = 12) -> Figure:
@@ -213,6 +225,24 @@ def plot_over_bands(fit: Fit, runs: pd.DataFrame, title: str = "", *, panels: in
     figure.supylabel("test error (fraction)", fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _table_of(store: Path) -> pd.DataFrame:
+    from imp_runs.table import make_table
+
+    with _told():
+        return make_table(store)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Raise the runner's errors as ours."""
+    from imp_runs.errors import ImpRunsError
+
+    try:
+        yield
+    except ImpRunsError as error:
+        raise BayeslawError(str(error)) from None
 
 
 def _need_torch() -> None:

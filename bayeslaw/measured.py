@@ -85,7 +85,7 @@ def start_sizes(runs: pd.DataFrame, target_error: float) -> pd.DataFrame:
         target_error: Likewise.
 
     Returns:
-        One row per network: depth, width, dataset_size, `runs`, their number, and `size`, infinite where fewer than
+        One row per network: depth, width, dataset_size, `runs`, their number, and `size`, infinite unless more than
         half of them reach the target.
     """
     sizes = run_sizes(runs, target_error).groupby(CONFIGURATION)["size"]

@@ -15,7 +15,7 @@ from bayeslaw.curves import Drawn, configuration_draws, parameter_draws
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import rounds_at
 from bayeslaw.precision import in_float64
-from bayeslaw.starts import Costs, rounds_of
+from bayeslaw.starts import MAX_ROUNDS, Costs, densities_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -149,9 +149,17 @@ def values_of(
         The size, multiply-adds or error, `[draws, starts]`, less being better; infinite where a draw's start cannot
         meet target or budget. Within a training budget a start is pruned no further than its rounds allow.
 
+    Raises:
+        BayeslawError: Multiply-adds are asked for, or paid for, and not known.
+
     Source:
         Rosenfeld et al., ICML 2021, section 6; the inversion is `bayeslaw.law.log_m_at`.
     """
+    if question.objective == "inference" and np.isnan(costs.macs).any():
+        raise BayeslawError(
+            "objective = 'inference' needs the multiply-adds of every start; parameters= must give them as its third "
+            "value, or as column macs."
+        )
     value, curves = drawn
     covariates, sparsest = fit.frame.covariates(starts), sparsest_density(question, costs)
     if question.objective == "error":
@@ -225,10 +233,10 @@ def sparsest_densities(budgets: NDArray, costs: Costs) -> NDArray[np.float64]:
             "a training budget needs the multiply-adds of every start; parameters= must give them as its third value, "
             "or as column macs."
         )
-    trainings = np.floor(budgets[:, None] / costs.training).astype(int)
+    trainings = np.minimum(np.floor(budgets[:, None] / costs.training), MAX_ROUNDS + 1).astype(int)
     lowest = np.full(trainings.shape, np.inf)
     for i, count in enumerate(costs.prunable):
-        density, paid = rounds_of(count) / count, trainings[:, i] > 0
+        density, paid = densities_of(count), trainings[:, i] > 0
         lowest[paid, i] = density[np.minimum(trainings[paid, i], len(density)) - 1]
     return lowest
 

@@ -12,6 +12,7 @@ import pandas as pd
 from bayeslaw.errors import BayeslawError, OutOfReachError
 from bayeslaw.families import Family
 from bayeslaw.frame import CONFIGURATION, varies
+from bayeslaw.new_runs import usual_n_test
 from bayeslaw.objectives import (
     Question,
     check_gate,
@@ -227,6 +228,11 @@ def plan(
     recommended = _recommend(question, starts)
     if validation is not None:
         notes.append(f"Note: {validation} training examples are held out to stop on; dataset_size counts the rest.")
+    elif policy == "adaptive" and not np.isfinite(usual_n_test(fit)):
+        notes.append(
+            "Note: the fitted runs have no n_test, so the error that is stopped on counts as exact; p_reach and "
+            "optimism are those of a test set without end. Fit with n_test, or give validation."
+        )
     notes += _novelty_notes(fit, starts if recommended is None else starts.loc[[recommended.name]])
     return Plan(question, starts, recommended, p_none, tuple(notes))
 
@@ -281,7 +287,7 @@ def _priced(fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs, se
     """Price the policy with new runs."""
     runs = new_runs_of(fit, question, starts, costs, seed)
     table = (adaptive if question.policy == "adaptive" else fixed)(question, starts, runs, costs)
-    table["density"] = table["kept"] / costs.prunable
+    table["density"] = (table["kept"] / costs.prunable).clip(upper=1.0)
     table["size"] = table["kept"] + costs.unprunable
     if question.objective == "inference":
         table["inference"] = worth(fit, question, table["density"].to_numpy(float), costs)

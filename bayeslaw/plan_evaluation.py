@@ -252,7 +252,7 @@ def _looked_up(
     again = _resampled(sizes, seed)
     drawn = {network: recording.sizes(target) for network, recording in new.items()}
     visible = measured[~measured.index.isin(hidden)]
-    optimum = np.minimum(np.min(list(drawn.values()), axis=0), visible.min())
+    optimum = np.minimum(np.min(list(drawn.values()), axis=0), visible.min() if len(visible) else np.inf)
     axes: dict[str, Any] = _full_grid(measured.index)
     axes["dataset_size"] = float(question["dataset_size"])
     typical = size_draws(posterior, target, **axes, seed=seed).to_numpy().ravel()

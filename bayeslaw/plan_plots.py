@@ -163,6 +163,7 @@ def plot_pareto(fit: Fit, plan: Plan, *, interval: float = 0.9, seed: int = 0, a
         dataset_size=starts["dataset_size"],
         parameters=starts[["depth", "width", "prunable", "unprunable", "macs"]],
         interval=interval,
+        allow_failed=True,  # as the plan's maker said
         seed=seed,
     )
     front = _until_it_stays(front[front["p_feasible"] >= 0.5])

@@ -14,7 +14,7 @@ from bayeslaw.frame import CONFIGURATION
 from bayeslaw.new_runs import new_runs, observations, share_born_dead, standard_noise, usual_n_test
 from bayeslaw.objectives import Question, sparsest_density
 from bayeslaw.precision import in_float64
-from bayeslaw.starts import Costs, rounds_of
+from bayeslaw.starts import Costs, densities_of, rounds_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,7 @@ def new_runs_of(fit: Fit, question: Question, starts: pd.DataFrame, costs: Costs
         kept = []
         for count, low in zip(costs.prunable[own], lowest[own], strict=True):
             rounds = rounds_of(count)
-            kept.append(rounds[rounds / count >= low * (1 - 1e-12)])
+            kept.append(rounds[densities_of(count) >= low * (1 - 1e-12)])
         yield from _runs_of_block(fit, question, starts.iloc[own], costs.prunable[own], kept, seed)
 
 
@@ -76,7 +76,7 @@ def _runs_of_block(
     nothing = np.empty((len(value["sigma"]), 0))
     if not len(index):
         return [Runs(rounds, nothing, nothing) for rounds in kept]
-    designs = starts.iloc[index][CONFIGURATION].assign(density=np.concatenate(kept) / prunable[index])
+    designs = starts.iloc[index][CONFIGURATION].assign(density=np.minimum(np.concatenate(kept) / prunable[index], 1.0))
     effects = Drawn(*(effect[:, index] for effect in new_runs(fit, starts, seed)))
     location, scale = observations(fit.law, value, fit.frame, designs, effects, np.full(len(designs), np.inf))
     made, names = [], starts[CONFIGURATION].itertuples(index=False, name=None)

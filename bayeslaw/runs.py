@@ -69,7 +69,9 @@ def load_runs(
     Returns:
         A new DataFrame, one row per (trajectory, level), rows in the order of the source: first the columns known by
         `COLUMNS`, then the others, untouched. density, error and chance_error are float64; depth, width and
-        dataset_size int64 if all whole, else float64; counts int64; trajectory, family and dataset strings.
+        dataset_size int64 if all whole, else float64; counts int64; trajectory, family and dataset strings. Of
+        trajectories that one seed made (one network, `replicate` and `protocol_hash`) only the longest is kept, with a
+        warning: the others are parts of it.
 
     Raises:
         RunTableError: The table breaks a rule; its `faults` list each one by row, column, value and rule. Correct them
@@ -108,7 +110,7 @@ def load_runs(
         raise RunTableError(message_of(checks, where, columns), checks.table())
     if not kept.all():
         warnings.warn(say_diverged(where, rows_of(frame, ~kept)), UserWarning, stacklevel=2)
-    return finish(checks)
+    return _told_once(finish(checks), where)
 
 
 def load_recorded(name: str) -> pd.DataFrame:
@@ -290,6 +292,26 @@ def _diverged(frame: pd.DataFrame) -> Mask:
     if "status" not in frame:
         return np.zeros(len(frame), dtype=bool)
     return np.array(column_of(frame, "status").astype("str") == "diverged", dtype=bool)
+
+
+def _told_once(runs: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Keep the longest of the trajectories that one seed made: the others are no further evidence."""
+    if not {"replicate", "protocol_hash"} <= set(runs):
+        return runs
+    shape = [runs["input_shape"].astype(str)] if "input_shape" in runs else []
+    names = ["family", "dataset", "depth", "width", "dataset_size", "replicate", "protocol_hash"]
+    lengths = runs.groupby([*names, *shape, "trajectory"], sort=False, dropna=False).size().rename("rows").reset_index()
+    longest = lengths.sort_values("rows", ascending=False, kind="stable")
+    longest = longest.drop_duplicates([*names, *(part.name for part in shape)])["trajectory"]
+    if len(longest) == len(lengths):
+        return runs
+    warnings.warn(
+        f"{where}: {len(lengths) - len(longest)} of {len(lengths)} trajectories repeat another one of the same "
+        "network, replicate and protocol, as far as they go; the longest of each is kept.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return runs[runs["trajectory"].isin(longest)].reset_index(drop=True)
 
 
 # Recorded sweeps

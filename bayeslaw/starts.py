@@ -128,12 +128,18 @@ def costs_of(fit: Fit, starts: pd.DataFrame, family: Family | None = None, param
     if not ((prunable > 0).all() and (unprunable >= 0).all() and not (macs <= 0).any()):
         raise BayeslawError("parameters: prunable and multiply-adds must be above 0, unprunable at least 0.")
     epochs = float(fit.runs["epochs"].median()) if "epochs" in fit.runs and len(fit.runs) else 1.0
-    return Costs(prunable, unprunable, macs, TRAINING * macs * starts["dataset_size"].to_numpy(float) * epochs)
+    return Costs(prunable, unprunable, macs, training_flops(macs, starts["dataset_size"].to_numpy(float), epochs))
+
+
+def training_flops(macs: NDArray, dataset_size: NDArray, epochs: float) -> NDArray[np.float64]:
+    """Compute the floating-point operations of training networks once, at any density, `[networks]`."""
+    return TRAINING * macs * dataset_size * epochs
 
 
 def _looked_up(table: pd.DataFrame, starts: pd.DataFrame) -> tuple[NDArray, ...]:
     """Find the counts of starts in a table of the user's."""
-    columns = ["prunable", "unprunable", *(["macs"] if "macs" in table else [])]
+    needed = ["prunable", "unprunable"]
+    columns = [*needed, *(["macs"] if "macs" in table else [])]
     if missing := [name for name in ("depth", "width", *columns) if name not in table]:
         raise BayeslawError(
             f"parameters: the table lacks {', '.join(missing)}; it needs depth, width, prunable, unprunable."
@@ -141,7 +147,7 @@ def _looked_up(table: pd.DataFrame, starts: pd.DataFrame) -> tuple[NDArray, ...]
     found = starts[["depth", "width"]].merge(
         table.drop_duplicates(["depth", "width"]), on=["depth", "width"], how="left"
     )
-    if (lost := found[columns].isna().any(axis=1)).any():
+    if (lost := found[needed].isna().any(axis=1)).any():
         names = [f"depth {row.depth:g}, width {row.width:g}" for row in found[lost].itertuples()]
         raise BayeslawError(f"parameters: the table has no complete row for {'; '.join(names[:20])}.")
     return tuple(found[name].to_numpy(float) for name in columns)
@@ -158,3 +164,8 @@ def rounds_of(prunable: float, *, prune_fraction: float = 0.2) -> NDArray[np.int
     while len(kept) <= MAX_ROUNDS and 0 < kept[-1] - int(share * kept[-1]) < kept[-1]:
         kept.append(kept[-1] - int(share * kept[-1]))
     return np.array(kept)
+
+
+def densities_of(prunable: float) -> NDArray[np.float64]:
+    """List the densities after 0, 1, 2, ... rounds: weights kept are whole, the count itself need not be."""
+    return np.minimum(rounds_of(prunable) / prunable, 1.0)

@@ -13,12 +13,16 @@ import pandas as pd
 from bayeslaw.errors import BayeslawError
 from bayeslaw.frame import CONFIGURATION, rounds_at
 
+#: Share of the weights that a round prunes.
+PRUNED = 0.2
+
 
 def write_sweep(
     path: str | Path, chosen: pd.DataFrame, *, template: str | Path, runs: pd.DataFrame | None = None
 ) -> Path:
     """Write chosen trajectories as a sweep under a template's protocol; see `bayeslaw.design.Suggestion.to_sweep`."""
     content = read_sweep(template)
+    check_rounds(content, template)
     if chosen.empty:
         raise BayeslawError("nothing is suggested, so there is no sweep to write.")
     if (parts := chosen[CONFIGURATION] % 1 != 0).any(axis=None):
@@ -65,6 +69,21 @@ def read_sweep(path: str | Path) -> dict[str, Any]:
     if missing := [name for name in ("name", "grid") if name not in content]:
         raise BayeslawError(f"{path}: not a sweep, it lacks {' and '.join(missing)}; give the TOML file of a sweep.")
     return content
+
+
+def check_rounds(content: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse a sweep whose rounds are none of 20 %, in which plans count.
+
+    Raises:
+        BayeslawError: They are not.
+    """
+    protocol = content.get("protocol", {})
+    share = protocol.get("prune_fraction", PRUNED) if isinstance(protocol, Mapping) else PRUNED
+    if share != PRUNED:
+        raise BayeslawError(
+            f"{path}: prune_fraction = {share}, but plans and their prices count in rounds of {PRUNED:.0%}; give a "
+            "sweep with those."
+        )
 
 
 def check_origin(path: str | Path, family: str, dataset: str) -> None:

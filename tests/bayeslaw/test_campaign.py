@@ -1,6 +1,7 @@
 """Campaigns replayed from a simulated sweep: they end for a reason, go on where they stopped, and are not mixed."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,19 @@ import pytest
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, Replay, autopilot
-from bayeslaw.campaign import INITIAL, _first, _for_a_round, _line, _plan, _row, _spread, _why_end, prices
+from bayeslaw.campaign import (
+    INITIAL,
+    _first,
+    _for_a_round,
+    _line,
+    _paid,
+    _plan,
+    _row,
+    _spread,
+    _why_end,
+    add_runs,
+    prices,
+)
 from bayeslaw.design import stops
 from bayeslaw.frame import rounds_at
 from bayeslaw.plan_plots import plot_campaign
@@ -170,3 +183,68 @@ def test_a_target_out_of_reach_ends_a_campaign_or_goes_on_at_random(fitted) -> N
     assert "by this fit no start reaches the target" in _line(row, 1)
     assert "no start reaches the target" in _why_end(row | {"passed": True}, 10.0, lasts, about, None)
     assert _why_end(row | {"passed": False}, 10.0, lasts, about, None) == ""
+
+
+def test_whatever_chooses_keeps_to_what_a_round_may_cost(recorded, tmp_path) -> None:
+    """At random too: no round costs more than all before it, and the budget is never passed."""
+    random = autopilot(
+        Replay(recorded), tmp_path, target_error=0.15, dataset_sizes=[250], tolerance=1e-6, budget=4.5e10, batch=2,
+        draws=100, say=lambda _: None, density=0.8**27, choose="random", **STARTS,
+    )  # fmt: skip
+    spent = random.history["training_flops"]
+    assert len(spent) > 1
+    assert (spent.pct_change().dropna() <= 1).all()
+    assert spent.iloc[-1] <= 4.5e10
+
+
+def test_candidates_are_taken_in_their_order_while_they_are_paid_for(recorded) -> None:
+    about = Replay(recorded).describe().iloc[0]
+    candidates = pd.DataFrame({"depth": 8, "width": [8, 2, 4], "dataset_size": 1000, "density": 1.0})
+    dear, cheap, middle = prices(about, candidates)
+    assert _paid(candidates, about, dear + cheap)["width"].tolist() == [8, 2]
+    assert _paid(candidates, about, cheap + middle)["width"].tolist() == [2, 4]
+    assert _paid(candidates, about, cheap / 2).empty
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target_error": 10.0}, r"target_error = 10\.0 must be a fraction"),
+        ({"target_error": 0.95}, r"0\.95 is not below the error of guessing, 0\.9"),
+        ({"density": 10.0}, r"density = 10 must be a fraction of weights kept"),
+        ({"density": 0.0}, r"density = 0 must be a fraction of weights kept"),
+        ({"depths": [9]}, r"cifar_resnet has no depth 9"),
+        ({"widths": [0, 2]}, r"width = 0.*must be above 0"),
+        ({"widths": [3]}, r"the runner has none of these networks"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_claims_no_folder(recorded, tmp_path, change, words) -> None:
+    """What is wrong is said before anything is run, and the corrected campaign may have the folder."""
+    asked = {"target_error": 0.15} | STARTS | change
+    with pytest.raises(BayeslawError, match=words):
+        autopilot(Replay(recorded), tmp_path / "campaign", **asked)
+    assert "widths" in change or not (tmp_path / "campaign").exists()
+    assert not (tmp_path / "campaign" / "runs.parquet").exists()
+
+
+def test_what_cannot_be_replayed_or_added_is_said(recorded, tmp_path) -> None:
+    with pytest.raises(BayeslawError, match="the table has no trajectory"):
+        Replay(recorded.drop(columns=["trajectory", "replicate"]))
+    with pytest.raises(BayeslawError, match="gave no level that can be fitted"):
+        add_runs(tmp_path, recorded, recorded.iloc[:0])
+
+
+def test_a_campaign_that_was_killed_while_it_wrote_goes_on(flown, recorded, tmp_path) -> None:
+    """Files are written beside the old ones, which stay until the new ones are whole."""
+    campaign, folder, _ = flown
+    for name in ("campaign.json", "history.csv"):
+        assert not list(folder.glob(f".{name}*"))
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for name in ("campaign.json", "history.csv"):
+        (copy / f".{name}.part").write_text("")
+    again = autopilot(
+        Replay(recorded), copy, target_error=0.15, dataset_sizes=[250], tolerance=1e-6, budget=4.5e10, batch=2,
+        draws=100, say=lambda _: None, density=0.8**27, **STARTS,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(again.history, campaign.history)

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bayeslaw import BayeslawError, conclude, size_draws
+from bayeslaw import BayeslawError, Family, conclude, size_draws
+from bayeslaw.counts import FORMS
 
 GRID = {"depths": [8, 14], "widths": [2, 4, 8]}
 SIZE = 250
@@ -82,3 +83,22 @@ def test_a_law_without_exponents_has_no_conclusions(fitted) -> None:
     tree["posterior"] = type(tree)(posterior)
     with pytest.raises(BayeslawError, match="no phi and no psi"):
         conclude(dataclasses.replace(fitted, tree=tree), 0.1, **GRID, dataset_size=SIZE)
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_exponents_of_depth_are_those_of_a_step_to_a_network_that_there_is(name) -> None:
+    """The next depth, or of the deepest network the one before; counts grow along it."""
+    family = Family(name, (3, 32, 32), 10)
+    depths = [depth for depth in range(2, 300) if FORMS[name].has_depth(np.array(float(depth)))]
+    for place, depth in enumerate(depths):
+        expected = depths[place + 1] if place + 1 < len(depths) else None
+        if expected or depth < 200:
+            assert family.next_depth(depth) == (expected or depths[place - 1])
+            grown = np.log(family.counts(family.next_depth(depth), 8)[0] / family.counts(depth, 8)[0])
+            assert np.sign(grown) == np.sign(family.next_depth(depth) - depth)
+
+
+def test_a_family_of_few_depths_is_concluded_on(fitted, target) -> None:
+    family = Family("tinyimagenet_resnet", (3, 64, 64), 10)  # it has these depths in common with what was fitted
+    found = conclude(fitted, target, depths=[50, 152], widths=[2, 4], dataset_size=SIZE, family=family)
+    assert np.isfinite(found.exponents[["a_l", "a_w"]]).all(axis=None)

@@ -285,6 +285,32 @@ def test_bad_input_gets_one_message(fit_file, foreign, tmp_path) -> None:
         assert words in refused(*arguments), arguments
 
 
+def test_a_fit_is_kept_though_what_is_asked_beside_it_fails(fitted_by_command, foreign, tmp_path) -> None:
+    """Least squares needs unpruned rows; where no fit can be written, none is made."""
+    table, file = tmp_path / "runs.csv", tmp_path / "new" / "fit.nc"
+    foreign.assign(keep=0.99 * foreign["keep"]).to_csv(table, index=False)
+    mapping = [part for ours, theirs in OURS.items() for part in ("--column", f"{ours}={theirs}")]
+    settings = [part for name, value in SHORT.items() for part in (f"--{name}", value)]
+    arguments = ["fit", table, *mapping, "--n-test", 797, *settings, "--growth", "--baseline"]
+    code, _, error = command(*arguments, "-o", file)
+    assert code == 2
+    assert "least squares takes eps_np from the unpruned error" in error
+    assert bayeslaw.load(file).settings["draws"] == SHORT["draws"]
+    assert "a file ending in .nc" in refused(*arguments, "-o", tmp_path / "fit.csv")
+    assert "cannot be written to" in refused(*arguments, "-o", table / "fit.nc")
+
+
+def test_fits_of_one_name_are_compared_by_their_paths(fitted_by_command, tmp_path) -> None:
+    file, _, _ = fitted_by_command
+    again = tmp_path / "fit.nc"
+    again.write_bytes(file.read_bytes())
+    (tmp_path / "other.nc").write_bytes(file.read_bytes())
+    code, _, error = command("compare", file, again, tmp_path / "other.nc", "-o", tmp_path / "table.csv")
+    assert code == 0, error
+    assert set(pd.read_csv(tmp_path / "table.csv")["fit"]) == {str(file), str(again), "other"}
+    assert "--leave-out largest says what is left out" in refused("compare", file, again, "--leave-out", "largest")
+
+
 def test_the_quickstart_is_the_same_by_command_and_by_python() -> None:
     ours, theirs = (inspect.signature(call).parameters for call in (quickstart, cli.quickstart))
     assert theirs["target_error"].default == ours["target_error"].default
@@ -436,3 +462,36 @@ def test_watch_lays_what_was_measured_over_the_bands_and_refuses_runs_of_others(
     assert points.get_xdata().tolist() == table["density"].tolist()
     assert points.get_ydata().tolist() == table["error"].tolist()
     assert len(ax.collections) == 2  # the curve's band and a new run's
+
+
+def test_a_template_that_is_wrong_is_said_in_one_message(tmp_path) -> None:
+    """By the runner's words, as an error of ours; rounds of another share are none that plans count in."""
+    for wrong, words in (
+        ("momentun = 0.5", "unknown entry protocol.momentun"),
+        ("prune_fraction = 0.5", "plans and their prices count in rounds of 20%"),
+    ):
+        (tmp_path / "sweep.toml").write_text(f"{SWEEP.format(epochs=1, levels=2)}{wrong}\n")
+        with pytest.raises(BayeslawError, match=words):
+            Live(tmp_path / "sweep.toml", tmp_path / "store").describe()
+
+
+def test_the_live_runner_goes_as_far_as_the_longest_grid(tmp_path) -> None:
+    text = SWEEP.format(epochs=1, levels=2).replace("replicates = 3", "replicates = 3\nlevels = 7")
+    (tmp_path / "sweep.toml").write_text(text)
+    about = Live(tmp_path / "sweep.toml", tmp_path / "store").describe().iloc[0]
+    assert about["density"] == pytest.approx(0.8**7)
+
+
+def test_seeds_that_diverged_at_once_are_not_tried_again(tmp_path) -> None:
+    """Their one row is none of a run table; the next round takes the next seed instead of the same one for ever."""
+    text = SWEEP.format(epochs=1, levels=2) + 'learning_rate = 1e30\nprecision = "float32"\n'
+    (tmp_path / "sweep.toml").write_text(text)
+    runner = Live(tmp_path / "sweep.toml", tmp_path / "store", arguments=("--device", "cpu", "--workers", "1"))
+    chosen = pd.DataFrame({"depth": [3], "width": [2], "dataset_size": [40], "density": [0.8]})
+    assert runner.run(chosen, pd.DataFrame()).empty
+    assert runner.run(chosen, pd.DataFrame()).empty
+    from imp_runs.table import make_table
+
+    table = make_table(tmp_path / "store")
+    assert table["status"].tolist() == ["diverged", "diverged"]
+    assert sorted(table["replicate"]) == [0, 1]

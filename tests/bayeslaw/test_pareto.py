@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from simulate import count_parameters, error_of, kept_by_round, saturated
 
-from bayeslaw import BayeslawError, pareto, size_draws
+from bayeslaw import BayeslawError, frontier, pareto, size_draws
 from bayeslaw.plan_plots import plot_pareto
 
 GRID = {"depths": [8, 14], "widths": [2, 4, 8], "dataset_size": 250}
@@ -106,3 +106,28 @@ def test_the_figure_names_the_starts_and_the_recommendation(priced, target, tmp_
     assert (tmp_path / "pareto.png").stat().st_size > 5000
     with pytest.raises(BayeslawError, match="needs a plan with a target error"):
         plot_pareto(priced, priced.plan(objective="error", max_size=600, **GRID))
+
+
+def test_a_front_needs_a_fit_that_passed_or_leave(priced, target, monkeypatch) -> None:
+    failed = dataclasses.replace(priced, tree=priced.tree.copy(deep=True))
+    failed.tree["sample_stats"]["diverging"][...] = True
+    with pytest.raises(BayeslawError, match="failed its gate"):
+        pareto(failed, target, **GRID)
+    assert len(pareto(failed, target, allow_failed=True, **GRID))
+    with pytest.raises(BayeslawError, match=r"interval = 90 must be a probability"):
+        pareto(priced, target, interval=90, **GRID)
+
+
+def test_a_budget_without_end_is_no_budget(priced, target) -> None:
+    front = pareto(priced, target, budgets=np.array([1e18, 1e40, np.inf]), **GRID)
+    assert front["median"].nunique() == 1
+    assert front["p_feasible"].nunique() == 1
+    plans = [priced.plan(target, max_training_flops=most, **GRID).starts for most in (np.inf, None)]
+    assert plans[0]["size_median"].tolist() == plans[1]["size_median"].tolist()
+
+
+def test_a_frontier_takes_one_target_and_refuses_none(priced, target) -> None:
+    assert len(frontier(priced, target, **GRID)) == 1
+    for wrong in ([0.0, 0.1], [[0.1]]):
+        with pytest.raises(BayeslawError, match=r"targets = .* must be errors, fractions in \(0, 1\)"):
+            frontier(priced, np.array(wrong), **GRID)

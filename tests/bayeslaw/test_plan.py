@@ -367,3 +367,31 @@ def test_out_of_reach_within_a_budget_speaks_of_what_it_pays_for(fitted) -> None
     costs = fitted.frame.family.macs(8, 2) * 6 * 250
     with pytest.raises(BayeslawError, match=r"depth 8, width 2, .* or more data, or more max_training_flops"):
         fitted.plan(target, max_training_flops=1.5 * float(costs), **GRID | {"dataset_size": 250})
+
+
+def test_widths_between_whole_ones_have_whole_budgets(fitted, target) -> None:
+    """The count of weights of a width like 4.3 is no whole number; a budget for one training pays for one."""
+    priced = dataclasses.replace(fitted, runs=fitted.runs.assign(epochs=1))
+    for width in (4.3, 4.6):
+        once = 6 * 1000 * float(fitted.frame.family.macs(8.0, width))
+        plan = priced.plan(0.5, depths=[8], widths=[width], dataset_size=1000, max_training_flops=1.5 * once)
+        assert plan.starts["p_feasible"].item() == pytest.approx(1.0)
+        assert plan.starts["density"].item() <= 1.0  # of whole weights
+        assert plan.starts["density"].item() == pytest.approx(1.0, abs=0.5 / plan.starts["prunable"].item())
+
+
+def test_multiply_adds_that_are_not_known_are_asked_for(fitted, target) -> None:
+    counts = {"parameters": lambda depth, width: (100.0 * depth * width**2, 10.0 * width)}
+    with pytest.raises(BayeslawError, match="objective = 'inference' needs the multiply-adds of every start"):
+        fitted.plan(target, objective="inference", **counts, **GRID)
+    table = fitted.plan(target, **counts, **GRID).starts[["depth", "width", "prunable", "unprunable", "macs"]]
+    assert table["macs"].isna().all()
+    assert len(fitted.plan(target, parameters=table, **GRID).starts) == len(table)  # as a plan gives it
+
+
+def test_a_test_set_of_unknown_size_is_said_where_it_is_stopped_on(fitted, target) -> None:
+    unknown = dataclasses.replace(fitted, runs=fitted.runs.drop(columns=["n_test", "n_wrong"], errors="ignore"))
+    note = "the fitted runs have no n_test"
+    assert any(note in said for said in unknown.plan(target, policy="adaptive", **GRID).notes)
+    for known in (fitted.plan(target, policy="adaptive", **GRID), unknown.plan(target, **GRID)):
+        assert not any(note in said for said in known.notes)

@@ -806,3 +806,23 @@ print({"imp_runs", "jax", "torch"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_of_trajectories_that_one_seed_made_the_longest_is_kept() -> None:
+    """A run that was to stop early and was run again in full later is one run."""
+
+    def run(name: str, levels: int, replicate: int = 0) -> pd.DataFrame:
+        return pd.DataFrame({
+            "trajectory": name, "family": "mlp", "dataset": "digits", "depth": 2, "width": 8, "dataset_size": 100,
+            "replicate": replicate, "protocol_hash": "one", "density": 0.8 ** np.arange(levels), "error": 0.1,
+        })  # fmt: skip
+
+    table = pd.concat([run("short", 3), run("long", 7), run("other", 3, replicate=1)])
+    with pytest.warns(UserWarning, match="1 of 3 trajectories repeat another one of the same network, replicate"):
+        runs = load_runs(table, n_test=100, chance_error=0.9)
+    assert runs.groupby("trajectory").size().to_dict() == {"long": 7, "other": 3}
+    for other in ({"protocol_hash": "two"}, {"width": 16}, {"dataset_size": 200}):
+        runs = load_runs(pd.concat([run("short", 3).assign(**other), run("long", 7)]), n_test=100, chance_error=0.9)
+        assert runs["trajectory"].nunique() == 2
+    unnamed = table.drop(columns="protocol_hash")  # of another runner, whose seeds are its own
+    assert load_runs(unnamed, n_test=100, chance_error=0.9)["trajectory"].nunique() == 3
