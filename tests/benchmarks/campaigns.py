@@ -1,6 +1,6 @@
 """What finding the start costs: suggested runs against runs chosen at random, and against the whole grid.
 
-    uv run python tests/benchmarks/campaigns.py simulated -o tests/benchmarks/campaigns
+    uv run python tests/benchmarks/campaigns.py simulated --first 18 -n 6 -o tests/benchmarks/campaigns
     uv run python tests/benchmarks/campaigns.py digits_resnet -o tests/benchmarks/campaigns
     uv run python tests/benchmarks/campaigns.py fashion_mnist_resnet -o tests/benchmarks/campaigns
 
@@ -78,13 +78,14 @@ def main() -> None:
     """Fly what is missing, and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=["simulated", *TARGETS])
+    parser.add_argument("--first", type=int, default=0, help="number of the first repetition")
     parser.add_argument("-n", "--repetitions", type=int, default=30)
     parser.add_argument("-o", "--output", type=Path, default=Path("campaigns"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     frame._LINE = 1000  # a line a run
     path = arguments.output / f"{arguments.source}.csv"
-    for repetition in tqdm(range(arguments.repetitions), arguments.source):
+    for repetition in tqdm(range(arguments.first, arguments.first + arguments.repetitions), arguments.source):
         for choose in CHOICES:
             known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["repetition", "choose"])
             if not ((known["repetition"] == repetition) & (known["choose"] == choose)).any():
