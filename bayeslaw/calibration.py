@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ class Evaluation:
 
     Attributes:
         deviation: Mean and sd of the relative deviation (predicted - measured) / measured on the rows fitted, for the
-            posterior's mean curve and for least squares, beside the spread of seeds.
+            posterior's mean curve and for least squares, where that can be fitted, beside the spread of seeds.
         coverage: Share of left-out measured errors inside their 50 % and 90 % intervals, with 90 % intervals of that
             share bootstrapped over what was left out (trajectories, else configurations), and the median width of the
             intervals in natural logs. Predicted errors are counts, and dead networks show one error: an interval holds
@@ -133,11 +134,17 @@ def evaluate(
         The evaluation.
 
     Raises:
-        BayeslawError: `leave_out` is unknown, `folds` is out of range, all networks are equally large, or `later` is of
-            another family.
+        BayeslawError: There are no trajectories, `leave_out` is unknown, `folds` is out of range, all networks are
+            equally large, or `later` is of another family.
     """
     from tqdm import tqdm
 
+    for name, table in (("runs", runs), ("later", later)):
+        if table is not None and "trajectory" not in table:
+            raise BayeslawError(
+                f"evaluate scores whole trajectories, and {name} has no column trajectory; map it or replicate, "
+                "load_runs(..., columns={'replicate': ...})."
+            )
     parts: dict[str, Any] = {"law": law, "correlated": correlated, "subsets": subsets, "curvature": curvature}
     settings = parts | {"seed": seed, "draws": draws, "progress": False}
     left_out, inside, scores, gates = [], [], [], {}
@@ -214,7 +221,7 @@ def _predict_left_out(
         The rows outside, how many of them every posterior draw would put inside the posterior's intervals,
         `[LEVELS, draws]`, and scores.
     """
-    rows = outside[[*CONFIGURATION, "trajectory", "density", "error", "n_test"]].copy()
+    rows = outside.filter([*CONFIGURATION, "trajectory", "density", "error", "n_test"]).copy()
     rows["extrapolation"] = extrapolation(posterior, outside)
     designs = outside.assign(replicate=replicate_of(outside))
     ours = posterior.predict(designs, kind="run", seed=seed, return_draws=True)
@@ -285,13 +292,11 @@ def _deviation(runs: pd.DataFrame, predicted: object, seed: int) -> pd.DataFrame
     measured = runs["error"].to_numpy()
     positive = measured > 0
     ours = predicted["median"].to_numpy()[positive] / measured[positive] - 1
-    baseline = least_squares(runs, seed=seed)
-    rows = [
-        {"method": "posterior", "mean": ours.mean(), "sd": ours.std(ddof=1)},
-        {"method": "least squares", "mean": baseline.mean_deviation, "sd": baseline.sd_deviation},
-        {"method": "seeds alone", "mean": 0.0, "sd": seed_spread(runs)},
-    ]
-    return pd.DataFrame(rows)
+    rows = [{"method": "posterior", "mean": ours.mean(), "sd": ours.std(ddof=1)}]
+    with contextlib.suppress(BayeslawError):  # too little varies, or nothing is unpruned
+        baseline = least_squares(runs, seed=seed)
+        rows.append({"method": "least squares", "mean": baseline.mean_deviation, "sd": baseline.sd_deviation})
+    return pd.DataFrame([*rows, {"method": "seeds alone", "mean": 0.0, "sd": seed_spread(runs)}])
 
 
 def _coverage(rows: pd.DataFrame, by_draw: NDArray[np.floating], leave_out: str, seed: int) -> pd.DataFrame:

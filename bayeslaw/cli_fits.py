@@ -85,12 +85,14 @@ def fit(
     import pandas as pd
 
     from bayeslaw import fit as infer
+    from bayeslaw.fit_file import check_writable
 
     if pool is not None and (baseline or sensitivity or predictive_check):
         raise BayeslawError(
             "--baseline, --sensitivity and --predictive-check are about one family: leave out --pool, or call "
             "Fit.summary(baseline=True), Fit.psense and Fit.predictive_check on a family of bayeslaw.load_pooled."
         )
+    check_writable(output)
     mapping = dict(read_pair(entry) for entry in column or [])
     tables = [table_of(name, columns=mapping or None, n_test=n_test, chance_error=chance_error) for name in runs]
     acting = [name for name in effects.split(",") if name not in ("", "none")]
@@ -101,12 +103,13 @@ def fit(
     }  # fmt: skip
     if pool is None:
         result = infer(tables[0] if len(tables) == 1 else pd.concat(tables), **settings)
+        result.save(output)
         summary = result.summary(baseline=baseline, repetitions=repetitions, seed=seed)
     else:
         result = infer(tables, pool=cast("Any", pool), **settings)
+        result.save(output)
         summary = result.summary()
         typer.echo(f"{text_of(result.exponents())}\n")
-    result.save(output)
     typer.echo(text_of(summary))
     typer.echo(f"\n{result.prior_note}")
     if sensitivity:
@@ -159,9 +162,9 @@ def compare(
     folds: Annotated[
         int | None, typer.Option(help="Fit everything again without each of so many groups, instead of estimating.")
     ] = None,
-    leave_out: Annotated[str, typer.Option(help="With --folds: configurations, trajectories, or largest.")] = (
-        "configurations"
-    ),
+    leave_out: Annotated[
+        str | None, typer.Option(help="With --folds: configurations (the default), trajectories, or largest.")
+    ] = None,
     output: TableOption = None,
     seed: Seed = 0,
 ) -> None:
@@ -169,8 +172,14 @@ def compare(
     from bayeslaw import compare as rank
     from bayeslaw import cross_validate, load
 
-    loaded = {path.stem: load(path) for path in fits}
-    exact = {"leave_out": leave_out, "folds": folds, "seed": seed}
+    if leave_out is not None and folds is None:
+        raise BayeslawError(
+            f"--leave-out {leave_out} says what is left out of fits made again: give --folds too, for instance 3, or "
+            "drop it for estimates from these fits."
+        )
+    stems = [path.stem for path in fits]
+    loaded = {path.stem if stems.count(path.stem) == 1 else str(path): load(path) for path in fits}
+    exact = {"leave_out": leave_out or "configurations", "folds": folds, "seed": seed}
     result = rank(loaded) if folds is None else cross_validate(loaded, **exact)
     if output is not None:
         write_csv(result.table.rename_axis("fit").reset_index(), output)

@@ -134,17 +134,27 @@ def _columns(kind: str, own: LeftOut, best: LeftOut) -> dict[str, Any]:
 def check_fits(fits: Mapping[str, Fit]) -> None:
     """Refuse fits of different runs."""
     names = list(fits)
-    keys = [*CONFIGURATION, "density", "error"]
-    first = fits[names[0]].runs[keys].to_numpy(float)
+    first = _conditioned_on(fits[names[0]])
     for name in names[1:]:
-        other = fits[name].runs[keys].to_numpy(float)
-        if other.shape != first.shape or not (other == first).all():
+        if not all(map(np.array_equal, first, _conditioned_on(fits[name]))):
             raise BayeslawError(f"compare: {name!r} was fitted to other runs than {names[0]!r}; fit the same table.")
         if fits[name].structure.deaths != fits[names[0]].structure.deaths:
             raise BayeslawError(
                 f"compare: {name!r} and {names[0]!r} differ in deaths; to one of them the levels of dead networks have "
                 "probabilities, to the other densities. Fit both with the same deaths=."
             )
+
+
+def _conditioned_on(fit: Fit) -> list[NDArray]:
+    """List what a fit knows of its runs, and what a density of them is of."""
+    constant = fit.tree["constant_data"]
+    return [
+        fit.runs[[*CONFIGURATION, "density", "error"]].to_numpy(float),
+        fit.tree["observed_data"]["response"].to_numpy(),
+        constant["n_test"].to_numpy(),
+        constant["trajectory_of_row"].to_numpy(),
+        fit.tree["posterior"].coords["trajectory"].to_numpy(),
+    ]
 
 
 @in_float64

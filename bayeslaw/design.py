@@ -233,7 +233,7 @@ def _candidates(fit: Fit, given: pd.DataFrame | None, objective: Plan) -> tuple[
         given = starts.merge(pd.DataFrame({"dataset_size": sorted(sizes)}), how="cross")
     if isinstance(given, pd.DataFrame) and "density" not in given:
         given = given.merge(pd.DataFrame({"density": stops(float(fit.runs["density"].min()))}), how="cross")
-    check_designs(given, 0.9, "run")
+    given = check_designs(given, 0.9, "run")
     table = given.drop_duplicates([*CONFIGURATION, "density"]).reset_index(drop=True)
     most = table["most"].to_numpy(float) if "most" in table else np.full(len(table), np.inf)
     return table[[*CONFIGURATION, "density"]], most

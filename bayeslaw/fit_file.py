@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ def save_pooled(fit: PooledFit, path: str | Path) -> None:
     """Write the fit of several families; `PooledFit.save`."""
     tree = xr.DataTree.from_dict({"population": fit.population})
     tree[_FAMILIES] = xr.DataTree(children={f"{i:04d}": _packed(own) for i, own in enumerate(fit.families.values())})
-    tree.attrs["bayeslaw"] = json.dumps({"format": FORMAT, "settings": fit.settings, "versions": fit.versions})
+    tree.attrs["bayeslaw"] = json.dumps(
+        {"format": FORMAT, "settings": fit.settings, "versions": fit.versions}, default=_plain
+    )
     _write(tree, path)
 
 
@@ -94,7 +97,7 @@ def _packed(fit: Fit) -> xr.DataTree:
     """Put the posterior and all else that makes a fit into one tree."""
     tree = fit.tree.copy()
     columns = {str(name): column.tolist() for name, column in fit.runs.items()}
-    tree["runs"] = xr.DataTree(xr.Dataset({"json": json.dumps(columns, default=np.ndarray.tolist)}))
+    tree["runs"] = xr.DataTree(xr.Dataset({"json": json.dumps(columns, default=_plain_cell)}))
     about = {
         "format": FORMAT,
         "frame": dataclasses.asdict(fit.frame),
@@ -102,8 +105,25 @@ def _packed(fit: Fit) -> xr.DataTree:
         "settings": fit.settings,
         "versions": fit.versions,
     }
-    tree.attrs["bayeslaw"] = json.dumps(about)
+    tree.attrs["bayeslaw"] = json.dumps(about, default=_plain)
     return tree
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON has for an array, a NumPy scalar or a missing value."""
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return None
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a fit cannot keep {value!r}, of type {type(value).__name__}")
+
+
+def _plain_cell(value: Any) -> Any:
+    """Give the same for the cell of a column that the model does not read, and the text of anything else."""
+    try:
+        return _plain(value)
+    except TypeError:
+        return str(value)
 
 
 def _unpacked(tree: xr.DataTree) -> Fit:
@@ -125,6 +145,25 @@ def _family(entries: dict[str, Any]) -> Family:
 
 def _structure(entries: dict[str, Any]) -> Structure:
     return Structure(**dict[str, Any](entries | {"effects": tuple(entries["effects"])}))
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a path that a fit cannot be written to, before time is spent on the fit; makes its folder.
+
+    Raises:
+        BayeslawError: It does not end in .nc, is a folder, or its folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.suffix != ".nc" or path.is_dir():
+        raise BayeslawError(f"{path}: a fit is written to a file ending in .nc, for instance fit.nc; name such a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BayeslawError(
+            f"{path}: the folder {path.parent} cannot be written to ({error.strerror}); name a file in another folder."
+        ) from None
 
 
 def _write(tree: xr.DataTree, path: str | Path) -> None:

@@ -15,6 +15,7 @@ import scipy.special
 from bayeslaw.deaths import DIED, LIVED, STAYED, are_dead, count_born, count_dead, fates_of
 from bayeslaw.errors import BayeslawError
 from bayeslaw.families import Family
+from bayeslaw.run_checks import SHAPE, shape_of
 from bayeslaw.subsets import SUBSET, number_subsets, root_of_covariance
 
 if TYPE_CHECKING:
@@ -150,17 +151,11 @@ def make_frame(runs: pd.DataFrame, chance_error: float) -> Frame:
 
 def family_of(row: pd.Series) -> Family:
     """Name the family of a row of a run table, with what its counts depend on as far as the row says."""
-    shape, classes = row.get("input_shape"), row.get("classes")
-    return Family(
-        str(row["family"]),
-        None if shape is None else _shape(shape),
-        None if classes is None or pd.isna(classes) else int(classes),
-    )
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    parts = value.strip("[]() ").replace(",", " ").split() if isinstance(value, str) else value
-    return tuple(int(part) for part in parts)
+    value, classes = row.get("input_shape"), row.get("classes")
+    shape = shape_of(value)
+    if shape is None and not (pd.api.types.is_scalar(value) and pd.isna(value)):
+        raise BayeslawError(f"input_shape = {value!r} must be {SHAPE}; correct it, or leave it out.")
+    return Family(str(row["family"]), shape, None if classes is None or pd.isna(classes) else int(classes))
 
 
 class Rows(NamedTuple):
@@ -369,7 +364,8 @@ def check_one_family(runs: pd.DataFrame) -> None:
     """Refuse a table of several families: their exponents differ, and pooling was not asked for.
 
     Raises:
-        BayeslawError: There is more than one (family, dataset).
+        BayeslawError: There is more than one (family, dataset), or one that has several numbers of classes or errors of
+            guessing.
     """
     pairs = runs[["family", "dataset"]].drop_duplicates()
     if len(pairs) > 1:
@@ -378,6 +374,14 @@ def check_one_family(runs: pd.DataFrame) -> None:
             f"the table holds {len(pairs)} families ({names}), which do not share their exponents; fit one at a time, "
             "runs[(runs.family == ...) & (runs.dataset == ...)], or all together by bayeslaw.fit(..., pool='family')."
         )
+    for name in ("classes", "chance_error"):
+        found = runs[name].unique() if name in runs else []
+        if len(found) > 1:
+            raise BayeslawError(
+                f"{name} must be constant within a family and dataset, and {label_of(*pairs.iloc[0])} has "
+                f"{', '.join(f'{value:g}' for value in found[:5])}; correct it, or give other datasets names of their "
+                "own in the column dataset."
+            )
 
 
 def rounds_at(density: Any) -> NDArray:

@@ -74,16 +74,17 @@ def run_logits(fit: Fit, designs: pd.DataFrame, seed: int) -> NDArray[np.float64
         at_risk = np.bincount(index, _hazard(fit, value, location).max(0) > _LEAST_HAZARD) > 0
         born_dead, dead_errors = share_born_dead(fit, value, runs), _dead_errors(fit)
         for i in np.flatnonzero(at_risk | (born_dead.mean(0) > _LEAST_HAZARD)).tolist():
-            own, run = index == i, Drawn(*(effect[:, [i]] for effect in fresh))
-            count = float(n_test[own][0])
-            hazard = np.zeros((len(logits), rounds[own].max() + 1))
-            if at_risk[i]:
-                hazard[:] = _hazard_by_round(fit, value, runs.iloc[[i]], run, hazard.shape[1], count)
-            hazard[:, 0] = born_dead[:, i]
-            errors = np.round(dead_errors * count) / count if np.isfinite(count) else dead_errors
-            error, dead = let_die(hazard, value["stays"][:, 0], errors, generator(seed, names[i], "death"))
-            shown = empirical_logit(error, np.full(1, count))[:, None]
-            logits[:, own] = np.where(dead[:, rounds[own]], shown, logits[:, own])
+            run = Drawn(*(effect[:, [i]] for effect in fresh))
+            for count in np.unique(n_test[index == i]).tolist():
+                own = (index == i) & (n_test == count)
+                hazard = np.zeros((len(logits), rounds[own].max() + 1))
+                if at_risk[i]:
+                    hazard[:] = _hazard_by_round(fit, value, runs.iloc[[i]], run, hazard.shape[1], count)
+                hazard[:, 0] = born_dead[:, i]
+                errors = np.round(dead_errors * count) / count if np.isfinite(count) else dead_errors
+                error, dead = let_die(hazard, value["stays"][:, 0], errors, generator(seed, names[i], "death"))
+                shown = empirical_logit(error, np.full(1, count))[:, None]
+                logits[:, own] = np.where(dead[:, rounds[own]], shown, logits[:, own])
     return logits
 
 

@@ -196,6 +196,9 @@ class PooledFit:
             steep=structures[0].steep,
             growth=any(one.growth for one in structures),
             correlated=structures[0].correlated,
+            deaths=any(one.deaths for one in structures),
+            subsets=any(one.subsets for one in structures),
+            curvature=any(one.curvature for one in structures),
         )
 
     def _priors_of_family(self, structure: Structure, given: Mapping[str, Distribution] | None) -> dict[str, Prior]:

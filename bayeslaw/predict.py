@@ -60,7 +60,7 @@ def predict(
         >>> designs = pd.DataFrame({"depth": [20], "width": [32], "dataset_size": [1000], "density": [0.1]})
         >>> fit.predict(designs, kind="run")  # doctest: +SKIP
     """
-    check_designs(designs, interval, kind)
+    designs = check_designs(designs, interval, kind)
     if kind == "mean":
         draws = _mean_draws(fit, designs, seed)
     else:
@@ -106,8 +106,12 @@ def extrapolation(fit: Fit, designs: pd.DataFrame) -> NDArray:
     return outside
 
 
-def check_designs(designs: pd.DataFrame, interval: float, kind: str) -> None:
-    """Refuse designs that lack a column or are out of range, with all their faults, and unknown settings."""
+def check_designs(designs: pd.DataFrame, interval: float, kind: str) -> pd.DataFrame:
+    """Refuse designs that lack a column or are out of range, with all their faults, and unknown settings.
+
+    Returns:
+        The designs, numbers that were text as numbers.
+    """
     if not isinstance(designs, pd.DataFrame):
         raise BayeslawError(f"designs are a pandas DataFrame, one row per network; got {type(designs).__name__}.")
     missing = [name for name in (*CONFIGURATION, "density") if name not in designs]
@@ -115,9 +119,10 @@ def check_designs(designs: pd.DataFrame, interval: float, kind: str) -> None:
         raise BayeslawError(f"designs lack {', '.join(missing)}; give one row per network with these columns.")
     if designs.empty:
         raise BayeslawError("designs have no rows; give one row per network.")
-    faults = []
+    faults, numbers = [], {}
     for name in (*CONFIGURATION, "density", *(["n_test"] if "n_test" in designs else [])):
-        values = pd.to_numeric(designs[name], errors="coerce").to_numpy(float)
+        numbers[name] = pd.to_numeric(designs[name], errors="coerce")
+        values = numbers[name].to_numpy(float)
         bad = ~((values > 0) & ((values <= 1) | (name != "density")) & (np.isfinite(values) | (name == "n_test")))
         faults += [f"row {i}, {name} = {designs[name].iloc[i]}" for i in np.flatnonzero(bad)]
     if "replicate" in designs and designs["replicate"].isna().any():
@@ -132,3 +137,4 @@ def check_designs(designs: pd.DataFrame, interval: float, kind: str) -> None:
         raise BayeslawError(f"interval = {interval} must be in (0, 1), for instance 0.9.")
     if kind not in ("mean", "run"):
         raise BayeslawError(f"kind = {kind!r} must be 'mean' (the curve) or 'run' (a new replicate).")
+    return designs.assign(**numbers)

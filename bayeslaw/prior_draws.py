@@ -153,7 +153,7 @@ def prior_predictive(
     table = _table(networks, family, n_test, chance_error)
     frame = make_frame(table, chance_error_of(table))
     designs = default_designs(table) if designs is None else designs.copy()
-    check_designs(designs, interval, kind)
+    designs = check_designs(designs, interval, kind)
     if "n_test" not in designs and "n_test" in table:
         designs["n_test"] = table["n_test"].median()
     structure = structure_of(

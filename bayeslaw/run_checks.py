@@ -70,6 +70,8 @@ _ADVICE = {
     "chance_error": "chance_error is the error of guessing, 1 - 1/classes for balanced classes.",
 }
 _CORRECT = "Correct these values, or leave the rows out."
+#: What an input shape must be.
+SHAPE = "whole numbers from 1 up, such as 1,8,8"
 
 
 # Checking
@@ -166,6 +168,7 @@ def check(checks: Checks, fill: Mapping[str, float]) -> None:
         fill: Values for `n_test` and `chance_error` where the table has none.
     """
     _check_names(checks)
+    _check_shapes(checks)
     _check_numbers(checks, fill)
     _check_counts(checks)
     _complete(checks)
@@ -182,6 +185,24 @@ def _check_names(checks: Checks) -> None:
             checks.fault(blank, column, "present in every row", "Fill the gaps, or drop the column as a whole.")
         elif column in ("family", "dataset"):
             checks.names[column] = pd.Series("unknown", index=checks.frame.index, dtype="str")
+
+
+def _check_shapes(checks: Checks) -> None:
+    """Hold the networks of a family and dataset to one shape of inputs; the column stays as it came."""
+    if (values := checks.raw("input_shape")) is None:
+        return
+    missing = values.isna().to_numpy(dtype=bool)
+    checks.fault(missing, "input_shape", "present in every row", "Fill the gaps, or drop the column as a whole.")
+    written = values.map(_comparable)
+    first = ~written.duplicated()
+    shapes = written.map(dict(zip(written[first], map(shape_of, values[first]), strict=True)))
+    checks.fault(shapes.isna().to_numpy(dtype=bool) & ~missing, "input_shape", SHAPE)
+    use = checks.good("input_shape", "family", "dataset")
+    deviating = np.zeros_like(use)
+    labels = pd.DataFrame({name: checks.names[name] for name in ("family", "dataset")})
+    deviating[use] = _deviating(labels[use].groupby(["family", "dataset"]).ngroup(), shapes[use].map(str))
+    advice = "Inputs of another shape are another dataset: give it a name of its own in the column dataset."
+    checks.fault(deviating, "input_shape", "constant within a family and dataset", advice)
 
 
 def _check_numbers(checks: Checks, fill: Mapping[str, float]) -> None:
@@ -372,6 +393,23 @@ def _as_number(value: object) -> float:
         return float(value)
     except (ValueError, OverflowError):
         return np.nan
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Read the shape of inputs, one number or several; nothing where it is none.
+
+    Example:
+        >>> shape_of("[1 8 8]"), shape_of((3, 32, 32)), shape_of(64), shape_of("1x8x8")
+        ((1, 8, 8), (3, 32, 32), (64,), None)
+    """
+    if isinstance(value, str):
+        value = value.strip("[]() ").replace(",", " ").split()
+    numbers = [_as_number(part) for part in (value if isinstance(value, list | tuple | np.ndarray) else [value])]
+    return tuple(int(number) for number in numbers) if numbers and all(map(_is_size, numbers)) else None
+
+
+def _is_size(number: float) -> bool:
+    return 1 <= number <= LARGEST and float(number).is_integer()
 
 
 def _as_text(column: pd.Series) -> pd.Series:

@@ -13,7 +13,8 @@ care which examples they are.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,8 @@ def shares_subsets(runs: pd.DataFrame) -> bool:
 
 def number_subsets(trajectories: pd.DataFrame) -> tuple[NDArray[np.integer], pd.DataFrame]:
     """Number the subsets of trajectories, `[trajectories]`, and list them, from the smallest to the largest."""
-    subsets = trajectories[SUBSET].drop_duplicates().sort_values(SUBSET, ignore_index=True)
+    subsets = trajectories[SUBSET].assign(subset_id=trajectories["subset_id"].map(_text, na_action="ignore"))
+    subsets = subsets.drop_duplicates().sort_values(SUBSET, ignore_index=True)
     return which_subset(trajectories, subsets), subsets
 
 
@@ -43,8 +45,18 @@ def which_subset(rows: pd.DataFrame, subsets: pd.DataFrame) -> NDArray[np.intege
     """Say which of some subsets rows are of; -1 where they are of none, or do not say."""
     if "subset_id" not in rows or subsets.empty:
         return np.full(len(rows), -1)
-    of_row = rows[SUBSET].merge(subsets.reset_index(), on=SUBSET, how="left")["index"]
-    return of_row.fillna(-1).to_numpy(int)
+    number = {subset: i for i, subset in enumerate(_named(subsets))}
+    return np.array([number.get(subset, -1) for subset in _named(rows)], int)
+
+
+def _named(rows: pd.DataFrame) -> Iterator[tuple[float, Any]]:
+    """Name the subset of every row by its size and, as text, its name, which may be missing."""
+    return zip(rows["dataset_size"], rows["subset_id"].map(_text, na_action="ignore"), strict=True)
+
+
+def _text(name: Any) -> str:
+    """Write a name as text: tables name subsets by numbers too, and a gap in a column makes fractions of them."""
+    return str(int(name)) if isinstance(name, float | np.floating) and float(name).is_integer() else str(name)
 
 
 def root_of_covariance(subsets: pd.DataFrame, log_dataset_size: float) -> NDArray[np.float64]:

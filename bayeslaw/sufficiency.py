@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bayeslaw.calibration import log_width
+from bayeslaw.cross_validation import SETTINGS, check_kept, keep, read_kept, settings_hash
 from bayeslaw.errors import BayeslawError
 from bayeslaw.fitting import fit
 from bayeslaw.frame import CONFIGURATION
@@ -37,7 +38,8 @@ def learning_curve(
         law: The law, as in `bayeslaw.fit`.
         seed: Seed of the draws, the sampler and the predictions.
         draws: Posterior draws per chain.
-        path: Table (.csv) that is kept up to date, and gone on with where it exists.
+        path: Table (.csv) that is kept up to date, and gone on with where it exists; of the same runs and settings,
+            up to counts and repetitions.
 
     Returns:
         One row per fit: `configurations`, `repetition`, `rows` fitted, `deviation` (median of |predicted / measured -
@@ -45,7 +47,7 @@ def learning_curve(
         logs), `coverage` of those, and whether the fit `passed` the gate.
 
     Raises:
-        BayeslawError: No count is possible.
+        BayeslawError: No count is possible, or the table at `path` is of other runs or settings.
 
     Source:
         Rosenfeld et al., ICML 2021, section 5: some 15 configurations suffice there.
@@ -58,7 +60,8 @@ def learning_curve(
         limit = len(configurations) - 1
         raise BayeslawError(f"counts = {list(counts)} must be from 2 to {limit}, one below the table's configurations.")
     of_row = runs[CONFIGURATION].merge(configurations.reset_index(), on=CONFIGURATION, how="left")["index"].to_numpy()
-    kept = pd.read_csv(path) if path is not None and Path(path).exists() else pd.DataFrame()
+    own, kept = settings_hash(runs, law=law, seed=seed, draws=draws), read_kept(path)
+    check_kept(path, kept.empty or bool((kept[SETTINGS] == own).all()))
     table: list[dict[Any, Any]] = list(kept.to_dict("records"))
     done = {(row["configurations"], row["repetition"]) for row in table}
     jobs = [(count, repetition) for repetition in range(repetitions) for count in possible]
@@ -68,10 +71,10 @@ def learning_curve(
         chosen = np.random.default_rng([seed, repetition]).permutation(len(configurations))[:count]
         inside = np.isin(of_row, chosen)
         row = _one(runs[inside], runs[~inside], law=law, seed=seed, draws=draws)
-        table.append({"configurations": count, "repetition": repetition} | row)
-        if path is not None:
-            pd.DataFrame(table).to_csv(path, index=False)
-    return pd.DataFrame(table).sort_values(["configurations", "repetition"], ignore_index=True)
+        table.append({"configurations": count, "repetition": repetition} | row | {SETTINGS: own})
+        keep(pd.DataFrame(table), path)
+    done_now = pd.DataFrame(table).drop(columns=SETTINGS)
+    return done_now.sort_values(["configurations", "repetition"], ignore_index=True)
 
 
 def _one(inside: pd.DataFrame, outside: pd.DataFrame, *, law: str, seed: int, draws: int) -> dict[str, Any]:

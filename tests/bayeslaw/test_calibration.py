@@ -9,7 +9,7 @@ import scipy.stats
 from simulate import Truth, simulate
 
 from bayeslaw import BayeslawError, load_runs
-from bayeslaw.calibration import LEVELS, Evaluation, _coverage, fold_of, pit_share
+from bayeslaw.calibration import LEVELS, Evaluation, _coverage, evaluate, fold_of, pit_share
 from bayeslaw.diagnostics import Diagnosis
 from bayeslaw.frame import CONFIGURATION, is_dead
 
@@ -108,6 +108,26 @@ def test_rows_of_dead_networks_are_told_apart_in_any_order(runs) -> None:
     rows.loc[first, "error"] = 0.1  # the same error twice, but of a network that works
     for order in (rows, rows.sample(frac=1, random_state=0)):
         assert set(order.index[is_dead(order, 0.9)]) == set(last)
+
+
+def test_a_table_without_test_examples_or_unpruned_runs_is_evaluated() -> None:
+    """Least squares, which needs what is unpruned, is left out; the posterior is not."""
+    bare = load_runs(simulate(Truth(), levels=range(1, 30, 2)).runs).drop(columns=["n_test", "n_wrong"])
+    outside = (bare["depth"] == 14) & (bare["width"] == bare["width"].max())
+    found = evaluate(bare[~outside], law="joint", later=bare[outside], repetitions=2, draws=50)
+    assert found.deviation["method"].tolist() == ["posterior", "seeds alone"]
+    assert found.coverage["method"].unique().tolist() == ["posterior"]
+    assert "n_test" not in found.rows
+    assert len(found.rows) == outside.sum()
+
+
+@pytest.mark.parametrize("leave_out", ["trajectories", "configurations"])
+def test_a_table_without_trajectories_is_refused_before_anything_is_fitted(runs, leave_out: str) -> None:
+    bare = runs.drop(columns="trajectory")
+    with pytest.raises(BayeslawError, match="scores whole trajectories, and runs has no column trajectory"):
+        evaluate(bare, leave_out=leave_out)
+    with pytest.raises(BayeslawError, match="later has no column trajectory"):
+        evaluate(runs, later=bare)
 
 
 def test_it_says_which_fit_failed_its_gate_and_why() -> None:

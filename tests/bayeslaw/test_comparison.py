@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.special
+import xarray as xr
 from altered import with_draws
 from simulate import (
     error_of,
@@ -21,7 +22,7 @@ from simulate import (
 
 import bayeslaw
 from bayeslaw import BayeslawError, compare
-from bayeslaw.comparison import leave_row_out, leave_trajectory_out
+from bayeslaw.comparison import check_fits, leave_row_out, leave_trajectory_out
 from bayeslaw.run_likelihood import trajectory_log_likelihood
 
 
@@ -138,3 +139,18 @@ def test_other_runs_or_one_fit_are_refused(fitted, wrong) -> None:
     other = dataclasses.replace(wrong, runs=wrong.runs.iloc[1:])
     with pytest.raises(BayeslawError, match="'wrong' was fitted to other runs than 'M1'"):
         compare({"M1": fitted, "wrong": other})
+
+
+def test_fits_of_other_test_examples_or_trajectories_are_refused(fitted) -> None:
+    """Though networks, densities and errors are the same."""
+    tree = fitted.tree.copy()
+    tree["constant_data"] = xr.DataTree(tree["constant_data"].to_dataset().assign(n_test=lambda data: 2 * data.n_test))
+    renamed = fitted.tree.copy()
+    names = {"trajectory": [f"{name}-again" for name in fitted.posterior["trajectory"].to_numpy()]}
+    renamed["posterior"] = xr.DataTree(renamed["posterior"].to_dataset().assign_coords(names))
+    moved = fitted.tree.copy()
+    moved["observed_data"] = xr.DataTree(moved["observed_data"].to_dataset() + 0.1)
+    check_fits({"M1": fitted, "M2": dataclasses.replace(fitted)})
+    for other in (tree, renamed, moved):
+        with pytest.raises(BayeslawError, match="'other' was fitted to other runs than 'M1'"):
+            compare({"M1": fitted, "other": dataclasses.replace(fitted, tree=other)})

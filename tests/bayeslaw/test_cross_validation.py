@@ -14,7 +14,7 @@ from simulate import error_of, log_dense_of, log_density_along, observation_of, 
 
 import bayeslaw
 from bayeslaw import BayeslawError, CrossValidation, cross_validate
-from bayeslaw.cross_validation import refit
+from bayeslaw.cross_validation import keep, read_kept, refit
 from bayeslaw.frame import CONFIGURATION
 from bayeslaw.run_likelihood import new_run_log_likelihood
 
@@ -69,7 +69,7 @@ def test_runs_that_were_not_fitted_are_integrated_over_their_effects(fitted, tra
 
 def test_models_are_fitted_again_without_what_is_left_out_and_scored(fitted, tmp_path) -> None:
     """A table goes on where it stopped; a fold's score is that of the same fit made by hand."""
-    settings = fitted.settings | {"draws": 200, "warmup": 100}
+    settings = fitted.settings | {"draws": 200, "warmup": 100, "target_acceptance": 0.9}
     short = dataclasses.replace(fitted, settings=settings)
     path = tmp_path / "scores.csv"
     found = cross_validate({"M2": short}, folds=3, draws=50, seed=3, path=path, progress=False)
@@ -82,7 +82,9 @@ def test_models_are_fitted_again_without_what_is_left_out_and_scored(fitted, tmp
     assert not set(map(tuple, inside[CONFIGURATION].to_numpy())) & set(map(tuple, outside[CONFIGURATION].to_numpy()))
     again = refit(short, inside, seed=3)
     assert again.structure == fitted.structure
-    assert again.settings["priors"] == fitted.settings["priors"]
+    for name in ("priors", "chains"):
+        assert again.settings[name] == fitted.settings[name]
+    assert [again.settings[name] for name in ("draws", "warmup", "target_acceptance")] == [200, 100, 0.9]
     with jax.enable_x64(True):
         likelihood = new_run_log_likelihood(again, outside, draws=50, progress=False)
     expected = scipy.special.logsumexp(likelihood, axis=0) - np.log(50)
@@ -91,6 +93,43 @@ def test_models_are_fitted_again_without_what_is_left_out_and_scored(fitted, tmp
     whole = cross_validate({"M2": short}, folds=3, draws=50, seed=3, path=path, progress=False)
     assert path.read_text() == kept
     pd.testing.assert_frame_equal(whole.pointwise, found.pointwise, check_dtype=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+    more = dataclasses.replace(short, settings=settings | {"draws": 250})
+    fewer = dataclasses.replace(short, runs=fitted.runs.iloc[1:])
+    asked = {"folds": 3, "draws": 50, "seed": 3}
+    for other, changed in (
+        (short, {"seed": 4}), (short, {"folds": 4}), (short, {"draws": 60}), (short, {"leave_out": "trajectories"}),
+        (more, {}), (fewer, {}),
+    ):  # fmt: skip
+        with pytest.raises(BayeslawError, match=r"scores\.csv: holds results of other runs or other settings"):
+            cross_validate({"M2": other}, **asked | changed, path=path, progress=False)
+    with pytest.raises(BayeslawError, match="other settings"):
+        cross_validate({"M3": short}, **asked | {"seed": 4}, path=path, progress=False)
+
+
+def test_names_of_digits_stay_text_in_a_table_that_is_kept(tmp_path) -> None:
+    """Whatever they look like; and a table is written whole, into a folder that is made."""
+    path = tmp_path / "new" / "kept.csv"
+    assert read_kept(path).empty
+    table = pd.DataFrame({"fit": ["1", "NA"], "fold": 0, "trajectory": ["007", "1e5"], "log_density": [1.5, np.nan]})
+    keep(table.assign(settings=["0123456789", "1e23456789"]), path)
+    assert [file.name for file in path.parent.iterdir()] == ["kept.csv"]
+    pd.testing.assert_frame_equal(read_kept(path).drop(columns="settings"), table, check_dtype=False)
+    assert read_kept(path)["settings"].tolist() == ["0123456789", "1e23456789"]
+    keep(table, path)
+    with pytest.raises(BayeslawError, match=r"kept\.csv: .* or does not say of which, .*give another path"):
+        read_kept(path)
+    path.write_text("")
+    with pytest.raises(BayeslawError, match=r"kept\.csv: not a table that can be gone on with"):
+        read_kept(path)
+
+
+def test_a_family_that_was_pooled_is_not_fitted_again_without_the_others(fitted) -> None:
+    pooled = dataclasses.replace(fitted, settings=fitted.settings | {"pooled": ["gamma"]})
+    with pytest.raises(BayeslawError, match=r"fitted together with other families.*bayeslaw\.fit\(fit\.runs\)"):
+        cross_validate({"M2": fitted, "pooled": pooled})
+    with pytest.raises(BayeslawError, match="fitted together with other families"):
+        refit(pooled, pooled.runs, seed=0)
 
 
 def test_the_table_compares_models_by_what_was_left_out_as_one() -> None:

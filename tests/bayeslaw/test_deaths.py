@@ -196,6 +196,20 @@ def test_logits_of_new_runs_are_those_of_the_errors_predicted(fitted: bayeslaw.F
     assert (predicted[dead] == 0.9).all()
 
 
+def test_a_level_of_a_new_run_is_counted_on_its_own_test_examples(fitted: bayeslaw.Fit) -> None:
+    """Dead, it shows a whole number of them; what it shows does not depend on those of other levels."""
+    density, n_test = 0.8 ** np.arange(25, 40), np.where(np.arange(15) % 2, 10_000, 300)
+    designs = fitted.configurations.iloc[[0]].merge(pd.DataFrame({"density": density, "n_test": n_test}), how="cross")
+    both = run_logits(fitted, designs, 3)
+    for count in (300, 10_000):
+        own = n_test == count
+        shown = empirical_logit(np.array([0.9]), np.array([float(count)]))
+        dead = np.isclose(both[:, own], shown, rtol=0, atol=1e-9)
+        assert dead.mean(0)[-1] > 0.3
+        alone = np.isclose(run_logits(fitted, designs[own], 3), shown, rtol=0, atol=1e-9)
+        assert (alone == dead).mean() > 0.99  # what lasts of a test set's noise is that of both
+
+
 def test_fits_that_differ_in_deaths_are_not_compared(fitted: bayeslaw.Fit, table: pd.DataFrame) -> None:
     other = bayeslaw.fit(table, seed=0, draws=50, warmup=100, deaths=False, progress=False)
     with pytest.raises(BayeslawError, match="differ in deaths"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from decimal import Decimal
+
 import arviz as az
 import jax
 import jax.numpy as jnp
@@ -266,6 +269,40 @@ def test_saved_and_loaded_is_the_same(fitted, tmp_path) -> None:
     assert str(plans[0]) == str(plans[1])
     loaded.save(tmp_path / "new" / "fit.nc")  # again, over what is open nowhere
     xr.testing.assert_identical(bayeslaw.load(tmp_path / "new" / "fit.nc").tree, fitted.tree)
+
+
+def test_whatever_other_columns_hold_is_saved(fitted, tmp_path) -> None:
+    """Dates and decimals come back as text, gaps as gaps, arrays as lists, and a seed of NumPy's as a number."""
+    count = len(fitted.runs)
+    odd = fitted.runs.assign(
+        when=pd.Timestamp("2026-01-02"),
+        ended=[pd.NaT, *[pd.Timestamp("2026-01-03")] * (count - 1)],
+        gap=pd.array([pd.NA, *range(1, count)], dtype="Int64"),
+        price=Decimal("0.10"),
+        layers=pd.Series([np.array([1, 2])] * count),
+    )
+    settings = fitted.settings | {"seed": np.int64(3), "target_acceptance": np.float32(0.5)}
+    dataclasses.replace(fitted, runs=odd, settings=settings).save(tmp_path / "odd.nc")
+    loaded = bayeslaw.load(tmp_path / "odd.nc")
+    assert (loaded.settings["seed"], loaded.settings["target_acceptance"]) == (3, 0.5)
+    first = loaded.runs[["when", "price", "layers"]].iloc[0].tolist()
+    assert first == ["2026-01-02 00:00:00", "0.10", [1, 2]]
+    assert loaded.runs[["ended", "gap"]].isna().sum().tolist() == [1, 1]
+    pd.testing.assert_frame_equal(loaded.runs[fitted.runs.columns], fitted.runs, check_exact=True)
+
+
+def test_where_a_fit_cannot_be_written_is_said_before_it_is_made(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.nc").mkdir()
+    for path, words in (
+        (tmp_path / "fit.csv", "a file ending in .nc"),
+        (tmp_path / "folder.nc", "a file ending in .nc"),
+        (tmp_path / "file" / "fit.nc", "cannot be written to"),
+    ):
+        with pytest.raises(BayeslawError, match=words):
+            fit_file.check_writable(path)
+    fit_file.check_writable(tmp_path / "new" / "fit.nc")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_what_is_no_fit_is_refused(fitted, tmp_path, monkeypatch) -> None:

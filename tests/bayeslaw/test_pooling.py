@@ -414,6 +414,29 @@ def test_a_new_family_is_predicted_less_surely_than_a_known_one(pooled, new) -> 
             assert (width > np.log(known["upper"] / known["lower"].clip(lower=1e-3))).all(), label
 
 
+def test_a_new_family_has_every_part_that_any_of_the_families_has(pooled) -> None:
+    """It may die, its runs share the luck of subsets, and its dense law bends: its new runs are less certain."""
+    more = dataclasses.replace(pooled[POOR_NAME].structure, deaths=True, subsets=True)
+    families = pooled.families | {POOR_NAME: dataclasses.replace(pooled[POOR_NAME], structure=more)}
+    about = {"dataset": "svhn", "classes": 10, "input_shape": (3, 32, 32)}
+    plain = pooled.new_family("cifar_resnet", DESIGNS, **about)
+    every = dataclasses.replace(pooled, families=families).new_family("cifar_resnet", DESIGNS, **about)
+    assert (plain.structure.deaths, plain.structure.subsets, plain.structure.curvature) == (False, False, True)
+    assert (every.structure.deaths, every.structure.subsets, every.structure.curvature) == (True, True, True)
+    assert {*CURVATURE} <= {*plain.priors()}
+    assert {*every.priors()} - {*plain.priors()} >= {"dies", "stays", "born_dead", "spread_subset"}
+    designs = DESIGNS.merge(pd.DataFrame({"density": [1.0, 0.1, 0.02]}), how="cross").assign(n_test=10_000)
+    bent, straight = every, dataclasses.replace(every, tree=every.tree.copy())
+    straight.tree["posterior"] = xr.DataTree(every.posterior.drop_vars(list(CURVATURE)))
+    assert (bent.predict(designs)["median"] != straight.predict(designs)["median"]).any()
+    mortal, immortal = (
+        fit.predict(designs, kind="run", return_draws=True).to_numpy().reshape(-1, len(designs))
+        for fit in (every, plain)
+    )
+    assert np.isfinite(mortal).all()
+    assert ((mortal == 0.9).mean(0)[2::3] > (immortal == 0.9).mean(0)[2::3] + 0.03).all()  # where little is left
+
+
 def test_a_new_family_says_that_nothing_of_it_was_measured(pooled, new) -> None:
     summary = new.summary()
     assert (summary.loc[list(EXPONENTS), "driven_by"] == "population").all()

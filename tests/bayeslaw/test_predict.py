@@ -292,6 +292,18 @@ def test_all_faults_of_designs_come_at_once(fitted) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["mean", "run"])
+def test_numbers_given_as_text_are_numbers(fitted, kind: str) -> None:
+    """A network that was trained is taken as such."""
+    designs = designs_of(fitted).assign(n_test=797)
+    expected = fitted.predict(designs, kind=kind)
+    assert expected["trained"].all()
+    pd.testing.assert_frame_equal(fitted.predict(designs.astype(str), kind=kind), expected)
+    mixed = designs.astype({"depth": object})
+    mixed.loc[0, "depth"] = str(mixed.loc[0, "depth"])
+    pd.testing.assert_frame_equal(fitted.predict(mixed, kind=kind), expected)
+
+
 def test_diagnosed_curves_are_the_law_of_the_trained_networks(fitted) -> None:
     curves = trained_curves(fitted)
     densities = fitted.runs["density"].to_numpy()

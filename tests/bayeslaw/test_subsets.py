@@ -53,6 +53,18 @@ def test_lucks_of_nested_subsets_go_together():
     np.testing.assert_allclose(np.cov(drawn.T)[:2], wanted, atol=error)
 
 
+def test_subsets_named_by_numbers_are_those_named_by_text():
+    rows = pd.DataFrame({"dataset_size": [500, 500, 2000], "subset_id": [3, 10, 3]})
+    number, subsets = number_subsets(rows)
+    assert subsets["subset_id"].tolist() == ["10", "3", "3"]
+    assert number.tolist() == [1, 0, 2]
+    for names in (["3", "10", "3"], [3.0, 10.0, 3.0], pd.array([3, 10, 3], dtype="Int64"), [3, "10", 3.0]):
+        assert which_subset(rows.assign(subset_id=names), subsets).tolist() == [1, 0, 2]
+        assert number_subsets(rows.assign(subset_id=names))[1].equals(subsets)
+    assert which_subset(rows.assign(subset_id=[3.0, np.nan, 3.5]), subsets).tolist() == [1, -1, -1]
+    assert which_subset(rows.assign(subset_id=np.nan), subsets).tolist() == [-1, -1, -1]
+
+
 def test_only_subsets_that_networks_share_show_luck():
     runs = world(0.1).runs
     assert shares_subsets(load_runs(runs))
@@ -135,6 +147,8 @@ def test_runs_on_a_known_subset_are_predicted_better(lucky):
         fitted.predict(designs, kind="run"), fitted.predict(designs.drop(columns="subset_id"), kind="run")
     )]  # fmt: skip
     assert width[0] < 0.8 * width[1]
+    numbered = fitted.predict(designs.assign(subset_id=designs["subset_id"].astype(int)), kind="run")
+    np.testing.assert_array_equal(numbered["upper"], fitted.predict(designs, kind="run")["upper"])
     _, luck, unknown = expected_luck(fitted, designs)
     assert (unknown == 0).all()
     assert (luck != 0).all()
