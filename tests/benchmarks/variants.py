@@ -4,7 +4,7 @@
     uv run python tests/benchmarks/variants.py digits_resnet -o variants --only default law=joint
 
 Prints what `compare` estimates from one fit each, and the same for trajectories exactly, from a fit without each third
-of them. Half an hour on two cores and more; fits and scores are kept in the folder, and not made again.
+of them. Digits took two and a half hours of one core; fits and scores are kept in the folder, and not made again.
 """
 
 import argparse
